@@ -1,0 +1,110 @@
+"""Residual vector quantisation at several temporal resolutions: factorised, L2-normalised codebooks (ViT-VQGAN)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snac_core.codec.convolution import WNConv1d
+from snac_core.errors import UserError
+
+
+class VectorQuantize(nn.Module):
+    """One level: pool by `stride`, project to `codebook_dim`, take the nearest code, project back, repeat.
+
+    Args:
+        input_dim: C of the latent.
+        codebook_size: entries N.
+        codebook_dim: D of an entry.
+        stride: frames of the latent that share a code.
+    """
+
+    def __init__(self, input_dim: int, codebook_size: int, codebook_dim: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.in_proj = WNConv1d(input_dim, codebook_dim, kernel_size=1)
+        self.out_proj = WNConv1d(codebook_dim, input_dim, kernel_size=1)
+        self.codebook = nn.Embedding(codebook_size, codebook_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, F) to the quantised (B, C, F) and codes (B, F / stride); the gradient passes straight through."""
+        z_e = self.project(z)
+        indices = self.nearest(z_e)
+        z_q = self.codebook(indices).transpose(1, 2)
+        return self.expand(z_e + (z_q - z_e).detach()), indices
+
+    def project(self, z: Tensor) -> Tensor:
+        """(B, C, F) to (B, D, F / stride), what is compared with the codebook."""
+        if self.stride > 1:
+            z = F.avg_pool1d(z, self.stride, self.stride)
+        projected: Tensor = self.in_proj(z)
+        return projected
+
+    def nearest(self, z_e: Tensor) -> Tensor:
+        """Codes (B, F') of the nearest entries by squared distance of unit vectors, for z_e (B, D, F')."""
+        encodings = F.normalize(rearrange(z_e, "b d t -> (b t) d"))
+        codebook = F.normalize(self.codebook.weight)
+        # |e|^2 and |c|^2 are 1 up to rounding; they stay so that ties fall as they do upstream
+        distance = (
+            encodings.pow(2).sum(1, keepdim=True)
+            - 2 * encodings @ codebook.t()
+            + codebook.pow(2).sum(1, keepdim=True).t()
+        )
+        return rearrange((-distance).max(1)[1], "(b t) -> b t", b=z_e.shape[0])
+
+    def expand(self, z_q: Tensor) -> Tensor:
+        """Code vectors (B, D, F / stride) to this level's part of the latent (B, C, F)."""
+        out: Tensor = self.out_proj(z_q)
+        return out.repeat_interleave(self.stride, dim=-1) if self.stride > 1 else out
+
+
+class ResidualVectorQuantize(nn.Module):
+    """Levels in a chain, each quantising what the ones before left; coarse first.
+
+    Args:
+        input_dim: C of the latent.
+        codebook_size, codebook_dim: of every level.
+        vq_strides: one per level.
+    """
+
+    def __init__(self, input_dim: int, codebook_size: int, codebook_dim: int, vq_strides: Sequence[int]) -> None:
+        super().__init__()
+        self.input_dim, self.vq_strides = input_dim, tuple(vq_strides)
+        self.quantizers = nn.ModuleList(
+            VectorQuantize(input_dim, codebook_size, codebook_dim, stride) for stride in vq_strides
+        )
+
+    def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, C, F) to z_q (B, C, F) and one (B, F / stride) per level; F is a multiple of the first stride.
+
+        The gradient of z_q passes to z as if nothing had been rounded (straight-through).
+
+        Raises:
+            UserError: for a latent of another shape.
+        """
+        if z.dim() != 3 or z.shape[1] != self.input_dim or z.shape[-1] % self.vq_strides[0]:
+            raise UserError(
+                f"a latent of shape {tuple(z.shape)}; expected (B, {self.input_dim}, F), F a multiple of "
+                f"{self.vq_strides[0]}"
+            )
+        z_q, residual = torch.zeros_like(z), z
+        codes = []
+        for level in self.quantizers:
+            part, indices = level(residual)
+            z_q, residual = z_q + part, residual - part
+            codes.append(indices)
+        return z_q, codes
+
+    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
+        """Codes, (B, F / stride) per level, to z_q (B, C, F); integers carry no gradient."""
+        z_q: Tensor | None = None
+        for level, indices in zip(self.quantizers, codes, strict=True):
+            assert isinstance(level, VectorQuantize)
+            part = level.expand(level.codebook(indices.long()).transpose(1, 2))
+            z_q = part if z_q is None else z_q + part
+        assert z_q is not None
+        return z_q

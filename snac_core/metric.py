@@ -1,0 +1,61 @@
+"""What a metric is: one number about one evaluated conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One evaluated conversion: everything a metric may look at.
+
+    Attributes:
+        pair: id of the (source utterance, target speaker) pair.
+        sample_rate: of every waveform, in Hz.
+        source: the source audio (T,).
+        converted: the output under the target's embedding (T,).
+        identity: the output under the source speaker's own embedding (T,); None where there is no such output.
+        other: the output under a third speaker's embedding (T,); None likewise.
+        embeddings: the judge's unit vectors (S,) of "source", "converted", "identity", "other".
+        references: the judge's unit vectors (S,) of the speakers "source" and "target", from audio kept for scoring.
+        teacher_embeddings, teacher_references: the same by the teacher; empty where there is none.
+        text: what is said, where known.
+    """
+
+    pair: str
+    sample_rate: int
+    source: Tensor
+    converted: Tensor
+    identity: Tensor | None = None
+    other: Tensor | None = None
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    references: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_references: Mapping[str, Tensor] = field(default_factory=dict)
+    text: str | None = None
+
+
+class Metric:
+    """One measure, called with one conversion.
+
+    Attributes:
+        name: identifier; the column of the report.
+        unit: e.g. "cosine", "dB"; "" for a pure number.
+        direction: whether "up" or "down" is better.
+        worst: the score of output that is NaN or silent: such output is judged, not missing.
+        requires: importable packages it needs; where one is missing the metric is shown as missing.
+    """
+
+    name: ClassVar[str] = ""
+    unit: ClassVar[str] = ""
+    direction: ClassVar[Literal["up", "down"]] = "up"
+    worst: ClassVar[float] = 0.0
+    requires: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        """The value; None where it does not apply. Raises when its tool fails."""
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(conversion)")

@@ -1,0 +1,153 @@
+"""What every speaker encoder is: frozen weights, its own features, a unit vector out, differentiable in the audio."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, ClassVar, NoReturn, Self
+
+import torch
+import torchaudio
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from snac_core.errors import UserError
+
+
+class SpeakerEncoder(nn.Module):
+    """Turns speech into the embedding of who speaks.
+
+    A subclass sets the class attributes, builds its network in `__init__(self, weights=None)`, ends that with
+    `self.freeze()`, and writes `embed`. Checks, mono resampling and the unit norm are done here, for all alike.
+    The weights never train and never leave eval mode, but gradients pass through them to the audio.
+
+    Attributes:
+        name: what `load_speaker_encoder` knows it by.
+        family: architecture and objective; a judge must be of another family than every teacher.
+        training_data: what it was trained on, as a short tag.
+        dim: S, size of the embedding.
+        sample_rate: in Hz, what `embed` hears; other rates are resampled.
+        min_seconds: shortest audio, in seconds, that `embed` can work with.
+        revision: raised when the computation changes under equal weights; part of the digest, so that stored
+            embeddings of the older computation are not taken for this one's.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    training_data: ClassVar[str]
+    min_seconds: ClassVar[float] = 0.1
+    revision: ClassVar[int] = 1
+    dim: int
+    sample_rate: int
+
+    _digest: str | None = None
+
+    def embed(self, audio: Tensor) -> Tensor:
+        """The embedding before normalisation; each item must depend on itself alone.
+
+        Args:
+            audio: (B, T) at `sample_rate`.
+
+        Returns:
+            (B, S), any norm.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define embed(audio)")
+
+    def forward(self, audio: Tensor, sample_rate: int) -> Tensor:
+        """Embed a batch of speech.
+
+        Args:
+            audio: (B, 1, T) waveform, full scale 1.
+            sample_rate: of `audio`, in Hz.
+
+        Returns:
+            (B, S) of unit norm, differentiable in `audio`.
+
+        Raises:
+            UserError: for another shape, an integer waveform, or less audio than `min_seconds`.
+        """
+        self._check(audio, sample_rate)
+        wave = audio.squeeze(1).to(self._dtype())
+        with torch.autocast(wave.device.type, enabled=False):  # equal audio, equal embedding, whoever calls
+            if sample_rate != self.sample_rate:
+                wave = torchaudio.functional.resample(wave, sample_rate, self.sample_rate)
+            return nn.functional.normalize(self.embed(wave), dim=-1)
+
+    def freeze(self) -> Self:
+        """Put the network in eval mode for good, take its weights out of training, and fix its digest."""
+        super().train(False)
+        self.requires_grad_(False)
+        self._digest = self._compute_digest()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Do nothing: statistics of batch norms must not drift when the model around this one trains."""
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over name, revision and state dict, taken when the weights were frozen."""
+        if self._digest is None:
+            raise AssertionError(f"{type(self).__name__}.__init__ must end with self.freeze()")
+        return self._digest
+
+    def extra_repr(self) -> str:
+        return f"{self.name}: {self.dim}-d, {self.sample_rate} Hz, family {self.family}"
+
+    def _dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    def _check(self, audio: Tensor, sample_rate: int) -> None:
+        if audio.ndim != 3 or audio.shape[1] != 1:
+            raise UserError(f"speaker encoder {self.name!r} expects mono audio (B, 1, T), got {tuple(audio.shape)}")
+        if not audio.is_floating_point():
+            raise UserError(f"speaker encoder {self.name!r} expects float audio of full scale 1, got {audio.dtype}")
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate <= 0:
+            raise UserError(f"sample_rate must be a positive whole number of Hz, got {sample_rate!r}")
+        if audio.shape[-1] < self.min_seconds * sample_rate:
+            raise UserError(
+                f"speaker encoder {self.name!r} needs at least {self.min_seconds} s of audio, "
+                f"got {audio.shape[-1] / sample_rate:.3f} s ({audio.shape[-1]} samples at {sample_rate} Hz)"
+            )
+
+    def _compute_digest(self) -> str:
+        digest = hashlib.sha256(f"{self.name} {self.revision}".encode())
+        for key, value in self.state_dict().items():
+            value = value.detach().cpu().contiguous()
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def missing_weights(encoder: str, where: str | Path, remedy: str, instead: str) -> NoReturn:
+    """Say in one line what is missing, where it belongs, how to get it, and what works without it."""
+    raise UserError(f"no weights of speaker encoder {encoder!r} at {where}: {remedy}; without them, use {instead}")
+
+
+def load_checkpoint(path: str | Path, encoder: str) -> dict[str, Any]:
+    """Read a torch or safetensors file of weights; no pickle is executed.
+
+    Raises:
+        UserError: if the file is damaged or is something else.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not load as weights of speaker encoder {encoder!r}: {reason}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}; expected the weights of speaker encoder {encoder!r}")
+    return state
+
+
+def load_strictly(module: nn.Module, state: dict[str, Any], path: str | Path, encoder: str) -> None:
+    """Load every tensor of `state` into `module`; a missing, foreign or misshapen one is the user's error."""
+    try:
+        module.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit speaker encoder {encoder!r}: {reason}") from error

@@ -1,0 +1,102 @@
+"""GE2E: the LSTM speaker encoder whose weights the resemblyzer package carries (Wan et al. 2018, arXiv 1710.10467)."""
+
+from __future__ import annotations
+
+import math
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_strictly, missing_weights
+
+HOP = 160  # samples, 10 ms
+WINDOW = 400  # samples, 25 ms
+PARTIAL = 160  # frames, 1.6 s
+PARTIALS_PER_SECOND = 1.3
+MIN_COVERAGE = 0.75  # of the last partial, else it is left out
+
+
+class GE2E(SpeakerEncoder):
+    """Mean of the embeddings of overlapping 1.6 s windows, as resemblyzer's `embed_utterance` computes it.
+
+    40 power (not log) mel bands go through three LSTM layers of 256; the last state, linear, ReLU and unit norm make
+    the embedding of one window. Audio shorter than 1.6 s is filled up with zeros.
+    """
+
+    name = "ge2e"
+    family = "ge2e_lstm"
+    training_data = "librispeech-other+voxceleb1+voxceleb2"
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        """Load `weights` (a resemblyzer checkpoint), or the file the resemblyzer package carries.
+
+        Raises:
+            UserError: if there is no such file.
+        """
+        super().__init__()
+        self.dim = 256
+        self.sample_rate = 16000
+        self.lstm = nn.LSTM(40, 256, num_layers=3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+        self.window: Tensor
+        self.filters: Tensor
+        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        self.register_buffer("filters", mel_filters(), persistent=False)
+        path = Path(weights) if weights is not None else packaged_weights()
+        if path is None or not path.is_file():
+            remedy = "install the Python package resemblyzer, which carries them"
+            missing_weights(self.name, path or "resemblyzer/pretrained.pt", remedy, "'ecapa_tiny'")
+        state = load_checkpoint(path, self.name).get("model_state", {})
+        training_only = ("similarity_weight", "similarity_bias")  # scale and bias of the training loss
+        load_strictly(self, {key: state[key] for key in state if key not in training_only}, path, self.name)
+        self.freeze()
+
+    def embed(self, audio: Tensor) -> Tensor:
+        """(B, T) at 16 kHz -> (B, 256)."""
+        starts = partial_starts(audio.shape[-1])
+        end = (starts[-1] + PARTIAL) * HOP
+        padded = nn.functional.pad(audio, (0, max(0, end - audio.shape[-1])))
+        spectrum = torch.stft(
+            padded, WINDOW, HOP, window=self.window, center=True, pad_mode="constant", return_complex=True
+        )
+        mel = self.filters @ (spectrum.real.square() + spectrum.imag.square())  # (B, 40, F)
+        windows = torch.stack([mel[:, :, start : start + PARTIAL] for start in starts], dim=1)  # (B, N, 40, 160)
+        last = self._last_state(windows.flatten(0, 1).transpose(1, 2))
+        partials = nn.functional.normalize(self.linear(last).relu(), dim=-1)
+        return partials.view(-1, len(starts), self.dim).mean(1)
+
+    def _last_state(self, mel: Tensor) -> Tensor:
+        """(N, 160, 40) -> (N, 256), the last layer's last hidden state."""
+        with torch.backends.cudnn.flags(enabled=not mel.requires_grad):  # cuDNN has no backward in eval mode
+            hidden: Tensor = self.lstm(mel)[1][0]
+        return hidden[-1]
+
+
+def partial_starts(samples: int) -> list[int]:
+    """First frames of the windows that cover `samples`, after resemblyzer's `compute_partial_slices`."""
+    step = round(16000 / PARTIALS_PER_SECOND / HOP)
+    frames = math.ceil((samples + 1) / HOP)
+    starts = list(range(0, max(1, frames - PARTIAL + step + 1), step))
+    coverage = (samples - starts[-1] * HOP) / (PARTIAL * HOP)
+    return starts[:-1] if coverage < MIN_COVERAGE and len(starts) > 1 else starts
+
+
+def mel_filters() -> Tensor:
+    """librosa's default mel filterbank for 40 bands up to 8 kHz: Slaney's scale and norm, (40, 201)."""
+    filters: Tensor = torchaudio.functional.melscale_fbanks(
+        WINDOW // 2 + 1, 0.0, 8000.0, 40, 16000, norm="slaney", mel_scale="slaney"
+    )
+    return filters.T.contiguous()
+
+
+def packaged_weights() -> Path | None:
+    """Where the installed resemblyzer package keeps its weights. The package itself is never imported: it would want
+    webrtcvad and librosa, which nothing here needs."""
+    try:
+        package = metadata.distribution("resemblyzer")
+    except metadata.PackageNotFoundError:
+        return None
+    return Path(str(package.locate_file("resemblyzer/pretrained.pt")))

@@ -1,0 +1,103 @@
+"""What a loss sees: one batch, and the outputs made from it, each computed on first use and once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from snac_core.bare import BarePass
+from snac_core.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from snac_core.conditioned import ConditionedCodec, Reconstruction
+    from snac_core.speakers.encoder import SpeakerEncoder
+    from snac_core.speakers.sampling import SpeakerSampler
+
+
+class Step:
+    """One training step of one arm.
+
+    Identity and converted outputs come from one batched pass through the path, and their embeddings from one batched
+    pass through the teacher. Gradients flow from all of them to the strategies.
+
+    Attributes:
+        model: the conditioned codec that learns.
+        audio: (B, 1, T) at the codec's rate.
+        sample_rate: of `audio`, in Hz.
+        speaker_ids: rows (B,) of the source speakers in the sampler's table.
+        target_ids: rows (N * B,) of the target speakers; N targets of every item, items fastest.
+        own: conditioning on the source's own speaker (B rows).
+        target: conditioning on the targets (N * B rows).
+        own_reference: (B, S), the own speaker's embedding from other audio than `own`; no gradient.
+        target_reference: (N * B, S), likewise of the targets.
+        teacher: the frozen speaker encoder.
+        sampler: targets and negatives.
+        index: number of the step, from 1.
+    """
+
+    def __init__(
+        self,
+        model: ConditionedCodec,
+        audio: Tensor,
+        *,
+        sample_rate: int,
+        speaker_ids: Tensor,
+        target_ids: Tensor,
+        teacher: SpeakerEncoder,
+        sampler: SpeakerSampler,
+        index: int,
+        bare_pass: BarePass | None = None,
+    ) -> None:
+        self.model = model
+        self.audio = audio
+        self.sample_rate = sample_rate
+        self.speaker_ids = speaker_ids
+        self.target_ids = target_ids
+        self.teacher = teacher
+        self.sampler = sampler
+        self.index = index
+        self.bare_pass = bare_pass or BarePass(model.codec, audio)
+        table = sampler.table
+        self.own = Conditioning(table.conditioning[speaker_ids].to(audio.device), encoder=table.encoder)
+        self.target = Conditioning(table.conditioning[target_ids].to(audio.device), encoder=table.encoder)
+        self.own_reference = table.reference[speaker_ids].to(audio.device)
+        self.target_reference = table.reference[target_ids].to(audio.device)
+
+    @property
+    def identity(self) -> Reconstruction:
+        """The batch conditioned on its own speakers: B rows."""
+        return self._both[0]
+
+    @property
+    def converted(self) -> Reconstruction:
+        """The batch conditioned on the targets: N * B rows."""
+        return self._both[1]
+
+    @cached_property
+    def bare(self) -> Reconstruction:
+        """The batch through the codec alone: B rows, no gradient."""
+        return self.model.reconstruct(self.audio, bare=self.bare_pass)
+
+    @property
+    def identity_embedding(self) -> Tensor:
+        """(B, S), the teacher's embedding of `identity.audio`."""
+        return self._embeddings[: len(self.audio)]
+
+    @property
+    def converted_embedding(self) -> Tensor:
+        """(N * B, S), the teacher's embedding of `converted.audio`."""
+        return self._embeddings[len(self.audio) :]
+
+    @cached_property
+    def _both(self) -> tuple[Reconstruction, Reconstruction]:
+        out = self.model.reconstruct(self.audio, Conditioning.cat([self.own, self.target]), bare=self.bare_pass)
+        return out[: len(self.audio)], out[len(self.audio) :]
+
+    @cached_property
+    def _embeddings(self) -> Tensor:
+        audio = torch.cat([self.identity.audio, self.converted.audio])
+        embeddings: Tensor = self.teacher(audio, self.sample_rate)
+        return embeddings

@@ -1,0 +1,28 @@
+"""The conformance kit: what a plugin must hold to, measured, with advice where it does not.
+
+    from snac_core.testing import check_strategy
+
+    def test_my_strategy_conforms():
+        failed = [result for result in check_strategy(MyStrategy) if not result.passed]
+        assert not failed, failed
+
+`preflight` is the part of it that a trainer runs on the codec and the loss at hand before it trains an arm.
+"""
+
+from snac_core.testing.encoders import check_speaker_encoder
+from snac_core.testing.metrics import check_metric
+from snac_core.testing.preflight import preflight
+from snac_core.testing.results import RuleResult
+from snac_core.testing.strategies import check_strategy, strategy_results
+from snac_core.testing.surroundings import Surroundings, small_codec
+
+__all__ = [
+    "RuleResult",
+    "Surroundings",
+    "check_metric",
+    "check_speaker_encoder",
+    "check_strategy",
+    "preflight",
+    "small_codec",
+    "strategy_results",
+]

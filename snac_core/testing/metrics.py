@@ -1,0 +1,137 @@
+"""`check_metric`: the rules on one metric."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from snac_core.metric import Conversion, Metric
+from snac_core.seeding import generator
+from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
+from snac_core.testing.surroundings import speech_like
+
+RATE = 16000
+
+
+def check_metric(cls: type[Metric]) -> list[RuleResult]:
+    """Run the conformance rules on a metric class; a result per rule, ending early where the rest cannot do without."""
+    with undisturbed(seed=0):
+        trial = MetricTrial(cls)
+    return list(run_rules(trial, RULES))
+
+
+class MetricTrial:
+    """A metric class, and a conversion of 1.5 s to call it with."""
+
+    def __init__(self, cls: type[Metric]) -> None:
+        self.cls = cls
+        source, converted, identity, other = speech_like(RATE, 1.5, rows=4)[:, 0]
+        numbers = generator("metric trial")
+
+        def vectors(*names: str) -> dict[str, Tensor]:
+            return {name: F.normalize(torch.randn(16, generator=numbers), dim=0) for name in names}
+
+        self.conversion = Conversion(
+            "utterance-to-speaker",
+            RATE,
+            source,
+            converted,
+            identity=identity,
+            other=other,
+            embeddings=vectors("source", "converted", "identity", "other"),
+            references=vectors("source", "target"),
+            teacher_embeddings=vectors("source", "converted", "identity", "other"),
+            teacher_references=vectors("source", "target"),
+            text="the boat sank near the shore",
+        )
+
+    def value(self, conversion: Conversion | None = None) -> float | None:
+        """What a new metric says of a conversion, checked for its type."""
+        value: Any = self.cls()(conversion or self.conversion)
+        if value is None:
+            return None
+        if isinstance(value, Tensor) or not isinstance(value, int | float):
+            raise Broken(f"it returned {type(value).__name__}", "return a float, or None where it does not apply")
+        if not math.isfinite(value):
+            raise Broken(f"it returned {value}", "raise where the tool fails; return None where it does not apply")
+        return float(value)
+
+
+def _declaration(trial: MetricTrial) -> str:
+    cls = trial.cls
+    if not (isinstance(cls, type) and issubclass(cls, Metric)):
+        raise Broken(f"{cls!r} is no subclass of Metric", "derive the class from snac_core.Metric")
+    if not cls.name.isidentifier():
+        raise Broken(f"name = {cls.name!r}", "choose a name of letters, digits and underscores")
+    if cls.direction not in ("up", "down"):
+        raise Broken(f"direction = {cls.direction!r}", "say which is better: 'up' or 'down'")
+    if isinstance(cls.requires, str) or not all(isinstance(name, str) for name in cls.requires):
+        raise Broken(f"requires = {cls.requires!r}", "list importable packages: requires = ('package',)")
+    if not isinstance(cls.unit, str):
+        raise Broken(f"unit = {cls.unit!r}", "give the unit as a string; '' for a pure number")
+    return f"{cls.name}{f' in {cls.unit}' if cls.unit else ''}, better {cls.direction}"
+
+
+def _requires(trial: MetricTrial) -> str:
+    missing = [name for name in trial.cls.requires if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Broken(f"needs {', '.join(missing)}, which is not installed", f"install {' '.join(missing)} to check it")
+    return ", ".join(trial.cls.requires) or "nothing"
+
+
+def _value(trial: MetricTrial) -> str:
+    value = trial.value()
+    return "None: does not apply" if value is None else f"{value:.4g} {trial.cls.unit}".rstrip()
+
+
+def _repeatable(trial: MetricTrial) -> str:
+    states, values = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        values.append(trial.value())
+        states.append(torch.get_rng_state())
+    if values[0] != values[1]:
+        raise Broken(f"two calls gave {values[0]} and {values[1]}")
+    if torch.equal(*states):
+        raise Broken("it reseeds the global random numbers")
+    return "two calls agree"
+
+
+def _input(trial: MetricTrial) -> str:
+    def tensors() -> list[Tensor]:
+        values = [getattr(trial.conversion, field.name) for field in fields(Conversion)]
+        flat = [v for value in values for v in (value.values() if isinstance(value, dict) else [value])]
+        return [value for value in flat if isinstance(value, Tensor)]
+
+    before = [tensor.clone() for tensor in tensors()]
+    trial.value()
+    if not all(torch.equal(a, b) for a, b in zip(before, tensors(), strict=True)):
+        raise Broken("it writes into the conversion that it measures")
+    return "left as it was"
+
+
+def _partial(trial: MetricTrial) -> str:
+    given = trial.conversion
+    cases = {
+        "no identity and no other output": replace(given, identity=None, other=None),
+        "no text": replace(given, text=None),
+        "no teacher": replace(given, teacher_embeddings={}, teacher_references={}),
+    }
+    said = {what: trial.value(conversion) for what, conversion in cases.items()}
+    return "; ".join(f"{what}: {'None' if value is None else 'a value'}" for what, value in said.items())
+
+
+RULES: list[Rule[MetricTrial]] = [
+    Rule("declaration", _declaration, "set name, unit and direction in the class", gate=True),
+    Rule("requires", _requires, "name importable packages in requires", gate=True),
+    Rule("value", _value, "return a float, or None where it does not apply", gate=True),
+    Rule("input untouched", _input, "work on a copy: other metrics see the same conversion"),
+    Rule("repeatable", _repeatable, "draw random numbers from snac_core.seeding.generator(...)"),
+    Rule("partial conversions", _partial, "return None where what it needs is None or missing"),
+]

@@ -1,0 +1,193 @@
+"""Measurements on a conditioned codec that the kit and the preflight of training share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from snac_core.bare import BarePass
+from snac_core.codec import SNAC
+from snac_core.conditioned import ConditionedCodec
+from snac_core.conditioning import Conditioning
+from snac_core.edits import Edit
+from snac_core.seeding import generator
+
+SPREAD = 0.1
+"""Standard deviation by which every parameter is moved: enough to leave zero, little enough to saturate nothing."""
+
+SAME = 1e-5
+"""Relative difference up to which two results of equal shapes count as the same."""
+
+ROUNDING = 1e-3
+"""The same, where another batch size may pick another order of summation."""
+
+
+def copied(model: ConditionedCodec) -> ConditionedCodec:
+    """A deep copy of the strategies on the same codec."""
+    return copy.deepcopy(model, {id(model.codec): model.codec})
+
+
+def perturbed(model: ConditionedCodec, seed: int) -> ConditionedCodec:
+    """A copy with every parameter of every strategy moved at random, so that nothing hides behind an initial zero."""
+    moved = copied(model)
+    numbers = generator(seed, "perturbation")
+    with torch.no_grad():
+        for strategy in moved.attached.values():
+            for parameter in strategy.parameters():
+                parameter.add_(SPREAD * torch.randn(parameter.shape, generator=numbers).to(parameter))
+    return moved
+
+
+def placements(model: ConditionedCodec) -> list[str]:
+    """Names of the strategies that edit the signal, in listed order."""
+    editing = {edit.strategy for edits in model.edits.values() for edit in edits}
+    return [name for name in model.attached if name in editing]
+
+
+def edits_of(model: ConditionedCodec, strategy: str) -> Iterator[Edit]:
+    """The edits of one strategy, in signal order."""
+    return (edit for edits in model.edits.values() for edit in edits if edit.strategy == strategy)
+
+
+def gradients(model: ConditionedCodec, total: Tensor) -> dict[str, dict[str, Tensor | None]]:
+    """Strategy to parameter name to its gradient of `total`; None where `total` does not depend on it.
+
+    Critics and parameters that ask for no gradient are left out. No `.grad` is touched.
+    """
+    named = [
+        (strategy_name, name, parameter)
+        for strategy_name, strategy in model.attached.items()
+        for name, parameter in strategy.adapted_parameters()
+        if parameter.requires_grad
+    ]
+    table: dict[str, dict[str, Tensor | None]] = {name: {} for name in model.attached}
+    grads: tuple[Tensor | None, ...] = (None,) * len(named)
+    if named and total.requires_grad:
+        grads = torch.autograd.grad(total, [parameter for *_, parameter in named], allow_unused=True, retain_graph=True)
+    for (strategy_name, name, _), grad in zip(named, grads, strict=True):
+        table[strategy_name][name] = grad
+    return table
+
+
+def flows(grad: Tensor | None) -> bool:
+    """Whether a gradient is there and not all zero."""
+    return grad is not None and bool(grad.count_nonzero())
+
+
+def other_speakers(cond: Conditioning, seed: int) -> Conditioning:
+    """The same rows under random embeddings of unit norm."""
+    drawn = torch.randn(cond.speaker.shape, generator=generator(seed, "other speakers"))
+    return replace(cond, speaker=F.normalize(drawn, dim=1).to(cond.speaker))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two tensors, relative to the largest value; infinite where one has a NaN."""
+    a, b = a.detach(), b.detach()
+    scale = max(float(a.abs().max()), float(b.abs().max()), 1e-12) if a.numel() else 1.0
+    difference = float((a - b).abs().max()) / scale if a.numel() else 0.0
+    return difference if difference == difference else float("inf")
+
+
+class EditProbe:
+    """One edit, on what the bare codec has at its tap.
+
+    Args:
+        edit: of the model under test.
+        bare: pass over at least two items.
+        cond: a row for every item.
+        seed: of what the other rows are changed to.
+    """
+
+    def __init__(self, edit: Edit, bare: BarePass, cond: Conditioning, seed: int) -> None:
+        self.edit = edit
+        self.x = bare.at(edit.tap.name).detach()
+        self.cond = cond
+        self.seed = seed
+
+    @torch.no_grad()
+    def overwrites_its_input(self) -> bool:
+        """Whether the edit writes into the activation that other arms share."""
+        x = self.x.clone()
+        self.edit(x, self.cond)
+        return not torch.equal(x, self.x)
+
+    @torch.no_grad()
+    def effect(self) -> float:
+        """How far the output moves when the embedding changes."""
+        return distance(
+            self._same_dice(self.x, self.cond), self._same_dice(self.x, other_speakers(self.cond, self.seed))
+        )
+
+    @torch.no_grad()
+    def leak(self) -> float:
+        """How far the first row's output moves when audio and embedding of all other rows change."""
+        x, cond = self.x.clone(), other_speakers(self.cond, self.seed)
+        x[1:] = 0.5 * x[1:].flip(-1) + 0.1 * torch.randn(x[1:].shape, generator=generator(self.seed, "leak")).to(x)
+        speaker = torch.cat([self.cond.speaker[:1], cond.speaker[1:]])
+        changed = self._same_dice(x, replace(cond, speaker=speaker))
+        return distance(self._same_dice(self.x, self.cond)[:1], changed[:1])
+
+    @torch.no_grad()
+    def alone(self) -> float:
+        """How far the first row's output is from what it is without the other rows."""
+        extras = {name: value[:1] for name, value in self.cond.extras.items()}
+        single = replace(self.cond, speaker=self.cond.speaker[:1], extras=extras)
+        return distance(self._same_dice(self.x, self.cond)[:1], self._same_dice(self.x[:1], single))
+
+    def _same_dice(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """The edit from the same random state every time, so that dropout is no difference."""
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(0)
+            return self.edit(x.clone(), cond)
+
+
+class BaseSnapshot:
+    """All tensors of a codec, folded weights included, as they were.
+
+    Args:
+        codec: frozen.
+    """
+
+    def __init__(self, codec: SNAC) -> None:
+        self.codec = codec
+        self._kept = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+
+    def changed(self) -> list[str]:
+        """Names of tensors that are no longer bit-equal, that ask for a gradient, or that are new or gone."""
+        now = dict(self._tensors())
+        return [
+            name
+            for name in sorted(now.keys() | self._kept.keys())
+            if name not in now
+            or name not in self._kept
+            or now[name].requires_grad
+            or not torch.equal(now[name], self._kept[name])
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put every tensor back."""
+        now = dict(self._tensors())
+        for name, kept in self._kept.items():
+            if name in now:
+                now[name].requires_grad_(False).copy_(kept)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.codec.named_parameters()
+        yield from self.codec.named_buffers()
+
+
+def owned_base_tensors(model: ConditionedCodec) -> list[str]:
+    """Parameters that strategies would train although they are the codec's."""
+    base = {id(parameter) for parameter in model.codec.parameters()}
+    return [
+        f"{name}.{parameter_name}"
+        for name, strategy in model.attached.items()
+        for parameter_name, parameter in strategy.named_parameters()
+        if id(parameter) in base
+    ]
