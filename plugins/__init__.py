@@ -1,0 +1,1 @@
+"""The built-in strategies: plugins like any third party's, which import `snac_core` and libraries, nothing else."""

@@ -1,0 +1,14 @@
+"""Objectives: strategies that only contribute loss terms, usable with any placement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from plugins.objectives.voice_conversion import VoiceConversion
+from snac_core import hookimpl
+
+
+@hookimpl
+def register_strategies(register: Callable[[type], None]) -> None:
+    """Offer the objectives."""
+    register(VoiceConversion)

@@ -1,0 +1,41 @@
+"""The objective that every arm gets: keep the source under its own embedding, sound like the target under another."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from snac_core import Step, Strategy, Taps, hookimpl
+from snac_core.losses import MultiScaleSTFT, cosine_distance
+
+
+class VoiceConversion(Strategy):
+    """`recon` and `spk_id` on the output under the own embedding, `spk_vc` on the output under the targets'.
+
+    Nothing asks converted output to equal the source: that would teach to ignore the embedding.
+    """
+
+    name = "voice_conversion"
+    default_weights = {"recon": 1.0, "spk_id": 0.25, "spk_vc": 2.0}  # noqa: RUF012  (a constant of the class)
+
+    class Config(Strategy.Config):
+        l1_weight: float = Field(1.0, ge=0, description="Of the waveform's mean absolute difference, inside recon.")
+        stft_weight: float = Field(1.0, ge=0, description="Of the multi-scale STFT distance, inside recon.")
+        n_ffts: tuple[int, ...] = Field((1024, 2048, 4096), min_length=1, description="STFT windows, in samples.")
+
+    def __init__(self, config: Config, taps: Taps) -> None:
+        super().__init__(config, taps)
+        self.stft = MultiScaleSTFT(config.n_ffts)
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """The three terms, each a scalar."""
+        identity = step.identity.audio
+        recon = self.config.l1_weight * F.l1_loss(identity, step.audio)
+        recon = recon + self.config.stft_weight * self.stft(identity, step.audio)
+        return {
+            "recon": recon,
+            "spk_id": cosine_distance(step.identity_embedding, step.own_reference).mean(),
+            "spk_vc": cosine_distance(step.converted_embedding, step.target_reference).mean(),
+        }

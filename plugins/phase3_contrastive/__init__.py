@@ -1,0 +1,74 @@
+"""Phase 3: contrastive learning with speaker embeddings.
+
+The converted output must sound more like its target than like other speakers, the source among them. It has a small
+FiLM on the quantised latent, so that it can be trained alone; beside another placement set `path = false` and it is an
+objective only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
+from snac_core.film import FiLM
+from snac_core.losses import contrastive, margin_ranking
+
+
+class Phase3Contrastive(Strategy):
+    """FiLM on `quantized`, taught by a contrastive loss between speaker embeddings."""
+
+    name = "phase3_contrastive"
+    after_taps: Sequence[str] = ("quantized",)
+    default_weights = {"contrastive": 0.5}  # noqa: RUF012  (a constant of the class, as in its base)
+
+    class Config(Strategy.Config):
+        path: bool = Field(True, description="Edit the quantised latent too; false leaves the loss alone.")
+        form: Literal["infonce", "margin"] = Field("infonce", description="Cross-entropy over cosines, or a hinge.")
+        temperature: float = Field(0.1, gt=0, description="Divides the cosines of the infonce form.")
+        margin: float = Field(0.1, ge=0, description="Distance by which negatives must be farther, in the margin form.")
+        max_negatives: int = Field(8, ge=1, description="Other speakers drawn as negatives for each output.")
+        source_negative: bool = Field(True, description="Count the source speaker as a negative too.")
+
+    def __init__(self, config: Config, taps: Taps) -> None:
+        super().__init__(config, taps)
+        if config.path:
+            self.film = FiLM(taps.speaker_dim, taps.match(self.after_taps)[0].channels)
+        else:
+            self.after_taps = ()
+
+    @hookimpl
+    def after_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:
+        """(B, C, F) to (B, C, F)."""
+        edited: Tensor = self.film(x, cond.speaker)
+        return edited
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`contrastive`: the converted embedding against its target and the negatives."""
+        config = self.config
+        outputs = step.converted_embedding
+        anchors = step.speaker_ids.repeat(len(outputs) // len(step.speaker_ids))
+        rows = step.sampler.negatives(anchors, step.target_ids, step.index, config.max_negatives)
+        mask = rows >= 0
+        negatives = step.sampler.table.reference[rows.clamp(min=0)].to(outputs.device)
+        if config.source_negative:
+            source = step.sampler.table.reference[anchors].to(outputs.device)
+            negatives = torch.cat([negatives, source.unsqueeze(1)], dim=1)
+            mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], dim=1)
+        mask = mask.to(outputs.device)
+        if config.form == "margin":
+            term = margin_ranking(outputs, step.target_reference, negatives, mask, margin=config.margin)
+        else:
+            term = contrastive(outputs, step.target_reference, negatives, mask, temperature=config.temperature)
+        return {"contrastive": term}
+
+
+@hookimpl
+def register_strategies(register: Callable[[type], None]) -> None:
+    """Offer the strategy."""
+    register(Phase3Contrastive)
