@@ -1,0 +1,266 @@
+"""One arm with one seed: its model, its optimizers, and everything needed to go on exactly where it stopped."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.config import ArmSettings
+from runner.materials import Materials
+from runner.terms import TrainingFailure, terms_of
+from snac_core import atomic
+from snac_core.bare import BarePass
+from snac_core.checkpoint import load_state, state_of
+from snac_core.conditioned import ConditionedCodec
+from snac_core.errors import UserError, nearest
+from snac_core.losses import cosine_distance
+from snac_core.seeding import derive, generator
+from snac_core.speakers.sampling import SpeakerSampler
+from snac_core.step import Step
+from snac_core.strategy import CRITIC, TrainingContext
+
+
+@dataclass
+class Progress:
+    """How far an arm is, beside its weights.
+
+    Attributes:
+        step: steps done.
+        seconds_own, seconds_shared: of training, in s: this arm's work, and what all arms of the batch share.
+        best: lowest dev score so far; see `runner.train.dev_score`.
+        best_step: where it was reached.
+        stale: judged evaluations since.
+        finished: whether training ended, by its number of steps or by patience.
+    """
+
+    step: int = 0
+    seconds_own: float = 0.0
+    seconds_shared: float = 0.0
+    best: float = math.inf
+    best_step: int = 0
+    stale: int = 0
+    finished: bool = False
+
+
+@dataclass
+class Arm:
+    """An arm in training.
+
+    Build it with `Arm.new`. Nothing here reads a shared random stream: initial values come from (seed, "init"), so
+    arms of one seed start alike where they have the same parts, and each step's dropout from (seed, step).
+    """
+
+    settings: ArmSettings
+    seed: int
+    folder: Path
+    materials: Materials
+    model: ConditionedCodec
+    sampler: SpeakerSampler
+    optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer | None
+    progress: Progress = field(default_factory=Progress)
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def new(cls, settings: ArmSettings, seed: int, folder: Path, materials: Materials) -> Arm:
+        """A fresh arm, before step 1."""
+        torch.manual_seed(derive(seed, "init"))
+        model = ConditionedCodec(
+            materials.codec,
+            settings.all_strategies,
+            speaker_encoder=materials.teacher,
+            config=settings.settings,
+            plugins=materials.catalogue,
+        ).to(materials.device)
+        sampler = SpeakerSampler(materials.table, seed)
+        for name, hook in model.callers("training_start"):
+            hook(
+                context=TrainingContext(model, sampler, materials.table.names, generator(seed, name, "training start"))
+            )
+        parameters = [parameter for _, parameter in model.trained_parameters()]
+        if not parameters:
+            raise UserError(f"arm {settings.title!r} has nothing to train: none of its strategies has parameters")
+        critics = [parameter for _, parameter in model.critic_parameters()]
+        options: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay}
+        return cls(
+            settings=settings,
+            seed=seed,
+            folder=folder,
+            materials=materials,
+            model=model.train(),
+            sampler=sampler,
+            optimizer=torch.optim.AdamW(parameters, lr=settings.lr, **options),
+            critic_optimizer=torch.optim.AdamW(critics, lr=settings.critic_lr, **options) if critics else None,
+        )
+
+    # ---------------------------------------------------------------- one step
+
+    def step(self, index: int, bare: BarePass, speakers: Tensor, targets: Tensor) -> dict[str, float]:
+        """Train on one batch; returns what is logged.
+
+        Args:
+            index: number of the step, from 1.
+            bare: the unedited pass over the batch, shared by all arms.
+            speakers, targets: rows of the sampler's table (B,) and (N * B,).
+
+        Raises:
+            TrainingFailure: if a loss or a gradient is not finite, or a plugin's hook raises.
+        """
+        torch.manual_seed(derive(self.seed, index, "arm"))
+        with self.model.codec.fixed_noise(derive(self.seed, index, "noise")):
+            step = self.make_step(index, bare, speakers, targets)
+            terms = terms_of(step, "loss")
+            with torch.no_grad():
+                spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
+                spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
+            self._update(self.optimizer, self.weighted(terms), self._rate(self.settings.lr, index), terms, index)
+            if self.critic_optimizer is not None:
+                self.critic_optimizer.zero_grad(set_to_none=True)  # what the arm's own loss left there
+                critic_terms = terms_of(step, "critic_loss")
+                rate = self._rate(self.settings.critic_lr, index)
+                self._update(self.critic_optimizer, self.weighted(critic_terms), rate, critic_terms, index)
+                terms |= critic_terms
+        self.progress.step = index
+        logged = {name: float(value.detach()) for name, value in terms.items()}
+        return {
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": float(self.weighted(terms).detach()),
+            **logged,
+            "spk_id": spk_id,
+            "spk_vc": spk_vc,
+            "gap": spk_vc - spk_id,
+        }
+
+    def make_step(
+        self, index: int, bare: BarePass, speakers: Tensor, targets: Tensor, model: ConditionedCodec | None = None
+    ) -> Step:
+        """What the losses see: of this arm's model, or of a copy of it."""
+        return Step(
+            model or self.model,
+            bare.audio,
+            sample_rate=self.materials.codec.sampling_rate,
+            speaker_ids=speakers,
+            target_ids=targets,
+            teacher=self.materials.teacher,
+            sampler=self.sampler,
+            index=index,
+            bare_pass=bare,
+        )
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """The one line where terms are weighted: by the study, else by the strategy's default, else by 1."""
+        return torch.stack([self.weight(name) * value for name, value in terms.items()]).sum()
+
+    def weight(self, term: str) -> float:
+        """Weight of `<strategy>/<term>`."""
+        strategy, _, short = term.partition("/")
+        return self.settings.weights.get(term, self.model.attached[strategy].default_weights.get(short, 1.0))
+
+    def check_weights(self, terms: set[str]) -> None:
+        """Raise UserError for a weight of a term that nothing computes."""
+        for term in self.settings.weights:
+            if term not in terms:
+                raise UserError(f"arm {self.settings.title!r}: weight for {term!r}, which no strategy computes"
+                                f"{nearest(term, terms)}")  # fmt: skip
+
+    def _update(
+        self, optimizer: torch.optim.Optimizer, total: Tensor, rate: float, terms: dict[str, Tensor], index: int
+    ) -> None:
+        if not total.isfinite():
+            bad = next((name for name, value in terms.items() if not value.isfinite()), "the sum")
+            raise TrainingFailure(f"NaN or infinite loss at step {index}, in {bad}")
+        optimizer.zero_grad(set_to_none=True)
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
+        if not norm.isfinite():
+            raise TrainingFailure(f"NaN or infinite gradient at step {index}")
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+
+    def _rate(self, highest: float, index: int) -> float:
+        """Linear warm-up, then a cosine down to `lr_min_ratio`: a function of the step alone."""
+        settings, steps = self.settings, self.materials.study.steps
+        if index <= settings.warmup_steps:
+            return highest * index / settings.warmup_steps
+        share = (index - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+        return highest * (settings.lr_min_ratio + (1 - settings.lr_min_ratio) * (1 + math.cos(math.pi * share)) / 2)
+
+    # ---------------------------------------------------------------- on disk
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where this arm goes on from."""
+        return self.folder / "checkpoint" / "state.pt"
+
+    def save(self) -> None:
+        """Write the exact state; what stood there before survives until it is whole."""
+        state = {
+            "progress": vars(self.progress),
+            "base": self.model.codec.digest,
+            "model": state_of(self.model),
+            "critic": {name: value.detach() for name, value in self._critic_state().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer and self.critic_optimizer.state_dict(),
+            "best_state": self.best_state,
+        }
+        whole = io.BytesIO()  # torch.save itself says nothing of a full disk but "unexpected pos"
+        torch.save(state, whole)
+        atomic.write_bytes(self.checkpoint, whole.getvalue())
+
+    def load(self) -> bool:
+        """Go on from the checkpoint where there is one; False where there is none.
+
+        Raises:
+            UserError: for a damaged checkpoint, or one that belongs to another base.
+        """
+        if not self.checkpoint.is_file():
+            return False
+        try:
+            state = torch.load(self.checkpoint, map_location=self.materials.device, weights_only=True)
+            base, progress = state["base"], Progress(**state["progress"])
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise UserError(
+                f"{self.checkpoint} is no whole checkpoint ({type(error).__name__}); "
+                f"delete {self.folder} to start this run anew"
+            ) from error
+        if base != self.model.codec.digest:
+            raise UserError(
+                f"{self.checkpoint} was trained on a base with digest {base[:12]}; "
+                f"{self.materials.study.base!r} has {self.model.codec.digest[:12]}"
+            )
+        load_state(self.model, state["model"], str(self.checkpoint))
+        critics = self._critic_state()
+        with torch.no_grad():
+            for name, value in state["critic"].items():
+                critics[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.best_state = state["best_state"]
+        self.progress = progress
+        return True
+
+    def _critic_state(self) -> dict[str, Tensor]:
+        """`<strategy>.critic.<tensor>` to the live parameter or buffer of each critic."""
+        return {
+            f"{name}.{key}": value
+            for name, strategy in self.model.attached.items()
+            for key, value in strategy.state_dict(keep_vars=True).items()
+            if key.split(".")[0] == CRITIC
+        }
+
+    def clock(self) -> float:
+        """Seconds from an arbitrary start, after the device has done what it was given."""
+        if self.materials.device.type == "cuda":
+            torch.cuda.synchronize(self.materials.device)
+        return time.perf_counter()

@@ -1,0 +1,46 @@
+"""`runner bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: runner bench --rounds 5")(bench)
+
+
+def bench(
+    base: Annotated[str, typer.Option(help="Codec: tiny, a folder, or a hub id.")] = "tiny",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement; the median counts.")] = 7,
+    strategies: Annotated[str, typer.Option(help="Arms, separated by commas; all placements when empty.")] = "",
+    teacher: Annotated[str, typer.Option(help="Speaker encoder of conditioning and loss.")] = "ecapa_tiny",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it likes.")] = 0,
+) -> None:
+    """Print speed, memory and cost on this machine, against upstream where it is installed."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    import torch
+
+    from runner import bench as measure
+    from runner.cli.ablating import placements
+    from runner.config import ArmSettings, StudySettings
+    from runner.data import synthesize
+    from snac_core.plugins import discover
+
+    if threads:
+        torch.set_num_threads(threads)
+    print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
+    for line in measure.start_up() + measure.codec_against_upstream(base, rounds):
+        print(line, flush=True)
+    catalogue = discover()
+    names = strategies.split(",") if strategies else placements(catalogue)
+    arms = [ArmSettings(strategies=tuple(name.split("+"))) for name in names]
+    with TemporaryDirectory() as folder:
+        speech = synthesize(Path(folder) / "speech", 24, 6)
+        study = StudySettings(data=str(speech), base=base, teacher=teacher)
+        for line in measure.side_by_side(study, arms, catalogue, rounds):
+            print(line, flush=True)

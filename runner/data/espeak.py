@@ -1,0 +1,110 @@
+"""Speech from espeak-ng, through ctypes: a voice that says the same text always says it with the same samples.
+
+espeak-ng keeps its state in global variables: it goes on from utterance to utterance, also after espeak-ng was
+terminated and initialised again. So each voice gets a library of its own, loaded from a private copy of the file.
+Breathy voices draw noise from a generator of espeak-ng's and from the C library's; both are seeded once the voice is
+chosen. The latter belongs to the whole process, so this is not safe to use from several threads at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from snac_core.errors import UserError
+
+_SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS of speak_lib.h
+_UTF8 = 1  # espeakCHARS_UTF8
+_LANGUAGE = "en-us"
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+def _installed() -> tuple[Path, Path]:
+    """The library's file and its data folder, from the espeakng-loader package."""
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise UserError("synthetic speech needs the package espeakng-loader; pip install espeakng-loader") from None
+    library, data = Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
+    if not library.is_file():
+        raise UserError(f"the package espeakng-loader carries no library for this machine ({library} is missing)")
+    return library, data
+
+
+def variants() -> dict[str, str | None]:
+    """Voice variant -> "F", "M", or None where its file does not say."""
+    _, data = _installed()
+    found: dict[str, str | None] = {}
+    for path in sorted((data / "voices" / "!v").iterdir()):
+        gender = re.search(r"^gender\s+(\w+)", path.read_text(encoding="utf-8", errors="replace"), re.M)
+        sex = gender[1].lower() if gender else ""
+        found[path.name] = {"female": "F", "male": "M"}.get(sex)
+    return found
+
+
+class Voice:
+    """One voice of one private library."""
+
+    def __init__(self, library: ctypes.CDLL, name: str, data: Path, seed: int) -> None:
+        self._library = library
+        self._parts: list[bytes] = []
+        self._callback = _CALLBACK(self._take)  # must outlive the calls
+        self.sample_rate: int = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data.parent), 0)
+        if self.sample_rate <= 0:
+            raise UserError(f"espeak-ng does not start with its data in {data} (code {self.sample_rate})")
+        library.espeak_SetSynthCallback(self._callback)
+        if library.espeak_SetVoiceByName(f"{_LANGUAGE}+{name}".encode()) != 0:
+            raise UserError(f"this espeak-ng has no voice variant {name!r}")
+        # after the voice is chosen: choosing draws, too
+        library.espeak_ng_SetRandSeed(ctypes.c_long(seed & 0x7FFFFFFF))
+        c_library = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
+        c_library.srand(ctypes.c_uint(seed & 0x7FFFFFFF))
+
+    def _take(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
+        if samples and count > 0:
+            self._parts.append(ctypes.string_at(samples, 2 * count))
+        return 0
+
+    def say(self, text: str) -> np.ndarray:
+        """The samples (T,) of a text, float32 in [-1, 1), at `sample_rate` Hz."""
+        self._parts.clear()
+        words = text.encode()
+        # text, bytes with the final zero, from position 0, counted in characters (1), to the end (0), flags
+        code = self._library.espeak_Synth(words, ctypes.c_size_t(len(words) + 1), 0, 1, 0, _UTF8, None, None)
+        if code != 0 or self._library.espeak_Synchronize() != 0:
+            raise UserError(f"espeak-ng could not say {text!r} (code {code})")
+        return np.frombuffer(b"".join(self._parts), dtype="<i2").astype(np.float32) / 32768
+
+
+@contextmanager
+def voice(name: str, seed: int = 0) -> Iterator[Voice]:
+    """A voice variant, from a library of its own, with its noise starting from `seed`."""
+    installed, data = _installed()
+    folder = tempfile.mkdtemp(prefix="espeak-")
+    try:
+        library = ctypes.CDLL(shutil.copy(installed, folder))
+        try:
+            yield Voice(library, name, data, seed)
+        finally:
+            library.espeak_Terminate()
+            _unload(library)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    """Give the private library back: eighty of them would stay in memory otherwise."""
+    if os.name == "nt":
+        ctypes.windll.kernel32.FreeLibrary(ctypes.c_void_p(library._handle))  # type: ignore[attr-defined, unused-ignore]
+    else:
+        import _ctypes
+
+        _ctypes.dlclose(library._handle)

@@ -1,0 +1,170 @@
+"""Download a public corpus: resumed where it broke off, checked, unpacked once."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from runner.data.sources import SOURCES, Archive
+from snac_core import atomic
+from snac_core.errors import UserError, nearest
+
+_BLOCK = 1 << 20  # bytes
+_TIMEOUT = 60  # s without a byte
+Progress = Callable[[str, int, int], None]
+
+
+def fetch(
+    name: str,
+    root: str | Path,
+    *,
+    parts: Sequence[str] | None = None,
+    keep_archives: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Download and unpack a corpus below `root`.
+
+    A part that is there is left as it is; a download that broke off goes on; an archive that lies in `root` already,
+    however it came there, is checked and used.
+
+    Args:
+        name: "librispeech", "libritts" or "vctk".
+        root: the folder for the data.
+        parts: e.g. ["train-clean-100"]; None: train-clean-100, dev-clean and test-clean, or all of VCTK.
+        keep_archives: do not remove the archives after unpacking.
+        progress: called with (archive, bytes done, bytes in all; 0 if not known).
+
+    Returns:
+        The corpus' folder, to be opened with open_corpus.
+
+    Raises:
+        UserError: for an unknown name or part, no connection, a wrong checksum, or a full disk.
+    """
+    key = name.lower()
+    if key not in SOURCES:
+        raise UserError(f"unknown corpus {name!r}{nearest(key, SOURCES)}")
+    source = SOURCES[key]
+    root = Path(root)
+    wanted = source.usual if parts is None else tuple(parts)
+    for part in wanted:
+        if part not in source.parts:
+            raise UserError(f"{name} has no part {part!r}{nearest(part, source.parts)}")
+    if root.is_file():
+        raise UserError(f"{root} is a file; expected a folder to put the data in")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for part in wanted:
+            archive = source.parts[part]
+            done = root / source.folder / f".{part}.{archive.sha256[:16]}"
+            if done.is_file():
+                continue
+            packed = _download(archive, root, progress)
+            _unpack(packed, root / archive.into, progress)
+            atomic.write_text(done, f"{archive.url}\n")
+            if not keep_archives:
+                packed.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {root}: {error.strerror or error}; run it again to go on") from None
+    return root / source.folder
+
+
+def _download(archive: Archive, root: Path, progress: Progress | None) -> Path:
+    """The archive in `root`, checked. What has come so far is kept as <name>.part."""
+    whole, part = root / archive.name, root / f"{archive.name}.part"
+    if not whole.is_file():
+        _transfer(archive, part, progress)
+        part.replace(whole)
+    digest = hashlib.sha256()
+    with whole.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != archive.sha256:
+        whole.unlink()
+        raise UserError(
+            f"{archive.name} has checksum {digest.hexdigest()[:16]}..., not {archive.sha256[:16]}...; it was removed; "
+            "run it again to download it anew"
+        )
+    return whole
+
+
+def _transfer(archive: Archive, part: Path, progress: Progress | None) -> None:
+    """Append to `part` what is missing of the archive."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            if getattr(answer, "status", None) != 206:  # the server sends all of it
+                have = 0
+            length = int(answer.headers.get("Content-Length") or 0)
+            free = shutil.disk_usage(part.parent).free
+            if length > free:
+                raise UserError(f"{archive.name} needs {length / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
+            total = have + length if length else 0
+            with part.open("ab" if have else "wb") as file:
+                for block in _blocks(answer):
+                    file.write(block)
+                    have += len(block)
+                    if progress:
+                        progress(archive.name, have, total)
+        if total and have < total:
+            raise UserError(f"{archive.url} broke off after {have} of {total} bytes; run it again to go on")
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is missing; the checksum will tell
+            return
+        raise UserError(f"{archive.url} answers {error.code} {error.reason}") from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"cannot download {archive.url} ({reason}); without a connection, put {archive.name} into {part.parent} "
+            "and run it again"
+        ) from None
+
+
+def _blocks(answer: IO[bytes]) -> Iterator[bytes]:
+    while block := answer.read(_BLOCK):
+        yield block
+
+
+def _unpack(packed: Path, into: Path, progress: Progress | None) -> None:
+    """Unpack a .zip or .tar.gz; links and names that lead out of the folder are refused."""
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        if packed.suffix == ".zip":
+            with zipfile.ZipFile(packed) as pack:
+                members = [m for m in pack.infolist() if not m.is_dir()]
+                for number, member in enumerate(members, 1):
+                    with pack.open(member) as file:
+                        _put(file, into, member.filename)
+                    if progress:
+                        progress(f"unpacking {packed.name}", number, len(members))
+        else:
+            size = packed.stat().st_size
+            with packed.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as pack:
+                for entry in pack:
+                    content = pack.extractfile(entry) if entry.isfile() else None
+                    if content is not None:
+                        with content:
+                            _put(content, into, entry.name)
+                    elif not entry.isdir():
+                        raise UserError(f"{packed.name} holds {entry.name!r}, which is no file; it is not unpacked")
+                    if progress:
+                        progress(f"unpacking {packed.name}", raw.tell(), size)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{packed} cannot be unpacked: {error}") from None
+
+
+def _put(content: IO[bytes], into: Path, name: str) -> None:
+    """Write one member below `into`."""
+    place = into / name
+    if not place.resolve().is_relative_to(into.resolve()):
+        raise UserError(f"the archive holds {name!r}, which leads out of {into}; it is not unpacked")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("wb") as file:
+        shutil.copyfileobj(content, file, _BLOCK)

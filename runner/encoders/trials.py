@@ -1,0 +1,144 @@
+"""Speaker verification trials: how well an encoder tells speakers apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from runner.data.audio import load_audio, resample
+from runner.data.corpus import Corpus
+from snac_core.errors import UserError
+from snac_core.seeding import derive
+
+Embed = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of all trials between parts of speech.
+
+    Attributes:
+        eer: equal error rate, 0 to 1.
+        threshold: cosine at which misses and false alarms are equally frequent.
+        same, different: mean cosine of trials of one speaker, and of two.
+        trials: how many of each.
+    """
+
+    eer: float
+    threshold: float
+    same: float
+    different: float
+    trials: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"EER {100 * self.eer:.1f} % (same {self.same:.3f}, different {self.different:.3f})"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of an utterance: audio (1, T)."""
+
+    speaker: str
+    utterance: str
+    audio: Tensor
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Parts of a corpus at `sample_rate` (Hz), and the same after a codec where there is one."""
+
+    name: str
+    sample_rate: int
+    parts: list[Part]
+    coded: list[Part]
+
+
+def trials_of(corpus: Corpus, splits: Sequence[str], sample_rate: int, *, codec: nn.Module | None = None) -> Trials:
+    """The parts of the splits' utterances, all pairs of which are trials.
+
+    Raises:
+        UserError: if there are none.
+    """
+    parts = parts_of(corpus, splits, sample_rate)
+    if not parts:
+        raise UserError(f"{corpus.root} has no speech of 2 s or more in {' and '.join(splits)} to compare speakers by")
+    return Trials(corpus.name, sample_rate, parts, after_codec(parts, codec, sample_rate) if codec else [])
+
+
+def parts_of(
+    corpus: Corpus, splits: Sequence[str], sample_rate: int, *, seconds: float = 3.0, least: float = 2.0
+) -> list[Part]:
+    """Every utterance of the splits cut into parts of `seconds`; a rest of at least `least` seconds is a part too."""
+    parts: list[Part] = []
+    for utterance in (u for split in splits for u in corpus.splits.get(split, ())):
+        audio = load_audio(utterance, sample_rate)
+        pieces = torch.split(audio, int(seconds * sample_rate), dim=-1)
+        long_enough = (piece for piece in pieces if piece.shape[-1] >= least * sample_rate)
+        parts.extend(Part(utterance.speaker, utterance.id, piece) for piece in long_enough)
+    return parts
+
+
+def after_codec(parts: Sequence[Part], codec: nn.Module, sample_rate: int, *, seed: int = 0) -> list[Part]:
+    """The same parts as the codec gives them back; the codec's noise is fixed by the seed."""
+    codec_rate = cast(int, codec.sampling_rate)
+    coded = []
+    for part in parts:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            torch.manual_seed(derive(seed, part.utterance, "codec noise"))
+            audio = codec(resample(part.audio, sample_rate, codec_rate)[None])[0][0]
+        coded.append(replace(part, audio=resample(audio.clone(), codec_rate, sample_rate)))
+    return coded
+
+
+def embed_parts(parts: Sequence[Part], embed: Embed, sample_rate: int, *, batch: int = 32) -> Tensor:
+    """(N, S): embeddings of the parts; those of equal length go through `embed` together."""
+    by_length: dict[int, list[int]] = {}
+    for index, part in enumerate(parts):
+        by_length.setdefault(part.audio.shape[-1], []).append(index)
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for indices in by_length.values():
+            for start in range(0, len(indices), batch):
+                chosen = indices[start : start + batch]
+                embeddings = embed(torch.stack([parts[i].audio for i in chosen]), sample_rate)
+                found.update(zip(chosen, embeddings, strict=True))
+    return torch.stack([found[i] for i in range(len(parts))])
+
+
+def verify(parts: Sequence[Part], enrolled: Tensor, tested: Tensor | None = None) -> Verification:
+    """All pairs of parts as trials. Parts of one utterance meet only where their speaker has no other utterance.
+
+    Args:
+        parts: what the rows of the embeddings are of.
+        enrolled: (N, S) unit embeddings.
+        tested: (N, S) of the same parts in another form, e.g. after a codec; None: `enrolled`.
+    """
+    tested = enrolled if tested is None else tested
+    cosine = enrolled @ tested.T
+    speakers = torch.tensor(_numbered([p.speaker for p in parts]))
+    utterances = torch.tensor(_numbered([p.utterance for p in parts]))
+    same = speakers[:, None] == speakers
+    single = torch.tensor([len(set(utterances[speakers == s].tolist())) == 1 for s in speakers.tolist()])
+    apart = (utterances[:, None] != utterances) | single[:, None]
+    upper = torch.ones_like(same).triu(1)
+    genuine, impostor = cosine[same & apart & upper], cosine[~same & upper]
+    eer, threshold = equal_error(genuine, impostor)
+    return Verification(eer, threshold, genuine.mean().item(), impostor.mean().item(), (len(genuine), len(impostor)))
+
+
+def equal_error(genuine: Tensor, impostor: Tensor) -> tuple[float, float]:
+    """Equal error rate and its threshold: where the shares of genuine below and impostor at or above it meet."""
+    scores = torch.cat([genuine, impostor]).sort().values
+    misses = torch.searchsorted(genuine.sort().values, scores) / len(genuine)
+    alarms = 1 - torch.searchsorted(impostor.sort().values, scores) / len(impostor)
+    best = (misses - alarms).abs().argmin()
+    return ((misses[best] + alarms[best]) / 2).item(), scores[best].item()
+
+
+def _numbered(names: list[str]) -> list[int]:
+    order = {name: index for index, name in enumerate(sorted(set(names)))}
+    return [order[name] for name in names]

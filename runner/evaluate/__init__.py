@@ -1,0 +1,1 @@
+"""Measuring conversions and judging the numbers."""

@@ -1,0 +1,93 @@
+"""The conversions of a split: what is converted to whom, with the embeddings that condition and those that score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from runner.data import Corpus, Pair, PairList, Segment, load_audio
+from runner.embeddings import speaker_embeddings
+from snac_core.speakers.encoder import SpeakerEncoder
+
+
+@dataclass(frozen=True)
+class Item:
+    """One conversion to do.
+
+    Attributes:
+        pair: source, target, and what is known of them.
+        audio: the source (1, T) at the codec's rate.
+        other: a third speaker of the split, neither source nor target; "" where there is none.
+    """
+
+    pair: Pair
+    audio: Tensor
+    other: str
+
+
+class Conversions:
+    """Everything needed to convert and to score the pairs of one split; the same for all that is compared.
+
+    Args:
+        corpus: the speech.
+        pairs: what to convert.
+        sample_rate: the codec's, in Hz.
+        teacher: makes the conditioning embeddings, and the teacher's scores.
+        judge: makes the scores.
+        progress: called with (text, done, of how many) while embeddings are computed.
+
+    Attributes:
+        conditioning: speaker to the teacher's embedding (S,) of conditioning audio.
+        teacher_reference, reference: speaker to the embedding of scoring audio, by teacher and judge.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        pairs: PairList,
+        sample_rate: int,
+        teacher: SpeakerEncoder,
+        judge: SpeakerEncoder,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.corpus = corpus
+        self.pairs = pairs
+        self.sample_rate = sample_rate
+        self.teacher = teacher
+        self.judge = judge
+
+        def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
+            def told(done: int, of: int) -> None:
+                if progress:
+                    progress(f"{encoder.name} on {pairs.split} speakers", done, of)
+
+            segments = {speaker: roles[role] for speaker, roles in pairs.references.items()}
+            return speaker_embeddings(corpus, segments, encoder, progress=told)
+
+        self.conditioning = embedded("conditioning", teacher)
+        self.teacher_reference = embedded("scoring", teacher)
+        self.reference = embedded("scoring", judge)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """The conversions, with their audio, in the order of the list."""
+        speakers = sorted(self.pairs.references)
+        items = []
+        for pair in self.pairs.pairs:
+            # the next speaker in the list that is neither: fixed by the list alone
+            place = speakers.index(pair.target)
+            others = [s for s in speakers[place:] + speakers[:place] if s not in (pair.target, pair.source_speaker)]
+            items.append(Item(pair, self._audio(pair.source), others[0] if others else ""))
+        return items
+
+    def ceiling_audio(self, item: Item) -> Tensor:
+        """Another, real utterance of the target (1, T) that neither conditions nor scores beyond its share."""
+        return self._audio(self.pairs.references[item.pair.target]["ceiling"][0])
+
+    def _audio(self, segment: Segment) -> Tensor:
+        utterance = self.corpus.utterance(segment.utterance)
+        return load_audio(utterance, self.sample_rate, start=segment.start, seconds=segment.seconds)

@@ -1,0 +1,235 @@
+"""From a system and a list of conversions to scores: per conversion, and pooled."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.evaluate.conversions import Conversions, Item
+from runner.evaluate.systems import Rendering, System, conditioned
+from snac_core.conditioned import ConditionedCodec
+from snac_core.errors import UserError
+from snac_core.metric import Conversion, Metric
+from snac_core.plugins import Catalogue
+from snac_core.speakers.encoder import SpeakerEncoder
+
+SILENT = 1e-5
+"""RMS below -100 dB re full scale is no output."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Scores:
+    """What judging one system gave.
+
+    Attributes:
+        pooled: metric to mean, n_ok, n, unit, direction.
+        utterances: one row a conversion: pair, speakers, metrics.
+        codes: share of codes changed by the conditioning and perplexity, per level, coarse first.
+        missing: metric to what it would need.
+        renderings: the audio of the first conversions, by pair id.
+    """
+
+    pooled: dict[str, dict[str, Any]] = field(default_factory=dict)
+    utterances: list[dict[str, Any]] = field(default_factory=list)
+    codes: dict[str, list[float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    renderings: dict[str, Rendering] = field(default_factory=dict)
+
+
+def check_judge(judge: SpeakerEncoder, teacher: SpeakerEncoder, catalogue: Catalogue) -> None:
+    """Refuse to rank on an encoder that the arms learn from: by name, family and digest."""
+    if judge.name != teacher.name and judge.family != teacher.family and judge.digest != teacher.digest:
+        return
+    would_do = [
+        name
+        for name in catalogue.speaker_encoders
+        if name != teacher.name and catalogue.speaker_encoders[name].family != teacher.family
+    ]
+    raise UserError(
+        f"judge {judge.name!r} (family {judge.family}) is of the same family as the teacher {teacher.name!r}; "
+        f"a ranking by what the arms learn from says nothing; judges that would do: {', '.join(would_do) or 'none'}"
+    )
+
+
+def available(catalogue: Catalogue) -> tuple[dict[str, Metric], dict[str, str]]:
+    """The metrics that can run here, and for each other what it needs."""
+    metrics, missing = {}, {}
+    for name in catalogue.metrics:
+        metric: Metric = catalogue.metrics[name]()
+        lacking = [package for package in metric.requires if importlib.util.find_spec(package) is None]
+        if lacking:
+            missing[name] = f"needs {', '.join(lacking)}"
+        else:
+            metrics[name] = metric
+    return metrics, missing
+
+
+def score(
+    system: System,
+    conversions: Conversions,
+    catalogue: Catalogue,
+    *,
+    only: Mapping[str, Metric] | None = None,
+    keep: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Render and judge every conversion.
+
+    Args:
+        system: what converts.
+        conversions: what to convert.
+        catalogue: where the metrics come from.
+        only: these metrics instead of all that can run here.
+        keep: of how many conversions to keep the audio.
+        progress: called with (done, of how many).
+    """
+    metrics, missing = (dict(only), {}) if only is not None else available(catalogue)
+    scores = Scores(missing=missing)
+    counts = _CodeCounts()
+    items = conversions.items
+    for number, item in enumerate(items):
+        rendering = system(conversions, item)
+        counts.add(rendering)
+        scores.utterances.append(judged_row(item, rendering, conversions, metrics))
+        if number < keep:
+            scores.renderings[item.pair.id] = rendering
+        if progress:
+            progress(number + 1, len(items))
+    scores.pooled = _pooled(scores.utterances, metrics)
+    scores.codes = counts.summary()
+    return scores
+
+
+def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metric, *, items: int = 4) -> float:
+    """Standard deviation of a metric over decodes with different noise, the mean over the first `items` conversions."""
+    spreads = []
+    for item in conversions.items[:items]:
+        values = [
+            judged_row(item, conditioned(model, noise_seed=seed)(conversions, item), conversions, {metric.name: metric})
+            for seed in (1, 2, 3)
+        ]
+        spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
+    return float(torch.stack(spreads).mean())
+
+
+def judged_row(
+    item: Item, rendering: Rendering, conversions: Conversions, metrics: Mapping[str, Metric]
+) -> dict[str, Any]:
+    parts = {
+        "converted": rendering.converted,
+        "identity": rendering.identity,
+        "other": rendering.other,
+    }
+    sounding = {name: audio for name, audio in parts.items() if audio is not None and _sounds(audio)}
+    pair = item.pair
+    conversion = Conversion(
+        pair=pair.id,
+        sample_rate=conversions.sample_rate,
+        source=item.audio[0],
+        converted=rendering.converted,
+        identity=rendering.identity,
+        other=rendering.other,
+        embeddings=_embedded(sounding, conversions.judge, conversions.sample_rate),
+        references=_references(conversions.reference, pair.source_speaker, pair.target),
+        teacher_embeddings=_embedded(sounding, conversions.teacher, conversions.sample_rate),
+        teacher_references=_references(conversions.teacher_reference, pair.source_speaker, pair.target),
+        text=pair.text,
+    )
+    broken = any(audio is not None and name not in sounding for name, audio in parts.items())
+    values: dict[str, float | None] = {}
+    for name, metric in metrics.items():
+        if broken:
+            values[name] = metric.worst
+            continue
+        try:
+            value = metric(conversion)
+        except Exception as error:  # a tool's own failure: the item counts as not ok, the others go on
+            _log.warning("metric %s fails on %s: %s: %s", name, pair.id, type(error).__name__, error)
+            values[name] = None
+            continue
+        if value is not None:
+            values[name] = value if math.isfinite(value) else None
+    return {
+        "pair": pair.id,
+        "source_speaker": pair.source_speaker,
+        "target_speaker": pair.target,
+        "source": pair.source.utterance,
+        "same_sex": pair.same_sex,
+        "metrics": values,
+    }
+
+
+def _sounds(audio: Tensor) -> bool:
+    return bool(audio.isfinite().all()) and float(audio.square().mean().sqrt()) > SILENT
+
+
+def _embedded(parts: Mapping[str, Tensor], encoder: SpeakerEncoder, sample_rate: int) -> dict[str, Tensor]:
+    """Unit vectors by the name of the part; parts of one length go through the encoder together."""
+    found: dict[str, Tensor] = {}
+    device = next(encoder.parameters()).device
+    by_length: dict[int, list[str]] = {}
+    for name, audio in parts.items():
+        by_length.setdefault(audio.shape[-1], []).append(name)
+    for names in by_length.values():
+        with torch.no_grad():
+            embeddings = encoder(torch.stack([parts[name] for name in names]).unsqueeze(1).to(device), sample_rate)
+        found.update(zip(names, embeddings.cpu(), strict=True))
+    return found
+
+
+def _references(table: Mapping[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
+    return {"source": table[source], "target": table[target]}
+
+
+def _pooled(rows: list[dict[str, Any]], metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    pooled = {}
+    for name, metric in metrics.items():
+        applicable = [row["metrics"][name] for row in rows if name in row["metrics"]]
+        values = [value for value in applicable if value is not None]
+        if applicable:
+            pooled[name] = {
+                "mean": sum(values) / len(values) if values else None,
+                "n_ok": len(values),
+                "n": len(applicable),
+                "unit": metric.unit,
+                "direction": metric.direction,
+            }
+    return pooled
+
+
+class _CodeCounts:
+    """Share of codes that the conditioning changed, and perplexity of the converted codes, per level."""
+
+    def __init__(self) -> None:
+        self.changed: list[int] = []
+        self.total: list[int] = []
+        self.used: list[list[Tensor]] = []
+
+    def add(self, rendering: Rendering) -> None:
+        for level, (codes, bare) in enumerate(zip(rendering.codes, rendering.bare_codes, strict=True)):
+            if level == len(self.total):
+                self.changed.append(0)
+                self.total.append(0)
+                self.used.append([])
+            self.changed[level] += int((codes != bare).sum())
+            self.total[level] += codes.numel()
+            self.used[level].append(codes)
+
+    def summary(self) -> dict[str, list[float]]:
+        if not self.total:
+            return {}
+        perplexity = []
+        for used in self.used:
+            share = torch.bincount(torch.cat(used)).double()
+            share = share[share > 0] / share.sum()
+            perplexity.append(float((-(share * share.log()).sum()).exp()))
+        return {"changed": [c / t for c, t in zip(self.changed, self.total, strict=True)], "perplexity": perplexity}

@@ -1,0 +1,119 @@
+"""What a comparison of two arms may say: rules that are fixed before any number is seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy import stats
+
+from runner.evaluate.statistics import Estimate
+
+MIN_TARGETS = 8  # five target speakers cannot reach p < 0.05 in a sign-flip test (2 / 2**5 = 0.0625)
+MIN_SEEDS = 2
+MIN_OK = 0.95  # share of the items that must have been measured
+SPEAKER_MARGIN = 0.05  # normalised SECS that may be lost and still count as not worse
+ALPHA = 0.05
+
+Word = Literal["better", "worse", "higher", "lower", "inconclusive", "no verdict"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict on arm A against arm B, and for "no verdict" what is missing."""
+
+    word: Word
+    missing: tuple[str, ...] = ()
+
+
+def shortfalls(*, targets: int, seeds: int, ok: float, comparisons: int = 1) -> tuple[str, ...]:
+    """What the data lack for a verdict, as "needs ...; here ..." phrases; empty when nothing is missing."""
+    missing = []
+    if targets < MIN_TARGETS:
+        missing.append(f"needs ≥ {MIN_TARGETS} target speakers, here {targets}")
+    elif 2 / 2**targets * comparisons >= ALPHA:
+        needed = math.ceil(math.log2(2 * comparisons / ALPHA) + 1e-9)
+        missing.append(f"needs ≥ {needed} target speakers for {comparisons} comparisons at once, here {targets}")
+    if seeds < MIN_SEEDS:
+        missing.append(f"needs ≥ {MIN_SEEDS} seeds, here {seeds}")
+    if ok < MIN_OK:
+        missing.append(f"needs ≥ {MIN_OK:.0%} of the conversions measured, here {ok:.0%}")
+    return tuple(missing)
+
+
+def decide(
+    speaker: Estimate,
+    speaker_p: float,
+    *,
+    content: Estimate | None = None,
+    content_p: float = math.nan,
+    content_margin: float = math.nan,
+    missing: Sequence[str] = (),
+) -> Decision:
+    """The verdict on A minus B.
+
+    `speaker` is the difference in normalised SECS, `content` the difference in normalised content with *up* as good,
+    and the p-values are Holm-adjusted. "better": one primary is superior (its interval clears zero and p < 0.05) and
+    the other is not inferior (its interval clears minus its margin); "worse" is the same seen from B. Without a content
+    measure only "higher" or "lower" speaker similarity can be said, never better or worse.
+    """
+    if missing:
+        return Decision("no verdict", tuple(missing))
+
+    def superior(e: Estimate, p: float, sign: int) -> bool:
+        return p < ALPHA and (e.low > 0 if sign > 0 else e.high < 0)
+
+    def holds(e: Estimate, margin: float, sign: int) -> bool:
+        return e.low > -margin if sign > 0 else e.high < margin
+
+    signs: tuple[tuple[int, Word, Word], ...] = ((1, "better", "higher"), (-1, "worse", "lower"))
+    for sign, whole, half in signs:
+        if content is None:
+            if superior(speaker, speaker_p, sign):
+                return Decision(half)
+        elif (superior(speaker, speaker_p, sign) and holds(content, content_margin, sign)) or (
+            superior(content, content_p, sign) and holds(speaker, SPEAKER_MARGIN, sign)
+        ):
+            return Decision(whole)
+    return Decision("inconclusive")
+
+
+def is_dead(*, gain: float, specificity: float, noise_floor: float) -> bool:
+    """True when an arm moves the judge's score by less than repeated decodes with other noise do.
+
+    `gain` is SECS minus the bare codec's, `specificity` SECS minus SECS under another speaker's embedding; what was not
+    measured is NaN and does not speak for life, but something must have been measured.
+    """
+    known = [abs(x) for x in (gain, specificity) if math.isfinite(x)]
+    return bool(known) and math.isfinite(noise_floor) and max(known) <= noise_floor
+
+
+def planned_effect(
+    *,
+    seeds: int,
+    targets: int,
+    sources: int,
+    pairs: int,
+    sd_seed: float,
+    sd_target: float,
+    sd_source: float,
+    sd_rest: float,
+    comparisons: int = 1,
+    power: float = 0.8,
+) -> float:
+    """Minimum detectable difference of a study that has not run, from the standard deviations of a difference.
+
+    Var = sd_seed^2/S + sd_target^2/T + sd_source^2/U + sd_rest^2/(S P), with Satterthwaite degrees of freedom;
+    NaN where no factor has two levels.
+    """
+    parts = [(sd_seed**2 / seeds, seeds), (sd_target**2 / targets, targets), (sd_source**2 / sources, sources)]
+    parts.append((sd_rest**2 / (seeds * pairs), seeds * pairs))
+    parts = [(v, n) for v, n in parts if n > 1]
+    variance = sum(v for v, _ in parts)
+    if not parts or variance == 0:
+        return math.nan
+    df = max(1.0, variance**2 / sum(v**2 / (n - 1) for v, n in parts))
+    t = float(stats.t.ppf(1 - ALPHA / (2 * comparisons), df) + stats.t.ppf(power, df))
+    return t * math.sqrt(variance)

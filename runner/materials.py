@@ -1,0 +1,150 @@
+"""What all runs of a study work with: the frozen codec and encoders, the speech, the conversions to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from runner.config import StudySettings
+from runner.data import Corpus, CropLoader, PairList, References, conversion_pairs, open_corpus
+from runner.embeddings import speaker_embeddings
+from runner.evaluate.conversions import Conversions
+from runner.evaluate.judging import check_judge
+from snac_core.codec import SNAC
+from snac_core.errors import UserError
+from snac_core.plugins import Catalogue
+from snac_core.speakers import load_speaker_encoder
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.speakers.sampling import SpeakerTable
+
+Progress = Callable[[str, int, int], None]
+
+
+class Materials:
+    """Loaded on first use, each once.
+
+    Args:
+        study: the shared settings.
+        catalogue: the plugins.
+        progress: called with (what, done, of how many) on long work.
+        warn: called with a line for everything that is skipped.
+    """
+
+    def __init__(
+        self,
+        study: StudySettings,
+        catalogue: Catalogue,
+        *,
+        progress: Progress | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        if not study.data:
+            raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
+        self.study = study
+        self.catalogue = catalogue
+        self.progress = progress
+        self.warn = warn
+        self.device = device_named(study.device)
+
+    @cached_property
+    def codec(self) -> SNAC:
+        """The base, frozen."""
+        return SNAC.from_pretrained(self.study.base).freeze().to(self.device)
+
+    @cached_property
+    def teacher(self) -> SpeakerEncoder:
+        """The encoder of conditioning and loss."""
+        return load_speaker_encoder(self.study.teacher, plugins=self.catalogue).to(self.device)
+
+    @cached_property
+    def judge(self) -> SpeakerEncoder:
+        """The encoder of the scores, checked to be none that the arms learn from."""
+        judge = load_speaker_encoder(self.study.judge, plugins=self.catalogue).to(self.device)
+        check_judge(judge, self.teacher, self.catalogue)
+        return judge
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The speech."""
+
+        def told(done: int, of: int) -> None:
+            if self.progress:
+                self.progress("listening to the data", done, of)
+
+        return open_corpus(self.study.data, console=self.warn, progress=told)
+
+    @cached_property
+    def table(self) -> SpeakerTable:
+        """The teacher's embeddings of the training speakers."""
+        references = References(self.corpus, "train")
+
+        def embedded(role: str) -> Tensor:
+            def told(done: int, of: int) -> None:
+                if self.progress:
+                    self.progress(f"{self.teacher.name} on train speakers", done, of)
+
+            segments = {s: getattr(references, role)(s) for s in references.speakers}
+            found = speaker_embeddings(self.corpus, segments, self.teacher, progress=told)
+            return torch.stack([found[speaker] for speaker in references.speakers])
+
+        return SpeakerTable(
+            tuple(references.speakers), embedded("conditioning"), embedded("scoring"), self.teacher.digest
+        )
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of everything that a score depends on beside the arm."""
+        return {
+            "data": self.corpus.digest,
+            "base": self.codec.digest,
+            "teacher": self.teacher.digest,
+            "judge": self.judge.digest,
+        }
+
+    def batches(self, seed: int) -> CropLoader:
+        """Batches of training crops for a seed."""
+        study = self.study
+        return CropLoader(self.corpus, "train", self.codec.sampling_rate, study.crop_seconds, study.batch_size, seed)
+
+    @cached_property
+    def dev(self) -> Conversions:
+        """Conversions of dev speakers, judged while training."""
+        return self._conversions(self._pairs("dev", self.study.dev_pairs))
+
+    @cached_property
+    def test(self) -> Conversions:
+        """Conversions of test speakers, which only the report sees."""
+        return self._conversions(self.test_pairs)
+
+    @cached_property
+    def test_pairs(self) -> PairList:
+        """What is converted to whom on test speakers; known without hearing any of them."""
+        return self._pairs("test", self.study.test_pairs)
+
+    def _pairs(self, split: str, n: int) -> PairList:
+        study = self.study
+        try:
+            return conversion_pairs(self.corpus, split, n=n, seed=study.pair_seed, seconds=study.pair_seconds)
+        except UserError as error:
+            raise UserError(f"{error} (--set {split}_pairs=N sets how many)") from error
+
+    def _conversions(self, pairs: PairList) -> Conversions:
+        return Conversions(
+            self.corpus, pairs, self.codec.sampling_rate, self.teacher, self.judge, progress=self.progress
+        )
+
+
+def device_named(name: str) -> torch.device:
+    """A device by name; UserError for one that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}; expected cpu, cuda, or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} asked for, but this machine has no CUDA device; expected cpu")
+    return device

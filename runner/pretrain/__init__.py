@@ -1,0 +1,35 @@
+"""Training a base codec from speech, and measuring it.
+
+Names are imported on first use, so that importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.pretrain.averaging import average as average
+    from runner.pretrain.comparing import compare as compare
+    from runner.pretrain.loop import pretrain as pretrain
+    from runner.pretrain.presets import PRESETS as PRESETS
+    from runner.pretrain.presets import recipe as recipe
+    from runner.pretrain.settings import PretrainSettings as PretrainSettings
+
+_HOMES = {
+    "PRESETS": "presets",
+    "PretrainSettings": "settings",
+    "average": "averaging",
+    "compare": "comparing",
+    "pretrain": "loop",
+    "recipe": "presets",
+}
+__all__ = ["PRESETS", "PretrainSettings", "average", "compare", "pretrain", "recipe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

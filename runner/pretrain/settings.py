@@ -1,0 +1,101 @@
+"""What a training of a base codec can be told."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Settings refuse unknown keys and cannot be changed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LossWeights(Settings):
+    """What each raw term counts."""
+
+    mel_log: float = Field(45.0, ge=0, description="Log mel magnitudes, L1 in bels.")
+    mel_linear: float = Field(5.0, ge=0, description="Mel magnitudes, L1 relative to the target's mean.")
+    stft_log: float = Field(10.0, ge=0, description="Log STFT magnitudes, L1 in bels.")
+    stft_linear: float = Field(5.0, ge=0, description="STFT magnitudes, L1 relative to the target's mean.")
+    commitment: float = Field(5.0, ge=0, description="Pulls encodings to their entries.")
+    codebook: float = Field(1.0, ge=0, description="Pulls entries to their encodings.")
+    adversarial: float = Field(1.0, ge=0, description="Hinge of the critics.")
+    features: float = Field(10.0, ge=0, description="Distance of the critics' features, relative.")
+
+
+class QuantiserTraining(Settings):
+    """What keeps the codes alive."""
+
+    continuous: int | None = Field(
+        None, ge=0, description="Steps in which the latent passes unrounded; None: 300, or 0 with `start`."
+    )
+    blend: int | None = Field(
+        None, ge=0, description="Steps in which rounding is blended in after that; None: 300, or 0 with `start`."
+    )
+    kmeans_batches: int = Field(16, ge=0, description="Batches that the codebooks are laid into; 0: as initialised.")
+    restart_every: int = Field(100, ge=0, description="Steps after which unused entries are moved; 0: never.")
+    lr_scale: float = Field(5.0, gt=0, description="Learning rate of the entries, relative to that of the codec.")
+    level_dropout: Share = Field(0.1, description="Share of the items that keep only some of the coarse levels.")
+
+
+class Adversary(Settings):
+    """The critics."""
+
+    after: int = Field(2000, ge=0, description="Step from which critics train and are listened to.")
+    rise: int = Field(500, ge=0, description="Steps over which their weight rises to the full one.")
+    lr: float = Field(3e-4, gt=0, description="Peak learning rate of the critics.")
+    periods: tuple[int, ...] = Field((2, 3, 5, 7, 11), description="Of the period critics, in samples.")
+    n_ffts: tuple[int, ...] = Field((512, 1024, 2048), description="Windows of the spectral critics, in samples.")
+    period_channels: int = Field(32, ge=1, description="Of the first layer; the next have 2, 4 and 8 times as many.")
+    spectral_channels: int = Field(32, ge=1, description="Of every layer.")
+
+
+class Augmentation(Settings):
+    """What may happen to a crop before the codec hears it; the codec is to reproduce what it heard.
+
+    Speed moves pitch and formants alike; with the formants moved back it is the pitch that has changed.
+    """
+
+    gain_db: float = Field(6.0, ge=0, description="Largest change of level, in dB, either way.")
+    speed: float = Field(0.15, ge=0, lt=0.5, description="Largest change of speed, and with it of pitch, relative.")
+    formant: float = Field(0.12, ge=0, lt=0.5, description="Largest change of the formants by themselves, relative.")
+    changed: Share = Field(0.4, description="Share of the items whose speed and formants change.")
+
+
+class PretrainSettings(Settings):
+    """A training of a base codec."""
+
+    codec: str = Field("tiny", description="Preset, or a JSON file of SNAC's arguments; ignored with `start`.")
+    start: str | None = Field(None, description="Bundled name, folder or hub id of a codec to continue from.")
+    data: tuple[str, ...] = Field((), description="Folders of speech; their train splits are trained on.")
+    synthetic: int = Field(
+        80, ge=0, le=80, description="Synthetic speakers to add; the held-out ones are never trained on."
+    )
+    synthetic_sentences: int = Field(48, ge=1, le=48, description="Sentences of each synthetic speaker.")
+    synthetic_share: Share = Field(0.25, description="Of each batch, where there is recorded speech too.")
+    steps: int = Field(20000, ge=1, description="Of the optimizer.")
+    batch: int = Field(8, ge=1, description="Crops a step, on each device.")
+    crop_seconds: float = Field(0.72, gt=0, description="Length of a crop, in s.")
+    lr: float = Field(6e-4, gt=0, description="Peak learning rate.")
+    lr_warmup: int = Field(100, ge=0, description="Steps until the peak.")
+    lr_min_ratio: Share = Field(0.02, description="Last learning rate relative to the peak; a cosine leads there.")
+    weight_decay: float = Field(1e-3, ge=0, description="Of AdamW, on matrices only.")
+    grad_clip: float = Field(5.0, gt=0, description="Largest gradient norm of the codec.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Memory of the averaged weights, which are the ones kept.")
+    seed: int = Field(0, ge=0, description="Of everything random.")
+    weights: LossWeights = LossWeights()
+    quantiser: QuantiserTraining = QuantiserTraining()
+    adversary: Adversary | None = Field(Adversary(), description="The critics; None: no adversary.")
+    augmentation: Augmentation = Augmentation()
+    device: str = Field("auto", description="cpu, cuda, or auto.")
+    bf16: bool | None = Field(None, description="Mixed precision; None: where the device gains by it.")
+    compile: bool | None = Field(None, description="torch.compile; None: where the device gains by it.")
+    log_every: int = Field(50, ge=1, description="Steps between log lines.")
+    loaders: int = Field(4, ge=1, description="Threads that prepare batches where an accelerator waits for them.")
+    checkpoint_seconds: float = Field(180.0, gt=0, description="Between checkpoints, in s.")
+    listen_every: int = Field(1000, ge=0, description="Steps between validations with audio in TensorBoard; 0: never.")

@@ -1,0 +1,73 @@
+"""Word errors of an offline recogniser, for what a codec costs in intelligibility."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from runner.data.audio import resample
+from snac_core.errors import UserError
+
+if TYPE_CHECKING:
+    from runner.pretrain.figures import Item
+
+RATE = 16000  # Hz
+
+
+class Recogniser:
+    """pocketsphinx with the English model of its package.
+
+    Raises:
+        UserError: if the package is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from pocketsphinx import Decoder
+        except ImportError:
+            raise UserError("word errors need the package pocketsphinx: install the extra [judges]") from None
+        self._decoder: Any = Decoder(samprate=RATE, loglevel="FATAL")
+
+    def __call__(self, audio: Tensor, sample_rate: int) -> str:
+        """Words in audio (1, T)."""
+        wave = resample(audio, sample_rate, RATE)[0]
+        # the decoder adapts to what it heard before; the same audio shall always give the same words
+        self._decoder.reinit_feat()
+        self._decoder.start_utt()
+        self._decoder.process_raw((wave.clamp(-1, 1) * 32767).short().numpy().tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        best = self._decoder.hyp()
+        return "" if best is None else str(best.hypstr)
+
+
+def wer_cost(items: Sequence[Item], made: Sequence[Tensor], rate: int, read: Callable[[Tensor, int], str]) -> float:
+    """Word errors in points that the codec adds.
+
+    Where an item's text is known: WER of the codec's output minus WER of the original, both against the text. Where it
+    is not: WER of the output against what the recogniser reads in the original, whose own cost is then 0.
+    """
+    errors = words = 0
+    for item, audio in zip(items, made, strict=True):
+        original, coded = read(item.audio, rate), read(audio, rate)
+        truth = _words(original if item.text is None else item.text)
+        errors += distance(truth, _words(coded)) - distance(truth, _words(original))
+        words += len(truth)
+    return 100 * errors / max(1, words)
+
+
+def distance(wanted: Sequence[str], got: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions that make `got` of `wanted` (Levenshtein)."""
+    before = list(range(len(got) + 1))
+    for number, word in enumerate(wanted, 1):
+        now = [number]
+        for place, other in enumerate(got, 1):
+            now.append(min(before[place] + 1, now[-1] + 1, before[place - 1] + (word != other)))
+        before = now
+    return before[-1]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())

@@ -1,0 +1,213 @@
+"""Which tables a report has, filled from the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from runner.evaluate.statistics import Estimate
+from runner.report.metrics import KNOWN, Metric, present
+from runner.report.numbers import Numbers
+from runner.report.results import Study, finite
+from runner.report.sentences import bracket, number
+from runner.report.tables import Cell, Column, Row, Table, text_cell
+
+EMPTY = Cell("—")
+BLANK = Cell("")  # what does not apply to a control
+
+
+def _blank(cell: Cell) -> Cell:
+    return BLANK if cell.value is None else cell
+
+
+def estimate_cell(e: Estimate | None, digits: int) -> Cell:
+    """A mean with its interval in small print."""
+    if e is None or not math.isfinite(e.mean):
+        return EMPTY
+    low, high = (e.low, e.high) if math.isfinite(e.low) else (None, None)
+    return Cell(number(e.mean, digits), e.mean, bracket(e, digits), low, high)
+
+
+def column(metric: Metric) -> Column:
+    return Column(metric.label, metric.unit, metric.arrow, metric.meaning)
+
+
+def metric_table(
+    study: Study,
+    numbers: Numbers,
+    name: str,
+    title: str,
+    metrics: Sequence[Metric],
+    *,
+    controls: bool = True,
+    embeddings: bool = False,
+) -> Table | None:
+    """Arms and controls by metrics; with `embeddings` also each arm under the own and under another speaker's."""
+    metrics = [m for m in metrics if any(k[1] == m.name for k in [*numbers.arms, *numbers.controls])]
+    if not metrics:
+        return None
+    columns = [Column("Arm", numeric=False), *(column(m) for m in metrics), Column("n_ok/N"), Column("Seeds")]
+    rows = []
+    for mark, (arm, runs) in enumerate(study.arms.items()):
+        if arm not in study.finished():
+            status = "/".join(dict.fromkeys(r.status for r in runs))
+            rows.append(Row([text_cell(arm), *[Cell("—") for _ in metrics], EMPTY, Cell(status)], "failed", mark))
+            continue
+        ok, n = min((numbers.ok[arm, m.name] for m in metrics if (arm, m.name) in numbers.ok), default=(0, 0))
+        seeds = sum(r.ok for r in runs)
+        shown = f"{seeds}/{len(runs)}" if seeds < len(runs) else str(seeds)
+        cells = [estimate_cell(numbers.arms.get((arm, m.name)), m.digits) for m in metrics]
+        rows.append(
+            Row([text_cell(arm), *cells, Cell(f"{ok}/{n}", ok / n if n else None), Cell(shown, seeds)], "arm", mark)
+        )
+    for control in sorted(
+        study.controls if controls else (), key=lambda c: ({"source": 0, "floor": 1, "ceiling": 2}.get(c, 3), c)
+    ):
+        cells = [estimate_cell(numbers.controls.get((control, m.name)), m.digits) for m in metrics]
+        if metrics[0].name == "normalised" and numbers.score == "normalised" and control in ("floor", "ceiling"):
+            exact = 0.0 if control == "floor" else 1.0
+            cells[0] = Cell(number(exact), exact)
+        if any(c.value is not None for c in cells):
+            rows.append(Row([text_cell(_CONTROLS.get(control, control)), *map(_blank, cells), BLANK, BLANK], "control"))
+    if embeddings:
+        for key, label in (("secs_own", "own embedding"), ("secs_other", "other speaker's embedding")):
+            for arm in study.finished():
+                if (arm, key) in numbers.arms:
+                    under = [estimate_cell(numbers.arms[arm, key], 3) if m.name == "secs" else BLANK for m in metrics]
+                    rows.append(Row([text_cell(f"{label} · {arm}"), *under, BLANK, BLANK], "control"))
+    return Table(name, title, columns, rows) if any(row.kind != "failed" for row in rows) else None
+
+
+_CONTROLS = {
+    "source": "source, unchanged",
+    "floor": "floor: bare codec of the source",
+    "ceiling": "ceiling: bare codec of the target",
+}
+
+
+def comparison_table(numbers: Numbers) -> Table | None:
+    if not numbers.comparisons:
+        return None
+    unit = "normalised SECS" if numbers.score == "normalised" else "SECS"
+    columns = [
+        Column("Arm A", numeric=False),
+        Column("Arm B", numeric=False),
+        Column("A − B", unit, meaning="95 % interval, not adjusted for the number of comparisons"),
+        Column("p", meaning="two-sided sign-flip test on the means of the target speakers"),
+        Column("p, Holm", meaning="adjusted over all pairs of arms"),
+        Column("Detectable", unit, meaning="true difference that this study would find with 80 % power"),
+        Column("Speaker similarity", numeric=False),
+    ]
+    rows = []
+    for c in numbers.comparisons:
+        word = {"higher": "A higher", "lower": "B higher", "better": "A better", "worse": "B better"}
+        said = word.get(c.decision.word, c.decision.word)
+        ps = [Cell(f"{p:.3g}" if math.isfinite(p) else "—", p) for p in (c.p, c.p_holm)]
+        size = estimate_cell(c.difference, 2)
+        detectable = Cell(number(c.detectable), c.detectable)
+        rows.append(Row([text_cell(c.a), text_cell(c.b), size, *ps, detectable, text_cell(said)]))
+    return Table("comparisons", "Pairs of arms", columns, rows)
+
+
+def sex_table(study: Study, numbers: Numbers) -> Table | None:
+    if not numbers.by_sex:
+        return None
+    columns = [Column("Arm", numeric=False), Column("Same sex", "SECS", "↑"), Column("Cross sex", "SECS", "↑")]
+    marks = list(study.arms)
+    rows = [
+        Row(
+            [text_cell(a), *(estimate_cell(numbers.by_sex.get((a, same)), 3) for same in (True, False))],
+            "arm",
+            marks.index(a),
+        )
+        for a in study.finished()
+    ]
+    return Table("sexes", "Same-sex and cross-sex pairs", columns, rows)
+
+
+def codes_table(study: Study) -> Table | None:
+    """Per codebook level, mean over seeds: share of codes changed by the conditioning, and perplexity."""
+    rows, depth = [], 0
+    averages: dict[str, tuple[list[float | None], list[float | None]]] = {}
+    for arm in study.finished():
+        codes = [r.result.codes for r in study.arms[arm] if r.ok and r.result is not None]
+        averages[arm] = (_levels([c.changed for c in codes]), _levels([c.perplexity for c in codes]))
+        depth = max(depth, *(len(x) for x in averages[arm]))
+    if not depth:
+        return None
+    columns = [Column("Arm", numeric=False)]
+    columns += [Column(f"Changed, level {i + 1}", "%") for i in range(depth)]
+    columns += [Column(f"Perplexity, level {i + 1}") for i in range(depth)]
+    marks = list(study.arms)
+    for arm, (changed, perplexity) in averages.items():
+        cells = [Cell(number(100 * v, 1), 100 * v) if v is not None else EMPTY for v in _padded(changed, depth)]
+        cells += [Cell(number(v, 0), v) if v is not None else EMPTY for v in _padded(perplexity, depth)]
+        rows.append(Row([text_cell(arm), *cells], "arm", marks.index(arm)))
+    return Table("codes", "Codes, level 1 the coarsest", columns, rows)
+
+
+def _padded(values: list[float | None], depth: int) -> list[float | None]:
+    return values + [None] * (depth - len(values))
+
+
+def _levels(runs: Sequence[Sequence[float | None]]) -> list[float | None]:
+    depth = max((len(r) for r in runs), default=0)
+    found: list[float | None] = []
+    for i in range(depth):
+        known = [v for r in runs if i < len(r) and (v := finite(r[i])) is not None]
+        found.append(sum(known) / len(known) if known else None)
+    return found
+
+
+def cost_table(study: Study) -> Table | None:
+    """Means over an arm's successful runs."""
+    fields = (
+        ("seconds_alone", Column("Alone", "s", "↓", "seconds as if trained alone: shared + own"), 1, 1.0),
+        ("seconds_own", Column("Own", "s", "↓"), 1, 1.0),
+        ("seconds_shared", Column("Shared", "s", "", "work done once for all arms of a seed"), 1, 1.0),
+        ("steps", Column("Steps"), 0, 1.0),
+        ("parameters", Column("Parameters", "thousand", "↓", "trainable"), 1, 1e-3),
+        ("bytes", Column("Model", "MB", "↓", "size of the saved strategies"), 2, 1e-6),
+        ("peak_memory_bytes", Column("Peak memory", "MB", "↓", "of the whole process"), 0, 1e-6),
+    )
+    marks = list(study.arms)
+    rows = []
+    for arm in study.finished():
+        costs = [r.result.cost for r in study.arms[arm] if r.ok and r.result is not None]
+        cells: list[Cell] = []
+        for name, _, digits, scale in fields:
+            known = [v * scale for c in costs if (v := finite(getattr(c, name))) is not None]
+            mean = sum(known) / len(known) if known else math.nan
+            cells.append(Cell(number(mean, digits), mean) if known else EMPTY)
+        rows.append(Row([text_cell(arm), *cells], "arm", marks.index(arm)))
+    if not any(c.value is not None for row in rows for c in row.cells[1:]):
+        return None
+    return Table("cost", "Cost of one run", [Column("Arm", numeric=False), *(f[1] for f in fields)], rows)
+
+
+def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
+    """Every table with something in it, by name, in the page's order."""
+    metrics = present(study.results())
+    groups: dict[str, list[Metric]] = {}
+    named = {n: KNOWN[n] for n in ("normalised", "specificity", "gap", "overrating")} | {m.name: m for m in metrics}
+    for m in sorted(named.values(), key=lambda m: list(KNOWN).index(m.name) if m.name in KNOWN else len(KNOWN)):
+        groups.setdefault(m.group, []).append(m)
+    speaker = groups["speaker"]
+    tables = [
+        metric_table(study, numbers, "speaker", "Speaker similarity, by the judge", speaker, embeddings=True),
+        comparison_table(numbers),
+        metric_table(
+            study, numbers, "identity", "Identity quality, under the own embedding", groups.get("identity", [])
+        ),
+        metric_table(study, numbers, "teacher", "Teacher's score minus judge's", _teacher(groups), controls=False),
+        sex_table(study, numbers),
+        metric_table(study, numbers, "other", "Other measures", groups.get("other", [])),
+        codes_table(study),
+        cost_table(study),
+    ]
+    return {t.name: t for t in tables if t is not None}
+
+
+def _teacher(groups: dict[str, list[Metric]]) -> list[Metric]:
+    measured = any(m.name == "teacher_secs" for m in groups["teacher"])
+    return [KNOWN["teacher_secs"], KNOWN["secs"], KNOWN["overrating"]] if measured else []

@@ -1,0 +1,75 @@
+"""What the metrics of a result are called on the page: label, unit, direction, and one line of meaning.
+
+A metric that is not listed is shown all the same, with the unit and direction that its result gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from runner.report.schema import Result
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a measure is shown. `direction` says which way is good: "up", "down", or "" for neither."""
+
+    name: str
+    label: str
+    unit: str
+    direction: str
+    group: str  # "speaker", "identity", "teacher", "embedding" or "other"
+    digits: int
+    meaning: str
+
+    @property
+    def arrow(self) -> str:
+        return {"up": "↑", "down": "↓"}.get(self.direction, "")
+
+
+KNOWN = {
+    metric.name: metric
+    for metric in (
+        Metric("normalised", "Normalised SECS", "share", "up", "speaker", 2,
+               "(SECS − floor) / (ceiling − floor): 0 is the bare codec, 1 the target's own voice through it"),
+        Metric("secs", "SECS", "cosine", "up", "speaker", 3,
+               "cosine of the judge's embedding of the output to the target speaker's mean"),
+        Metric("secs_source", "Leak", "cosine", "down", "speaker", 3,
+               "cosine of the output to the source speaker's mean"),
+        Metric("specificity", "Specificity", "cosine", "up", "speaker", 3,
+               "SECS under the right embedding minus SECS under another speaker's"),
+        Metric("spk_id", "spk_id", "1 − cos", "down", "speaker", 3,
+               "distance of the output under the source's own embedding to the source speaker's mean"),
+        Metric("spk_vc", "spk_vc", "1 − cos", "down", "speaker", 3,
+               "distance of the converted output to the target's mean"),
+        Metric("gap", "Gap", "1 − cos", "down", "speaker", 3, "spk_vc − spk_id; the goal is under 0.1"),
+        Metric("stoi", "STOI", "0 to 1", "up", "identity", 3, "intelligibility under the own embedding"),
+        Metric("pesq", "PESQ", "MOS-LQO", "up", "identity", 2, "perceived quality under the own embedding"),
+        Metric("mel", "Mel distance", "log-mel L1", "down", "identity", 3, "to the source, under the own embedding"),
+        Metric("stft", "STFT distance", "multi-scale", "down", "identity", 3, "to the source, under the own embedding"),
+        Metric("si_sdr", "SI-SDR", "dB", "up", "identity", 1, "to the source, under the own embedding"),
+        Metric("teacher_secs", "Teacher's SECS", "cosine", "", "teacher", 3, "the same score by the arm's own teacher"),
+        Metric("overrating", "Teacher − judge", "cosine", "", "teacher", 3,
+               "how much better the teacher finds the output than the judge does"),
+        Metric("secs_own", "SECS under the source's own embedding", "cosine", "", "embedding", 3, "a control"),
+        Metric("secs_other", "SECS under another speaker's embedding", "cosine", "", "embedding", 3, "a control"),
+    )
+}  # fmt: skip
+
+
+def metric(name: str, results: Iterable[Result] = ()) -> Metric:
+    """The listed metric, with the unit that the results state; else one made from what they state."""
+    stated = next((r.metrics[name] for r in results if name in r.metrics), None)
+    if name in KNOWN:
+        return replace(KNOWN[name], unit=stated.unit) if stated is not None and stated.unit else KNOWN[name]
+    unit, direction = (stated.unit, stated.direction) if stated is not None else ("", "")
+    return Metric(name, name, unit, direction, "other", 3, "")
+
+
+def present(results: Iterable[Result]) -> list[Metric]:
+    """Every metric that some result has, listed ones first in the list's order, others by name."""
+    results = list(results)
+    names = {n for r in results for n in r.metrics} | {n for r in results for u in r.utterances for n in u.metrics}
+    ordered = [n for n in KNOWN if n in names] + sorted(names - set(KNOWN))
+    return [metric(n, results) for n in ordered]

@@ -1,0 +1,215 @@
+"""From results per utterance to estimates: arms, controls, and the differences between arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from runner.evaluate.statistics import (
+    Array,
+    Estimate,
+    estimates,
+    holm,
+    level_means,
+    minimum_detectable_effect,
+    sign_flip,
+)
+from runner.evaluate.verdict import Decision, decide, is_dead, shortfalls
+from runner.report.cells import DERIVED, Cells
+from runner.report.results import Study, finite
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arm A minus arm B in normalised SECS, on the seeds and conversions that both have."""
+
+    a: str
+    b: str
+    difference: Estimate
+    p: float
+    p_holm: float
+    detectable: float
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Every estimate of a study; keys of `arms` and `controls` are (name, metric)."""
+
+    arms: dict[tuple[str, str], Estimate]
+    controls: dict[tuple[str, str], Estimate]
+    ok: dict[tuple[str, str], tuple[int, int]]
+    by_sex: dict[tuple[str, bool], Estimate]
+    comparisons: tuple[Comparison, ...]
+    dead: tuple[str, ...]
+    obstacles: tuple[str, ...]  # why no verdict is possible at all
+    ranked: tuple[str, ...]  # finished arms, best first, by normalised SECS (SECS where there are no controls)
+    targets: int
+    sources: int
+    pairs: int
+
+    @property
+    def score(self) -> str:
+        """The metric that ranks: normalised SECS where floor and ceiling allow it."""
+        return "normalised" if any(m == "normalised" for _, m in self.arms) else "secs"
+
+
+def compute(study: Study, names: Iterable[str]) -> Numbers:
+    """Estimates for the metrics `names` and all comparisons of a study."""
+    cells = Cells(study)
+    arms = study.finished()
+    keys: list[tuple[str, str]] = []
+    arrays: list[Array] = []
+    over: list[Array | None] = []
+    wanted = [n for n in dict.fromkeys([*names, *DERIVED]) if n != "normalised"]
+    for arm in arms:
+        for name in wanted:
+            values = cells.arm(arm, name)
+            if np.isfinite(values).any():
+                keys.append((arm, name))
+                arrays.append(values)
+                over.append(None)
+    floor, ceiling = cells.control("floor", "secs"), cells.control("ceiling", "secs")
+    span = ceiling - floor
+    usable = bool(np.isfinite(span).any()) and float(np.nanmean(span)) > 0
+    if usable:
+        for arm in arms:
+            values = cells.arm(arm, "secs") - floor
+            if np.isfinite(values + span).any():
+                keys.append((arm, "normalised"))
+                arrays.append(np.where(np.isfinite(span), values, np.nan))
+                over.append(np.where(np.isfinite(values), span, np.nan))
+    arm_estimates = dict(zip(keys, estimates(arrays, cells.target, cells.source, over=over), strict=True))
+    masks = {same: np.array([s is same for s in cells.same_sex], dtype=bool) for same in (True, False)}
+    halves = {
+        (a, same): np.where(m, cells.arm(a, "secs"), np.nan) for same, m in masks.items() if m.any() for a in arms
+    }
+    by_sex = dict(zip(halves, estimates(list(halves.values()), cells.target, cells.source), strict=True))
+    arm_estimates |= _pooled_only(study, arms, wanted, arm_estimates)
+    control_estimates = _controls(study, cells, wanted)
+    ok = _counts(study, cells, arms, [*wanted])
+    obstacles = _obstacles(study, usable, floor, ceiling)
+    comparisons = _compare(cells, arms, floor, span, usable, ok, obstacles)
+    noise = {a: _noise_floor(study, a) for a in arms}
+    floor_mean = control_estimates.get(("floor", "secs"))
+    dead = []
+    for arm in arms:
+        secs, specificity = arm_estimates.get((arm, "secs")), arm_estimates.get((arm, "specificity"))
+        gain = secs.mean - floor_mean.mean if secs and floor_mean else math.nan
+        if is_dead(gain=gain, specificity=specificity.mean if specificity else math.nan, noise_floor=noise[arm]):
+            dead.append(arm)
+    score = "normalised" if usable else "secs"
+    ranked = sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)
+    return Numbers(
+        arm_estimates, control_estimates, ok, by_sex, comparisons, tuple(dead), obstacles, tuple(ranked),
+        cells.targets, int(cells.source.max()) + 1 if cells.pairs else 0, len(cells.pairs),
+    )  # fmt: skip
+
+
+def _pooled_only(
+    study: Study, arms: list[str], wanted: list[str], have: dict[tuple[str, str], Estimate]
+) -> dict[tuple[str, str], Estimate]:
+    """Metrics that results give only pooled: their mean over seeds, without an interval."""
+    nan = math.nan
+    found = {}
+    for arm in arms:
+        results = [r.result for r in study.arms[arm] if r.ok and r.result is not None]
+        for name in wanted:
+            if (arm, name) in have:
+                continue
+            means = [v for r in results if name in r.metrics and (v := finite(r.metrics[name].mean)) is not None]
+            if means:
+                found[arm, name] = Estimate(sum(means) / len(means), nan, nan, nan, nan, "none", len(means), 0, 0, 0)
+    return found
+
+
+def _controls(study: Study, cells: Cells, wanted: list[str]) -> dict[tuple[str, str], Estimate]:
+    nan = math.nan
+    found: dict[tuple[str, str], Estimate] = {}
+    rows = {(control, name): cells.control(control, name) for control in study.controls for name in wanted}
+    rows = {key: values for key, values in rows.items() if np.isfinite(values).any()}
+    for control, run in study.controls.items():
+        for name in wanted:
+            pooled = run.result.metrics.get(name) if run.ok and run.result is not None else None
+            if pooled is not None and (mean := finite(pooled.mean)) is not None:
+                found[control, name] = Estimate(mean, nan, nan, nan, nan, "none", 1, 0, 0, 0)
+    return found | dict(zip(rows, estimates(list(rows.values()), cells.target, cells.source), strict=True))
+
+
+def _counts(study: Study, cells: Cells, arms: list[str], names: list[str]) -> dict[tuple[str, str], tuple[int, int]]:
+    """(n_ok, n) summed over an arm's successful seeds, as its results state, else as their utterances show."""
+    counts = {}
+    for arm in arms:
+        results = [r.result for r in study.arms[arm] if r.ok and r.result is not None]
+        for name in names:
+            n_ok = n = 0
+            for result in results:
+                stated = result.metrics.get(name)
+                if stated is not None and stated.n_ok is not None and stated.n:
+                    n_ok, n = n_ok + stated.n_ok, n + stated.n
+                else:
+                    n_ok += int(np.isfinite(cells.row(result, name)).sum())
+                    n += len(result.utterances)
+            counts[arm, name] = (n_ok, n)
+    return counts
+
+
+def _noise_floor(study: Study, arm: str) -> float:
+    values = [
+        v for r in study.arms[arm] if r.ok and r.result and (v := finite(r.result.noise_floor.get("secs"))) is not None
+    ]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _obstacles(study: Study, usable: bool, floor: Array, ceiling: Array) -> tuple[str, ...]:
+    """What forbids every verdict of this study, whatever its size."""
+    found = []
+    for name, values in (("floor", floor), ("ceiling", ceiling)):
+        if not np.isfinite(values).any():
+            found.append(f"needs the {name} control's SECS")
+    if not found and not usable:
+        found.append("the judge scores the ceiling no higher than the floor, so it cannot tell these speakers apart")
+    good = [r.result for runs in study.arms.values() for r in runs if r.ok and r.result is not None]
+    if len({r.pairs.digest for r in good if r.pairs.digest}) > 1:
+        found.append("needs one pair list; the arms were judged on different ones")
+    teachers = {(t.family or t.name) for r in good if (t := r.teacher) is not None}
+    judges = {(j.family or j.name) for r in good for j in r.judges[:1]}
+    if good and not judges:
+        found.append("needs a judge's name in the results")
+    shared = sorted((teachers & judges) - {""})
+    return (*found, *(f"needs a judge of another family than the teacher's, here both are {name}" for name in shared))
+
+
+def _compare(
+    cells: Cells,
+    arms: list[str],
+    floor: Array,
+    span: Array,
+    usable: bool,
+    ok: dict[tuple[str, str], tuple[int, int]],
+    obstacles: tuple[str, ...],
+) -> tuple[Comparison, ...]:
+    drafts: list[tuple[str, str, Array, Array, float]] = []
+    for a, b in combinations(arms, 2):
+        shared = [s for s in cells.seeds(a) if s in cells.seeds(b)]
+        rows_a = cells.arm(a, "secs")[[cells.seeds(a).index(s) for s in shared]]
+        rows_b = cells.arm(b, "secs")[[cells.seeds(b).index(s) for s in shared]]
+        difference = rows_a - rows_b
+        divisor = np.broadcast_to(span if usable else np.ones_like(span), difference.shape)
+        both = np.isfinite(difference) & np.isfinite(divisor)
+        shares = [n_ok / n if n else 0.0 for n_ok, n in (ok[a, "secs"], ok[b, "secs"])]
+        drafts.append((a, b, np.where(both, difference, np.nan), np.where(both, divisor, np.nan), min(shares)))
+    found = estimates([d[2] for d in drafts], cells.target, cells.source, over=[d[3] for d in drafts])
+    p = np.array([sign_flip(level_means(d[2], cells.target)) for d in drafts])
+    adjusted = holm(p)
+    comparisons = []
+    for (a, b, _, _, share), estimate, raw, corrected in zip(drafts, found, p, adjusted, strict=True):
+        lacking = shortfalls(targets=estimate.targets, seeds=estimate.seeds, ok=share, comparisons=len(drafts))
+        decision = decide(estimate, float(corrected), missing=[*lacking, *obstacles])
+        effect = minimum_detectable_effect(estimate.se, estimate.df, comparisons=len(drafts))
+        comparisons.append(Comparison(a, b, estimate, float(raw), float(corrected), effect, decision))
+    return tuple(comparisons)

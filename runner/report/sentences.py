@@ -1,0 +1,191 @@
+"""The verdict in words, generated from the numbers and from nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runner.evaluate.statistics import Estimate
+from runner.evaluate.verdict import ALPHA
+from runner.report.numbers import Comparison, Numbers
+from runner.report.results import Study
+
+MOST_PAIRS = 5  # pairs told in words; the table has all
+NO_CONTENT = (
+    "Content has not been judged: these are statements about speaker similarity only, and no arm is called better. "
+    "An arm can gain similarity by losing words."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`kind` is "difference", "inconclusive", "single" or "no verdict"; `missing` says what a verdict would need."""
+
+    kind: str
+    headline: str
+    findings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+
+def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """A number for readers: a true minus sign, an em dash for what is not there."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def bracket(e: Estimate, digits: int = 2) -> str:
+    """The interval as [low, high], or nothing where there is none."""
+    return f"[{number(e.low, digits)}, {number(e.high, digits)}]" if math.isfinite(e.low) else ""
+
+
+def probability(p: float) -> str:
+    if not math.isfinite(p):
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def verdict(study: Study, numbers: Numbers) -> Verdict:
+    """What the numbers allow to be said."""
+    cautions = [*_unfinished(study), *_dead(study, numbers), *_cautions(study, numbers)]
+    finished = study.finished()
+    if not finished:
+        return Verdict("no verdict", "No verdict: no arm has finished.", cautions=tuple(cautions))
+    placed = [a for a in numbers.ranked if (a, "secs") in numbers.arms]
+    if not placed:
+        headline = "No verdict: no finished arm was judged for speaker similarity."
+        return Verdict("no verdict", headline, cautions=tuple(cautions))
+    findings = [_place(numbers, arm) for arm in placed[:3]]
+    if len(finished) == 1:
+        missing = numbers.obstacles
+        headline = f"One arm, {finished[0]}: nothing to compare it with."
+        return Verdict("single", headline, tuple(findings), missing, (*cautions, NO_CONTENT))
+    words = {c.decision.word for c in numbers.comparisons}
+    missing = tuple(dict.fromkeys(m for c in numbers.comparisons for m in c.decision.missing))
+    if words == {"no verdict"}:
+        headline = "No verdict: " + "; ".join(missing) + "."
+        return Verdict("no verdict", headline, tuple(findings), missing, (*cautions, NO_CONTENT))
+    telling = sorted(numbers.comparisons, key=lambda c: (placed[0] not in (c.a, c.b), abs(c.difference.mean)))
+    findings += [_compared(c) for c in telling[:MOST_PAIRS]]
+    if len(telling) > MOST_PAIRS:
+        findings.append(f"{plural(len(telling) - MOST_PAIRS, 'more pair')} of arms: see the table of pairs.")
+    headline = _headline(numbers)
+    kind = "difference" if words & {"higher", "lower"} else "inconclusive"
+    return Verdict(kind, headline, tuple(findings), missing, (*cautions, NO_CONTENT))
+
+
+def _headline(numbers: Numbers) -> str:
+    above: dict[str, set[str]] = {arm: set() for arm in numbers.ranked}
+    for c in numbers.comparisons:
+        if c.decision.word == "higher":
+            above[c.a].add(c.b)
+        elif c.decision.word == "lower":
+            above[c.b].add(c.a)
+    arms = list(numbers.ranked)
+    beaten = set().union(*above.values())
+    if not beaten:
+        return f"Inconclusive: no difference in speaker similarity between {plural(len(arms), 'arm')} is established."
+    leaders = [arm for arm in arms if arm not in beaten]
+    others = [arm for arm in arms if arm in beaten]
+    if len(leaders) == 1 and set(others) <= above[leaders[0]]:
+        against = others[0] if len(others) == 1 else f"the other {len(others)} arms"
+        return f"{leaders[0]} has higher speaker similarity than {against}."
+    if len(leaders) == 1:
+        rest = [o for o in others if o not in above[leaders[0]]]
+        won = listed([o for o in others if o in above[leaders[0]]])
+        return f"{leaders[0]} has higher speaker similarity than {won}; against {listed(rest)} nothing is established."
+    if all(set(others) <= above[arm] for arm in leaders):
+        between = {c.decision.word for c in numbers.comparisons if c.a in leaders and c.b in leaders}
+        left = "it is inconclusive" if between == {"inconclusive"} else "nothing is established"
+        where = "between the two" if len(leaders) == 2 else "among themselves"
+        return f"{listed(leaders)} have higher speaker similarity than {listed(others)}; {where} {left}."
+    parts = [f"{arm} above {listed([o for o in arms if o in above[arm]])}" for arm in arms if above[arm]]
+    return f"Speaker similarity: {'; '.join(parts)}; no other difference is established."
+
+
+def _place(numbers: Numbers, arm: str) -> str:
+    if numbers.score == "normalised" and (e := numbers.arms.get((arm, "normalised"))) is not None:
+        where = f"{arm} goes {number(100 * e.mean, 0)} % of the way from the bare codec to the target's own voice"
+        return f"{where} (normalised SECS {number(e.mean)} {bracket(e)})".replace(" )", ")") + "."
+    e = numbers.arms[arm, "secs"]
+    return f"{arm} scores SECS {number(e.mean, 3)} {bracket(e, 3)}".rstrip() + "."
+
+
+def _compared(c: Comparison) -> str:
+    a, b, sign = (c.a, c.b, 1) if c.difference.mean >= 0 else (c.b, c.a, -1)
+    low, high = sorted((sign * c.difference.low, sign * c.difference.high))
+    size = f"{number(abs(c.difference.mean))} [{number(low)}, {number(high)}]"
+    if c.decision.word == "no verdict":
+        return f"{a} against {b}: no verdict ({'; '.join(c.decision.missing)})."
+    if c.decision.word == "inconclusive":
+        found = f"a difference of {number(c.detectable)} would have been found four times in five"
+        return f"{a} against {b}: inconclusive (+{size}, {probability(c.p_holm)}; {found})."
+    return f"{a} is {'better' if c.decision.word in ('better', 'worse') else 'higher'} than {b} by {size} " + (
+        f"normalised SECS ({probability(c.p_holm)} after Holm's correction)."
+    )
+
+
+def _unfinished(study: Study) -> list[str]:
+    wrong = [run for runs in study.arms.values() for run in runs if not run.ok]
+    total = sum(len(runs) for runs in study.arms.values())
+    if not wrong:
+        return []
+    counts = {s: sum(r.status == s for r in wrong) for s in ("failed", "cancelled", "missing", "unreadable")}
+    parts = [f"{n} {status}" for status, n in counts.items() if n]
+    return [f"{plural(len(wrong), 'run')} of {total} did not succeed ({listed(parts)}); see Failures."]
+
+
+def _dead(study: Study, numbers: Numbers) -> list[str]:
+    names = list(numbers.dead)
+    if not names:
+        return []
+    verb = "is" if len(names) == 1 else "are"
+    return [f"{listed(names)} {verb} dead: the embedding moves the judge's score by less than repeated decodes do."]
+
+
+def _cautions(study: Study, numbers: Numbers) -> list[str]:
+    found = []
+    missing = [c for c in ("floor", "ceiling", "source") if c not in study.controls or not study.controls[c].ok]
+    if missing:
+        found.append(f"Control{'s' if len(missing) > 1 else ''} missing: {listed(missing)}.")
+    seeds = max((c.difference.seeds for c in numbers.comparisons), default=0)
+    if seeds == 2:
+        found.append(
+            "With two seeds the intervals lean on one degree of freedom for the spread over seeds: when that spread is "
+            "strong, about one in nine differences between equal arms would be called real. Three seeds mend this."
+        )
+    fooled = {
+        a: e for a in numbers.ranked if (e := numbers.arms.get((a, "overrating"))) and e.mean > 0.1 and e.clears(0)
+    }
+    if fooled:
+        told = [f"{arm} by {number(e.mean)} {bracket(e)}" for arm, e in list(fooled.items())[:3]]
+        told += [f"{len(fooled) - 3} more"] if len(fooled) > 3 else []
+        found.append(f"The teacher scores higher than the judge does: {listed(told)}.")
+    splits = sorted({r.split for r in study.results() if r.kind == "arm" and r.split} - {"test"})
+    if splits:
+        found.append(f"These numbers are of the {listed(splits)} split, which settings may have been chosen on.")
+    weak = [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.clears(0)]
+    weak += [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.high < 0]
+    if any(c.p_holm >= ALPHA for c in weak):
+        found.append("An interval may clear zero and the pair still be inconclusive: intervals are not corrected for "
+                     "the number of comparisons, p-values are.")  # fmt: skip
+    told_of_data = dict.fromkeys(str(n) for r in study.results() for n in r.data.get("notes") or [])
+    found += [f"Data: {note}{'' if note.endswith('.') else '.'}" for note in told_of_data]
+    lacking = {name: need for r in study.results() for name, need in r.missing.items()}
+    if lacking:
+        found.append(f"Not measured: {listed([f'{name} ({need})' for name, need in sorted(lacking.items())])}.")
+    return [*found, *study.notes]
