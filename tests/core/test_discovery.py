@@ -1,0 +1,283 @@
+"""Plugins: found by entry point and by file, named with their origin, and kept apart when they fail."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from snac_core import UserError, discover
+from snac_core.hookspecs import API_VERSION
+
+STRATEGY = """
+    from snac_core import Strategy, hookimpl
+
+    class Still(Strategy):
+        name = "{name}"
+
+        @hookimpl
+        def after_vq(self, x):
+            return x
+
+    @hookimpl
+    def register_strategies(register):
+        register(Still)
+"""
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Puts a distribution with one module and its entry points on the path, as an installer would."""
+    monkeypatch.syspath_prepend(tmp_path)
+    modules: list[str] = []
+
+    def put(module: str, source: str, *, distribution: str = "acme", entries: tuple[str, ...] = ()) -> None:
+        (tmp_path / f"{module}.py").write_text(dedent(source))
+        info = tmp_path / f"{distribution}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
+        lines = [f"{entry} = {module}" for entry in entries or (module,)]
+        (info / "entry_points.txt").write_text("\n".join(["[snac_core.plugins]", *lines]))
+        modules.append(module)
+        importlib.invalidate_caches()
+
+    yield put
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str], Path]:
+    def write(source: str) -> Path:
+        path = tmp_path / "my_plugin.py"
+        path.write_text(dedent(source))
+        return path
+
+    return write
+
+
+# -------------------------------------------------------------------- entry points
+
+
+def test_the_built_in_plugins_come_in_through_the_public_door() -> None:
+    catalogue = discover()
+    assert {"phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter", "voice_conversion"} <= set(
+        catalogue.strategies
+    )
+    assert "ge2e" in catalogue.speaker_encoders
+    assert "secs" in catalogue.metrics
+    assert str(catalogue.strategies.origins["voice_conversion"]).startswith("plugin 'objectives' of snac-conditioning ")
+
+
+def test_a_third_partys_distribution_is_found_with_its_name_and_version(install: Install) -> None:
+    install("acme_still", STRATEGY.format(name="still"))
+    catalogue = discover()
+    assert catalogue.strategies["still"].name == "still"
+    assert str(catalogue.strategies.origins["still"]) == "plugin 'acme_still' of acme 1.2"
+    assert not catalogue.failures
+
+
+def test_one_module_behind_two_entry_points_registers_once(install: Install) -> None:
+    install("acme_still", STRATEGY.format(name="still"), entries=("one", "two"))
+    assert "still" in discover().strategies
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("def broken(:", "SyntaxError"),
+        ("x = 1", "registers nothing; expected a module-level function"),
+        (
+            "from snac_core import hookimpl\n@hookimpl\ndef register_strategy(register): ...",
+            "unknown hook 'register_strategy'.*register_strategies",
+        ),
+        (
+            "from snac_core import hookimpl\n@hookimpl\ndef register_strategies(register, more): ...",
+            "register_strategies.*more",
+        ),
+        (
+            "from snac_core import hookimpl\n@hookimpl\ndef register_strategies(register): raise KeyError('x')",
+            "KeyError: 'x'",
+        ),
+    ],
+)
+def test_a_plugin_that_fails_is_named_with_the_reason_and_the_rest_still_works(
+    install: Install, source: str, reason: str
+) -> None:
+    install("acme_broken", source)
+    install("other_still", STRATEGY.format(name="still"), distribution="other")
+    catalogue = discover()
+    assert list(catalogue.failures) == ["plugin 'acme_broken' of acme 1.2"]
+    message = catalogue.failures["plugin 'acme_broken' of acme 1.2"]
+    assert re.search(reason, message), message
+    assert "still" in catalogue.strategies
+    assert "phase6_encoder_adapter" in catalogue.strategies
+
+
+def test_one_failing_hook_leaves_the_plugins_other_hooks(install: Install) -> None:
+    install(
+        "acme_half",
+        STRATEGY.format(name="still")
+        + """
+    @hookimpl
+    def register_metrics(register):
+        raise OSError("no tool")
+    """,
+    )
+    catalogue = discover()
+    assert "still" in catalogue.strategies
+    assert catalogue.failures == {"plugin 'acme_half' of acme 1.2": "OSError: no tool"}
+
+
+def test_a_name_offered_twice_names_both_origins(install: Install) -> None:
+    install("acme_still", STRATEGY.format(name="phase6_encoder_adapter"))
+    with pytest.raises(
+        UserError,
+        match=r"'phase6_encoder_adapter' is offered twice: by plugin 'acme_still' of acme 1.2 and by "
+        "plugin 'phase6_encoder_adapter' of snac-conditioning",
+    ):
+        discover()
+    assert discover(disable=["acme_still"]).strategies["phase6_encoder_adapter"]
+
+
+@pytest.mark.parametrize("name", ["", "two words", "7th", "a-b"])
+def test_a_name_that_is_no_identifier_is_refused(install: Install, name: str) -> None:
+    install("acme_still", STRATEGY.format(name=name))
+    with pytest.raises(UserError, match=f"its name must be an identifier; got '{name}'"):
+        discover()
+
+
+def test_an_instance_in_place_of_a_class_is_refused(install: Install) -> None:
+    install("acme_still", STRATEGY.format(name="still").replace("register(Still)", "register(Still.name)"))
+    with pytest.raises(UserError, match="is no class; register the class itself"):
+        discover()
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [(API_VERSION + 1, "a newer snac-conditioning is needed"), (API_VERSION - 1, "the plugin needs an update")],
+)
+def test_a_plugin_for_another_hook_api_says_which_side_to_update(install: Install, version: int, remedy: str) -> None:
+    install(
+        "acme_still",
+        STRATEGY.format(name="still").replace(
+            "@hookimpl\n        def", f"api = {version}\n\n        @hookimpl\n        def"
+        ),
+    )
+    with pytest.raises(
+        UserError, match=f"'still' of plugin 'acme_still' .*hook API {version}, this is {API_VERSION}: {remedy}"
+    ):
+        discover()
+
+
+def test_a_disabled_plugin_is_not_even_imported(install: Install) -> None:
+    install("acme_still", "raise SystemError('imported')")
+    catalogue = discover(disable=["acme_still", "phase3_contrastive"])
+    assert not catalogue.failures
+    assert "phase3_contrastive" not in catalogue.strategies
+    assert "phase4_decoder_film" in catalogue.strategies
+
+
+def test_disabling_what_is_not_there_suggests_what_is() -> None:
+    with pytest.raises(UserError, match="no plugin 'objectivs' to disable; did you mean 'objectives'"):
+        discover(disable=["objectivs"])
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    catalogue = discover()
+    with pytest.raises(UserError, match="unknown strategy 'phase6'; did you mean 'phase6_encoder_adapter'"):
+        catalogue.strategies["phase6"]
+    with pytest.raises(UserError, match="unknown metric 'sec'; did you mean 'secs'"):
+        catalogue.metrics["sec"]
+
+
+def test_nothing_is_global_each_discovery_stands_alone(file: Callable[[str], Path]) -> None:
+    with_file = discover([file(STRATEGY.format(name="still"))])
+    assert "still" in with_file.strategies
+    assert "still" not in discover().strategies
+
+
+# -------------------------------------------------------------------- single files
+
+
+def test_a_single_file_is_a_plugin_and_its_origin_is_the_file(file: Callable[[str], Path]) -> None:
+    path = file(STRATEGY.format(name="still"))
+    catalogue = discover([path, path])
+    assert catalogue.strategies["still"].name == "still"
+    assert str(catalogue.strategies.origins["still"]) == f"file {path}"
+
+
+def test_a_file_is_imported_once_and_anew_after_a_change(file: Callable[[str], Path]) -> None:
+    first = discover([file(STRATEGY.format(name="still"))]).strategies["still"]
+    assert discover([file(STRATEGY.format(name="still"))]).strategies["still"] is first
+    assert "moving" in discover([file(STRATEGY.format(name="moving"))]).strategies
+
+
+def test_one_file_may_register_several_names_and_kinds(file: Callable[[str], Path]) -> None:
+    catalogue = discover(
+        [
+            file(
+                STRATEGY.format(name="still")
+                + """
+    class Other(Still):
+        name = "other"
+
+    from snac_core import Metric
+
+    class Length(Metric):
+        name = "length"
+
+    @hookimpl
+    def register_metrics(register):
+        register(Length)
+
+    @hookimpl(specname="register_speaker_encoders")
+    def nothing_here():
+        pass
+    """
+            )
+        ]
+    )
+    assert "still" in catalogue.strategies
+    assert "length" in catalogue.metrics
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_package", "does not import: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("def broken(:", "does not import: SyntaxError"),
+        ("import sys; sys.exit(3)", "does not import: SystemExit: 3"),
+        ("x = 1", "registers nothing; expected a module-level function"),
+        (
+            "from snac_core import hookimpl\n@hookimpl\ndef register_strategie(register): ...",
+            "unknown hook 'register_strategie'.*register_strategies",
+        ),
+        (
+            "from snac_core import hookimpl\n@hookimpl\ndef register_strategies(register): raise KeyError('x')",
+            "fails to register: KeyError: 'x'",
+        ),
+    ],
+)
+def test_a_file_given_by_hand_must_load(file: Callable[[str], Path], source: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        discover([file(source)])
+    assert "my_plugin.py" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_no_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plugin.txt").write_text("")
+    for name in ("nowhere.py", "plugin.txt", "."):
+        with pytest.raises(UserError, match=r"is no Python file; expected the path of a \.py file"):
+            discover([tmp_path / name])

@@ -1,0 +1,185 @@
+"""What acts where, and in which order; and hooks that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_codec import small, tone
+from torch import Tensor
+
+from snac_core import ConditionedCodec, Conditioning, Strategy, Taps, UserError, hookimpl
+from snac_core.edits import edits_at_taps, hook_callers
+
+TAPS = Taps(2, small().taps)
+
+
+def strategy(name: str, **members: Any) -> Strategy:
+    cls = type(name, (Strategy,), {"name": name, **members})
+    return cls(cls.Config(), TAPS)
+
+
+def adding(name: str, value: float, *, times: float = 1.0, **options: Any) -> Strategy:
+    """Edits `quantized` to times * x + value."""
+
+    @hookimpl(**options)
+    def after_vq(self: Strategy, x: Tensor) -> Tensor:
+        return times * x + value
+
+    return strategy(name, after_vq=after_vq)
+
+
+def folded(*strategies: Strategy) -> Tensor:
+    x = torch.ones(1, 1, 1)
+    for edit in edits_at_taps(strategies, TAPS)["quantized"]:
+        x = edit(x, Conditioning(torch.zeros(1, 2)))
+    return x
+
+
+def test_edits_at_one_tap_are_folded_in_listed_order() -> None:
+    add, double = adding("add", 3.0), adding("double", 0.0, times=2.0)
+    assert folded(add, double) == 8
+    assert folded(double, add) == 5
+
+
+def test_tryfirst_and_trylast_move_an_edit_within_the_order() -> None:
+    add = adding("add", 3.0)
+    assert folded(add, adding("double", 0.0, times=2.0, tryfirst=True)) == 5
+    assert folded(adding("double", 0.0, times=2.0, trylast=True), add) == 8
+
+
+def test_the_model_folds_in_listed_order() -> None:
+    class Add(Strategy):
+        name = "plus"
+
+        @hookimpl
+        def after_vq(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    class Double(Strategy):
+        name = "times"
+
+        @hookimpl
+        def after_vq(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    codec, audio, cond = small(), tone(), Conditioning(torch.ones(1, 2))
+    z_q = codec.quantizer(codec.advance(codec.preprocess(audio), None, "latent"))[0]
+    for order, expected in (((Add, Double), 2 * (z_q + 1)), ((Double, Add), 2 * z_q + 1)):
+        with codec.fixed_noise(1):
+            got = ConditionedCodec(codec, order, speaker_dim=2).reconstruct(audio, cond).audio
+            assert torch.equal(got, codec.advance(expected, "quantized", "audio")[..., : audio.shape[-1]])
+
+
+def test_only_taps_that_are_edited_are_in_the_table_in_signal_order() -> None:
+    @hookimpl
+    def edit(self: Strategy, x: Tensor) -> Tensor:
+        return x
+
+    both = strategy(
+        "both", before_taps=("latent", "encoder_1"), after_taps=("decoder_[12]",), before_vq=edit, after_vq=edit
+    )
+    late = strategy("late", after_taps=("decoder_2", "quantized"), after_vq=edit)
+    table = edits_at_taps([late, both], TAPS)
+    assert list(table) == ["encoder_1", "latent", "quantized", "decoder_1", "decoder_2"]
+    assert [e.strategy for e in table["decoder_2"]] == ["late", "both"]
+    assert all(e.tap.name == tap for tap, edits in table.items() for e in edits)
+
+
+def test_a_hook_may_take_fewer_arguments_in_any_order() -> None:
+    @hookimpl
+    def after_vq(self: Strategy, tap: Any, x: Tensor) -> Tensor:
+        return x * len(tap.name)
+
+    assert folded(strategy("by_name", after_vq=after_vq)) == len("quantized")
+
+
+def test_other_hooks_are_called_in_listed_order_with_what_they_take() -> None:
+    @hookimpl
+    def loss(self: Strategy, step: Any) -> dict[str, Any]:
+        return {self.name: step}
+
+    @hookimpl
+    def quiet(self: Strategy) -> dict[str, Any]:
+        return {}
+
+    listed = [strategy("b", loss=loss), strategy("a", loss=quiet), adding("c", 1.0), strategy("d", loss=loss)]
+    callers = hook_callers(listed, "loss")
+    assert [name for name, _ in callers] == ["b", "a", "d"]
+    assert [call(step=7) for _, call in callers] == [{"b": 7}, {}, {"d": 7}]
+
+
+def test_an_edit_that_returns_something_else_is_named_with_tap_and_both_shapes() -> None:
+    x, cond = torch.zeros(2, 3, 4), Conditioning(torch.zeros(2, 2))
+    for given, got in (
+        (None, "None"),
+        ([1], "list"),
+        (x[:1], r"\(1, 3, 4\) torch.float32"),
+        (x.double(), r"\(2, 3, 4\) torch.float64"),
+    ):
+
+        @hookimpl
+        def after_vq(self: Strategy, x: Tensor, given: Any = given) -> Any:
+            return given
+
+        edit = edits_at_taps([strategy("odd", after_vq=after_vq)], TAPS)["quantized"][0]
+        with pytest.raises(UserError, match=rf"strategy 'odd' returned {got} at tap 'quantized'; .*\(2, 3, 4\)"):
+            edit(x, cond)
+
+
+def _plain(self: Strategy, x: Tensor) -> Tensor:
+    return x
+
+
+@hookimpl
+def _marked(self: Strategy, x: Tensor) -> Tensor:
+    return x
+
+
+@hookimpl
+def _too_many(self: Strategy, x: Tensor, speaker: Tensor) -> Tensor:
+    return x
+
+
+@hookimpl(wrapper=True)
+def _wrapper(self: Strategy, x: Tensor):  # type: ignore[no-untyped-def]
+    return (yield)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"after_qv": _marked}, "strategy 'odd': unknown hook 'after_qv'; did you mean 'after_vq'"),
+        ({"after_vq": _plain}, "after_vq lacks the @hookimpl mark"),
+        ({"after_vq": _too_many}, "strategy 'odd': .*speaker.*hooks: before_vq, after_vq"),
+        ({"after_vq": _wrapper}, "after_vq cannot be a wrapper"),
+        ({}, "strategy 'odd' implements no hook; expected one of before_vq"),
+        ({"after_vq": _marked, "after_taps": ("decodr_*",)}, "'decodr_[*]' matches no tap of this codec; did you mean"),
+        (
+            {"after_vq": _marked, "after_taps": ("encoder_1",)},
+            "after_taps names 'encoder_1', which does not lie after VQ",
+        ),
+        ({"before_vq": _marked, "before_taps": ("*",)}, "before_taps names 'quantized', which does not lie before VQ"),
+    ],
+)
+def test_a_hook_that_does_not_fit_is_refused_by_name(members: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        edits_at_taps([strategy("odd", **members)], TAPS)
+    assert "\n" not in str(caught.value)
+
+
+def test_patterns_matter_only_where_the_hook_exists() -> None:
+    assert list(edits_at_taps([strategy("late", before_taps=("nowhere",), after_vq=_marked)], TAPS)) == ["quantized"]
+
+
+def test_patterns_name_taps_in_signal_order_once_each() -> None:
+    assert [tap.name for tap in TAPS.match(["decoder_*", "quantized", "decoder_1"])] == [
+        "quantized",
+        "decoder_0",
+        "decoder_1",
+        "decoder_2",
+    ]
+    assert [tap.name for tap in TAPS.match("encoder_?")] == ["encoder_0", "encoder_1", "encoder_2"]
+    with pytest.raises(UserError, match="'latnet' matches no tap of this codec; did you mean 'latent'"):
+        TAPS.match(["latent", "latnet"])

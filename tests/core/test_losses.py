@@ -1,0 +1,122 @@
+"""Loss terms: right gradients, right signs, and nothing that a silent or missing item could break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from snac_core.losses import MultiScaleSTFT, contrastive, cosine_distance, margin_ranking, mel_distance
+
+ALL = torch.ones(4, 3, dtype=torch.bool)
+
+
+def units(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, 6, dtype=torch.float64), dim=-1)
+
+
+def infonce(outputs: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor = ALL) -> Tensor:
+    return contrastive(outputs, positives, negatives, mask, temperature=0.2)
+
+
+def hinge(outputs: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor = ALL) -> Tensor:
+    return margin_ranking(outputs, positives, negatives, mask, margin=2.5)  # always active: |d(+) - d(-)| <= 2
+
+
+def towards(outputs: Tensor, goal: Tensor, share: float = 0.2) -> Tensor:
+    return F.normalize(outputs + share * goal, dim=-1)
+
+
+@pytest.mark.parametrize("loss", [infonce, hinge])
+def test_gradients_in_the_outputs_are_those_of_finite_differences(loss: Callable[..., Tensor]) -> None:
+    outputs = units(4).requires_grad_(True)
+    positives, negatives = units(4), units(4, 3)
+    assert gradcheck(lambda o: loss(o, positives, negatives), (outputs,))
+
+
+def test_gradients_of_cosine_distance_and_spectra_are_those_of_finite_differences() -> None:
+    a, b = torch.randn(3, 6, dtype=torch.float64, requires_grad=True), units(3)
+    assert gradcheck(cosine_distance, (a, b))
+    stft = MultiScaleSTFT((8, 16)).double()
+    audio, target = (torch.randn(2, 1, 40, dtype=torch.float64) for _ in range(2))
+    assert gradcheck(lambda x: stft(x, target), (audio.requires_grad_(True),))
+
+
+@pytest.mark.parametrize("loss", [infonce, hinge])
+def test_an_output_that_moves_to_its_target_has_less_loss_and_to_a_negative_more(loss: Callable[..., Tensor]) -> None:
+    outputs, positives, negatives = units(4), units(4), units(4, 3)
+    now = loss(outputs, positives, negatives)
+    assert loss(towards(outputs, positives), positives, negatives) < now
+    assert loss(towards(outputs, negatives.sum(1)), positives, negatives) > now
+
+
+@pytest.mark.parametrize("loss", [infonce, hinge])
+def test_negatives_that_move_away_lower_the_loss(loss: Callable[..., Tensor]) -> None:
+    outputs, positives, negatives = units(4), units(4), units(4, 3)
+    away = F.normalize(negatives - 0.3 * outputs.unsqueeze(1), dim=-1)
+    assert loss(outputs, positives, away) < loss(outputs, positives, negatives)
+
+
+def test_the_hinge_rests_once_every_negative_is_farther_by_the_margin() -> None:
+    outputs = torch.eye(4, dtype=torch.float64)
+    negatives = torch.stack([outputs.roll(k, 0) for k in (1, 2, 3)], dim=1)  # all at distance 1, the positive at 0
+    assert margin_ranking(outputs, outputs, negatives, ALL, margin=0.9) == 0
+    assert margin_ranking(outputs, outputs, negatives, ALL, margin=1.3) == pytest.approx(0.3)
+
+
+def test_infonce_is_the_cross_entropy_of_the_positive_among_the_negatives() -> None:
+    outputs, positives, negatives = units(4), units(4), units(4, 3)
+    logits = torch.stack([(outputs * other).sum(-1) for other in (positives, *negatives.unbind(1))], dim=1) / 0.2
+    expected = (torch.logsumexp(logits, dim=1) - logits[:, 0]).mean()
+    torch.testing.assert_close(infonce(outputs, positives, negatives), expected)
+
+
+@pytest.mark.parametrize("loss", [infonce, hinge])
+def test_masked_negatives_do_not_count_and_rows_without_any_stay_finite(loss: Callable[..., Tensor]) -> None:
+    outputs, positives, negatives = units(4).requires_grad_(True), units(4), units(4, 3)
+    mask = ALL.clone()
+    mask[:, 2] = False
+    changed = negatives.clone()
+    changed[:, 2] = units(4)
+    assert torch.equal(loss(outputs, positives, negatives, mask), loss(outputs, positives, changed, mask))
+    mask[1] = False
+    value = loss(outputs, positives, negatives, mask)
+    (grad,) = torch.autograd.grad(value, outputs)
+    assert value.isfinite()
+    assert grad.isfinite().all()
+    assert not grad[1].any(), "a row without negatives teaches nothing"
+    assert bool((grad[[0, 2, 3]].abs().sum(1) > 0).all()), "and the others are not touched by its absence"
+    assert loss(outputs, positives, negatives, torch.zeros_like(ALL)) == 0
+
+
+@pytest.mark.parametrize("loss", [infonce, hinge])
+def test_embeddings_that_are_compared_with_are_never_moved(loss: Callable[..., Tensor]) -> None:
+    outputs, positives, negatives = units(4), units(4).requires_grad_(True), units(4, 3).requires_grad_(True)
+    assert not loss(outputs, positives, negatives).requires_grad
+
+
+def test_the_stft_distance_is_zero_for_equal_audio_and_finite_for_silence() -> None:
+    stft, audio = MultiScaleSTFT((256, 512)), torch.randn(2, 1, 1000)
+    assert stft(audio, audio) == 0
+    silent = torch.zeros(2, 1, 1000, requires_grad=True)
+    value = stft(silent, audio)
+    (grad,) = torch.autograd.grad(value, silent)
+    assert value.isfinite()
+    assert grad.isfinite().all()
+    assert torch.autograd.grad(stft(silent, torch.zeros_like(silent)), silent)[0].isfinite().all()
+
+
+def test_windows_of_several_lengths_are_compared() -> None:
+    stft = MultiScaleSTFT((64, 256))
+    assert [stft.magnitudes(torch.randn(1, 1, 1000), n).shape[1] for n in stft.n_ffts] == [33, 129]
+    assert stft(torch.zeros(1, 1, 10), torch.zeros(1, 1, 10)) == 0, "audio shorter than a window is padded"
+
+
+def test_louder_is_farther_in_mel_distance_by_the_level() -> None:
+    audio = 0.1 * torch.randn(2, 1, 16000)
+    assert mel_distance(audio, audio, 16000).tolist() == [0.0, 0.0]
+    torch.testing.assert_close(mel_distance(10 * audio, audio, 16000), torch.ones(2), atol=1e-4, rtol=0)

@@ -1,0 +1,165 @@
+"""One training step makes exactly the passes that a frozen base needs: counted, not timed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from snac_core import ConditionedCodec
+from snac_core.bare import BarePass
+from snac_core.step import Step
+from snac_core.testing import Surroundings, small_codec
+
+B, N, SPEAKER_DIM = 3, 2, 8
+
+
+@contextmanager
+def counted(surroundings: Surroundings) -> Iterator[dict[str, list[int]]]:
+    """Rows of every pass, by part: through the encoder's first layer, the quantiser, the decoder's first and last."""
+    codec = surroundings.codec
+    rows: dict[str, list[int]] = defaultdict(list)
+    parts: dict[str, nn.Module] = {
+        "encoder": codec.encoder.block[0],
+        "encoder end": codec.encoder.block[-1],
+        "quantiser": codec.quantizer,
+        "decoder": codec.decoder.model[0],
+        "decoder end": codec.decoder.model[-1],
+        "teacher": surroundings.teacher,
+    }
+    handles = []
+    for part, module in parts.items():
+
+        def count(_module: nn.Module, inputs: tuple[Any, ...], _output: Any, part: str = part) -> None:
+            rows[part].append(len(inputs[0]))
+
+        handles.append(module.register_forward_hook(count))
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def make_step(model: ConditionedCodec, surroundings: Surroundings, bare: BarePass | None = None) -> Step:
+    speakers = torch.arange(B)
+    return Step(
+        model,
+        surroundings.audio,
+        sample_rate=surroundings.codec.sampling_rate,
+        speaker_ids=speakers,
+        target_ids=surroundings.sampler.targets(speakers, 1, N),
+        teacher=surroundings.teacher,
+        sampler=surroundings.sampler,
+        index=1,
+        bare_pass=bare,
+    )
+
+
+def train(step: Step) -> None:
+    """All losses of all arms, backward."""
+    total = sum(term for _, loss in step.model.callers("loss") for term in loss(step=step).values())
+    total.backward()  # type: ignore[union-attr]
+
+
+def arm(surroundings: Surroundings, *strategies: str) -> ConditionedCodec:
+    return ConditionedCodec(surroundings.codec, [*strategies, "voice_conversion"], speaker_dim=SPEAKER_DIM)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "quantised", "decoder_start"),
+    [
+        (["phase6_encoder_adapter"], (1 + N) * B, (1 + N) * B),  # edited latents are quantised anew, row by row
+        (["phase3_contrastive"], B, (1 + N) * B),
+        (["phase4_decoder_film"], B, B),  # what lies before the first edited tap is common to all targets
+        (["phase6_encoder_adapter", "phase4_decoder_film", "phase3_contrastive"], (1 + N) * B, (1 + N) * B),
+    ],
+)
+def test_an_arm_makes_one_batched_pass_through_every_part(
+    strategies: list[str], quantised: int, decoder_start: int
+) -> None:
+    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    model = arm(surroundings, *strategies)
+    with counted(surroundings) as rows:
+        train(make_step(model, surroundings))
+    assert rows == {
+        "encoder": [B],
+        "encoder end": [B],
+        "quantiser": [quantised],
+        "decoder": [decoder_start],
+        "decoder end": [(1 + N) * B],
+        "teacher": [(1 + N) * B],
+    }
+
+
+def test_arms_side_by_side_share_the_encoder_and_the_bare_quantiser() -> None:
+    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    names = ["phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"]
+    models = [arm(surroundings, name) for name in names]
+    with counted(surroundings) as rows:
+        bare = BarePass(surroundings.codec, surroundings.audio)
+        for model in models:
+            train(make_step(model, surroundings, bare))
+    assert rows["encoder"] == rows["encoder end"] == [B]
+    assert sorted(rows["quantiser"]) == [B, (1 + N) * B], "once for both arms after VQ, once for the arm before it"
+    assert rows["decoder end"] == rows["teacher"] == [(1 + N) * B] * 3
+
+
+def test_everything_a_step_offers_is_computed_once() -> None:
+    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
+    with counted(surroundings) as rows:
+        for _ in range(3):
+            assert step.identity.audio.shape == step.bare.audio.shape == step.audio.shape
+            assert step.converted.audio.shape == (N * B, 1, step.audio.shape[-1])
+            assert step.identity_embedding.shape == (B, SPEAKER_DIM)
+            assert step.converted_embedding.shape == (N * B, SPEAKER_DIM)
+    assert {part: len(calls) for part, calls in rows.items()} == {
+        "encoder": 1,
+        "encoder end": 1,
+        "quantiser": 2,
+        "decoder": 2,
+        "decoder end": 2,
+        "teacher": 1,
+    }
+    assert step.bare is step.bare
+
+
+def test_what_nobody_asks_for_is_not_computed() -> None:
+    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    with counted(surroundings) as rows:
+        make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
+    assert not rows
+
+
+def test_a_steps_rows_belong_to_their_speakers() -> None:
+    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    model = arm(surroundings, "phase4_decoder_film")
+    with torch.no_grad():
+        for _, parameter in model.trained_parameters():
+            parameter.normal_(std=0.3)
+    step, table = make_step(model, surroundings), surroundings.table
+    assert torch.equal(step.own.speaker, table.conditioning[step.speaker_ids])
+    assert torch.equal(step.target.speaker, table.conditioning[step.target_ids])
+    assert torch.equal(step.own_reference, table.reference[step.speaker_ids])
+    assert torch.equal(step.target_reference, table.reference[step.target_ids])
+    assert step.own.encoder == step.target.encoder == table.encoder
+    with model.codec.fixed_noise(1):
+        for row in range(N * B):
+            audio = step.audio[row % B : row % B + 1]
+            alone = model.reconstruct(audio, type(step.target)(step.target.speaker[row : row + 1])).audio
+            torch.testing.assert_close(step.converted.audio[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_the_strategy_from_identity_and_converted_and_none_from_the_bare_output() -> None:
+    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
+    assert step.identity.audio.requires_grad
+    assert step.converted_embedding.requires_grad
+    assert not step.bare.audio.requires_grad
+    assert not step.target_reference.requires_grad

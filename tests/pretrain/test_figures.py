@@ -1,0 +1,104 @@
+"""Figures of a base: unseen speakers, references apart from the items, and a better codec scores better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner.data import Corpus
+from runner.pretrain import compare
+from runner.pretrain.figures import choose_items, decode_coarse, figures
+from runner.pretrain.presets import PRESETS, codec_config, recipe
+from runner.pretrain.words import distance, wer_cost
+from snac_core.codec import SNAC
+from snac_core.errors import UserError
+from snac_core.speakers import load_speaker_encoder
+
+from .conftest import SMALL
+
+
+def test_items_are_unseen_speakers_and_their_references_other_utterances(corpus: Corpus) -> None:
+    items = choose_items(corpus, ("dev", "test"), 16000, seconds=1.5, most=8)
+    assert {item.speaker for item in items} == {u.speaker for s in ("dev", "test") for u in corpus.split(s)}
+    for item in items:
+        assert item.audio.shape == (1, 24000)
+        assert item.others
+        assert not any(torch.equal(item.audio, other[:, : item.audio.shape[-1]]) for other in item.others)
+    again = choose_items(corpus, ("dev", "test"), 16000, seconds=1.5, most=8)
+    assert all(torch.equal(a.audio, b.audio) for a, b in zip(items, again, strict=True))
+
+
+def test_a_trained_codec_keeps_who_speaks_and_an_untrained_one_does_not(corpus: Corpus) -> None:
+    items = choose_items(corpus, ("dev", "test"), 16000, seconds=2.0, most=4)
+    judge = load_speaker_encoder("ge2e")
+    trained = SNAC.from_pretrained("tiny").freeze()
+    good = figures(trained, items, judge)
+    poor = figures(SNAC.from_config(trained.config).freeze(), items, judge)
+    assert good["range"] > 0.05 > poor["range"]
+    assert good["range"] == pytest.approx(good["own"] - good["other"])
+    assert {"used_0", "perplexity_2"} <= good.keys()
+    if "stoi" in good:
+        assert good["stoi"] > 0.7 > poor["stoi"]
+    assert good["pesq"] > 1.05 if "pesq" in good else True
+
+
+def test_all_levels_decode_to_what_the_codec_decodes_and_fewer_to_something_else() -> None:
+    codec = SNAC(**SMALL).freeze()
+    codes = codec.encode(0.1 * torch.randn(1, 1, 3000))
+    with codec.fixed_noise(0):
+        whole = codec.decode(codes, length=3000)
+    assert torch.equal(decode_coarse(codec, codes, 2, 3000), whole)
+    assert torch.equal(decode_coarse(codec, codes, None, 3000), whole)
+    assert not torch.equal(decode_coarse(codec, codes, 1, 3000), whole)
+
+
+def test_word_errors_count_insertions_deletions_and_substitutions(corpus: Corpus) -> None:
+    assert distance(["a", "b", "c", "d"], ["a", "c", "x", "d", "e"]) == 3
+    items = choose_items(corpus, ("dev",), 16000, seconds=30.0, most=4)
+    assert all(item.text for item in items)
+    heard = {id(item.audio): item.text or "" for item in items}
+    made = [item.audio.clone() for item in items]
+    assert wer_cost(items, made, 16000, lambda audio, _: heard.get(id(audio), "")) == pytest.approx(100)
+    assert wer_cost(items, [item.audio for item in items], 16000, lambda audio, _: heard[id(audio)]) == 0
+
+
+def test_bases_are_compared_in_one_table(speech: Path, tmp_path: Path) -> None:
+    codec = SNAC(**{**SMALL, "sampling_rate": 16000})
+    for name in ("one", "other"):
+        codec.save_pretrained(tmp_path / name)
+    lines: list[str] = []
+    rows = compare(
+        [str(tmp_path / "one"), str(tmp_path / "other")], [str(speech)], splits=["test"], most=2, say=lines.append
+    )
+    assert [row["levels"] for row in rows] == [1, 2, 1, 2]
+    assert rows[1]["own"] == rows[3]["own"]
+    header = next(line for line in lines if line.startswith("| speech"))
+    assert "| range |" in header
+    assert sum(line.startswith("| synthetic/test") for line in lines) == 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_a_codec_and_its_crops_need_no_padding(name: str) -> None:
+    settings = recipe(name)
+    with torch.device("meta"):
+        codec = SNAC.from_config(codec_config(settings.codec))
+    samples = round(settings.crop_seconds * codec.sampling_rate)
+    block = codec.hop_length * codec.vq_strides[0]
+    assert samples % block == 0
+    assert codec.attn_window_size is None or samples % (codec.hop_length * codec.attn_window_size) == 0
+
+
+def test_the_tiny_preset_is_the_configuration_of_the_bundled_base() -> None:
+    bundled = SNAC.from_pretrained("tiny")
+    assert SNAC.from_config(codec_config("tiny")).config == bundled.config
+    assert sum(p.numel() for p in bundled.parameters()) * 4 < 8e6
+
+
+def test_changes_of_a_preset_reach_nested_settings_and_unknown_presets_are_named() -> None:
+    settings = recipe("snac_24khz", lr=1e-4, quantiser={"continuous": 0})
+    assert settings.lr == 1e-4
+    assert (settings.quantiser.continuous, settings.quantiser.blend) == (0, 2000)
+    with pytest.raises(UserError, match="did you mean 'snac_24khz'"):
+        recipe("snac_24")

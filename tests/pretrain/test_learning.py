@@ -1,0 +1,53 @@
+"""A few hundred steps teach a small codec to speak, if its quantiser is brought in gently."""
+
+from __future__ import annotations
+
+import torch
+
+from runner.data import Corpus
+from runner.pretrain.devices import Place
+from runner.pretrain.quantiser import Usage
+from runner.pretrain.settings import Augmentation, PretrainSettings, QuantiserTraining
+from runner.pretrain.speech import SpeechMix
+from runner.pretrain.trainer import Trainer
+from snac_core.codec import SNAC
+
+from .conftest import SMALL
+
+GENTLY = QuantiserTraining(continuous=40, blend=25, restart_every=15, kmeans_batches=6, level_dropout=0)
+ABRUPTLY = QuantiserTraining(continuous=0, blend=0, restart_every=0, kmeans_batches=0, level_dropout=0)
+
+
+def trained(corpus: Corpus, how: QuantiserTraining, steps: int) -> tuple[float, float, dict[str, float]]:
+    """Reconstruction loss before and after training, and the use of the codes at the end."""
+    settings = PretrainSettings(
+        steps=steps,
+        lr=3e-3,
+        lr_warmup=10,
+        lr_min_ratio=0.1,
+        adversary=None,
+        quantiser=how,
+        augmentation=Augmentation(gain_db=0, changed=0),
+    )
+    torch.manual_seed(0)
+    trainer = Trainer(SNAC(**SMALL), settings, Place(torch.device("cpu")))
+    mix = SpeechMix([(corpus, 1.0)], SMALL["sampling_rate"], 1536, 4, settings.augmentation, seed=0)
+    weights = settings.weights.model_dump()
+    losses, usage = [], Usage(2, SMALL["codebook_size"])
+    for step in range(steps):
+        terms = trainer.train_step(mix)
+        losses.append(sum(weights[name] * float(terms[name]) for name in trainer.distance.terms))
+        if step >= steps - 20:
+            usage.add(trainer.codec.encode(mix.at(step)))
+    return losses[0], sum(losses[-10:]) / 10, usage.figures()
+
+
+def test_a_gentle_start_halves_the_loss_and_keeps_the_codes_in_use_that_collapse_without_it(corpus: Corpus) -> None:
+    before, after, use = trained(corpus, GENTLY, 125)
+    assert after < before / 2
+    assert min(use["used_0"], use["used_1"]) > 0.5
+    assert min(use["perplexity_0"], use["perplexity_1"]) > 16
+
+    _, _, few = trained(corpus, ABRUPTLY, 60)
+    assert max(few["used_0"], few["used_1"]) < 0.5
+    assert max(few["perplexity_0"], few["perplexity_1"]) < 8

@@ -1,0 +1,184 @@
+"""One run folder: continued exactly, never mixed with another, never overwritten, never poisoned."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from runner.pretrain import PretrainSettings, pretrain
+from snac_core.codec import SNAC
+from snac_core.errors import UserError
+
+from .conftest import SMALL
+
+
+def quick(small: str, speech: Path, **changes: Any) -> PretrainSettings:
+    """Six steps in which everything happens: rounding begins, entries are moved, critics are listened to."""
+    fields: dict[str, Any] = {
+        "codec": small,
+        "data": (str(speech),),
+        "synthetic": 0,
+        "steps": 6,
+        "batch": 2,
+        "crop_seconds": 0.16,
+        "lr_warmup": 2,
+        "quantiser": {"continuous": 1, "blend": 2, "kmeans_batches": 2, "restart_every": 2, "level_dropout": 0.5},
+        "adversary": {
+            "after": 2,
+            "rise": 2,
+            "periods": (2,),
+            "n_ffts": (256,),
+            "period_channels": 2,
+            "spectral_channels": 2,
+        },
+        "log_every": 1,
+        "listen_every": 3,
+    }
+    return PretrainSettings(**{**fields, **changes})
+
+
+def silent(_line: str) -> None:
+    return None
+
+
+def test_a_training_that_was_interrupted_and_continued_equals_one_that_was_not(
+    small: str, speech: Path, tmp_path: Path
+) -> None:
+    settings = quick(small, speech)
+    whole = pretrain(settings, tmp_path / "whole", say=silent)
+    assert whole is not None
+
+    def interrupt(done: int, _steps: int, _note: str) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    lines: list[str] = []
+    parts = tmp_path / "parts"
+    assert pretrain(settings, parts, say=lines.append, tell=interrupt) is None
+    assert "after step 3 of 6" in lines[-1]
+    assert pretrain(settings, parts, say=lines.append) == parts / "model"
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model" / "model.safetensors").read_bytes()
+
+    one, other = (
+        torch.load(folder / "checkpoint" / "state.pt", weights_only=True) for folder in (tmp_path / "whole", parts)
+    )
+    for network in ("codec", "critics"):
+        assert all(torch.equal(value, other[network][name]) for name, value in one[network].items())
+    assert torch.equal(one["usage"], other["usage"])
+    for folder in (tmp_path / "whole", parts):
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in records if "dev" not in r] == [1, 2, 3, 4, 5, 6]
+        assert [r["step"] for r in records if "dev" in r] == [3, 6]
+        assert "features" in records[-2]
+        assert "used_1" in records[-2]
+    result = json.loads((parts / "result.json").read_text())
+    assert result["status"] == "success"
+    assert result["digest"] == SNAC.from_pretrained(parts / "model").digest
+
+    with pytest.raises(UserError, match="finished training"):
+        pretrain(settings, parts, say=silent)
+
+
+def test_another_training_is_refused_a_folder_that_is_taken(small: str, speech: Path, tmp_path: Path) -> None:
+    settings = quick(small, speech, steps=1, adversary=None, listen_every=0)
+    pretrain(settings, tmp_path / "run", say=silent)
+    with pytest.raises(UserError, match=r"lr: 0\.0006 there, 0\.1 asked for"):
+        pretrain(settings.model_copy(update={"lr": 0.1}), tmp_path / "run", say=silent)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(UserError, match="holds files, but no training"):
+        pretrain(settings, tmp_path / "mine", say=silent)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(
+    small: str, speech: Path, tmp_path: Path
+) -> None:
+    settings = quick(small, speech, lr=1e20, steps=30, adversary=None, listen_every=0, checkpoint_seconds=1e-9)
+    with pytest.raises(UserError, match="no number any more at step") as raised:
+        pretrain(settings, tmp_path / "run", say=silent)
+    checkpoint = tmp_path / "run" / "checkpoint" / "state.pt"
+    assert str(checkpoint) in str(raised.value)
+    assert torch.load(checkpoint, weights_only=True)["step"] >= 1
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_continued_codec_starts_from_its_weights_and_skips_the_warm_up(
+    small: str, speech: Path, tmp_path: Path
+) -> None:
+    SNAC(**SMALL).save_pretrained(tmp_path / "start")
+    quantiser = {"restart_every": 0, "level_dropout": 0}
+    settings = quick(
+        small,
+        speech,
+        start=str(tmp_path / "start"),
+        steps=1,
+        lr=1e-12,
+        adversary=None,
+        quantiser=quantiser,
+        listen_every=0,
+    )
+    model = pretrain(settings, tmp_path / "run", say=silent)
+    assert model is not None
+    before, after = SNAC.from_pretrained(tmp_path / "start").state_dict(), SNAC.from_pretrained(model).state_dict()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
+    records = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads(records.splitlines()[0])["commitment"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder_rates": [4, 4, 4]}, "does not mirror the encoder"),
+        ({"encoder_rates": [2, 4, 5]}, "does not mirror the encoder"),
+        ({"decoder_dim": 100}, "multiple of 8"),
+        ({"encoder_dims": 8}, "did you mean 'encoder_dim'"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_together_is_refused_before_anything_is_written(
+    change: dict[str, Any], message: str, speech: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "codec.json"
+    path.write_text(json.dumps({**SMALL, **change}))
+    with pytest.raises(UserError, match=message):
+        pretrain(quick(str(path), speech), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_crops_too_short_for_the_losses_are_refused_with_the_shortest_length(
+    small: str, speech: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"need 513, 0\.064 s"):
+        pretrain(quick(small, speech, crop_seconds=0.02), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_silent_speech_is_skipped_with_a_line_and_clipped_and_short_speech_is_used(
+    small: str, speech: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "speech"
+    shutil.copytree(speech / "train", folder / "train")
+    speaker = sorted((folder / "train").iterdir())[0]
+    soundfile.write(speaker / "silence.wav", np.zeros(16000, dtype=np.float32), 16000)
+    audio, rate = soundfile.read(next(iter(sorted(speaker.glob("*.flac")))))
+    soundfile.write(speaker / "clipped.wav", np.clip(30 * audio, -1, 1), rate)
+    soundfile.write(speaker / "short.wav", audio[: int(0.6 * rate)], rate)
+    lines: list[str] = []
+    settings = quick(small, folder, steps=2, adversary=None, listen_every=0)
+    assert pretrain(settings, tmp_path / "run", say=lines.append) is not None
+    assert [line for line in lines if "silence.wav" in line and "is silent" in line]
+    assert not [line for line in lines if "clipped.wav" in line or "short.wav" in line]
+
+
+def test_no_speech_at_all_is_an_error_that_says_what_to_give(small: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`data`, or a number of `synthetic` speakers"):
+        pretrain(PretrainSettings(codec=small, synthetic=0), tmp_path / "run", say=silent)

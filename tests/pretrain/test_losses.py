@@ -1,0 +1,66 @@
+"""Distances that know about level, and critics that learn to tell one sound from another."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from runner.pretrain.losses import SpectralDistance, windows
+from snac_core.critics import Critics, adversarial_loss, critic_loss, feature_loss
+from snac_core.seeding import generator
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100, 48000])
+def test_every_mel_band_holds_a_bin_at_every_rate(rate: int) -> None:
+    distance = SpectralDistance(rate)
+    assert 0.008 <= windows(rate)[0] / rate < 0.016
+    noise = 0.1 * torch.randn(1, 1, rate // 2)
+    assert all(float(value) == 0 for value in distance(noise, noise).values())
+
+
+def test_twenty_decibels_less_are_one_bel_and_nine_tenths_of_the_magnitude() -> None:
+    noise = 0.1 * torch.randn(2, 1, 8000)
+    found = SpectralDistance(16000)(0.1 * noise, noise)
+    assert float(found["mel_log"]) == pytest.approx(1.0, abs=0.02)
+    assert float(found["stft_log"]) == pytest.approx(1.0, abs=0.05)
+    assert float(found["mel_linear"]) == pytest.approx(0.9, abs=0.01)
+    assert float(found["stft_linear"]) == pytest.approx(0.9, abs=0.01)
+
+
+def test_silence_has_finite_distances_and_gradients() -> None:
+    made = torch.zeros(1, 1, 8000, requires_grad=True)
+    loss = sum(SpectralDistance(16000)(made, torch.zeros(1, 1, 8000)).values())
+    (gradient,) = torch.autograd.grad(loss, made)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+def test_critics_learn_to_tell_a_tone_from_noise_and_their_gradient_reaches_the_audio() -> None:
+    critics = Critics((2, 3), (256,), period_channels=4, spectral_channels=4)
+    optimizer = torch.optim.Adam(critics.parameters(), lr=3e-3, betas=(0.5, 0.9))
+    time = torch.arange(2000) / 8000
+    draw = generator("critics learn")
+    for _ in range(40):
+        pitch = 100 + 300 * torch.rand(4, 1, 1, generator=draw)
+        tones, noise = 0.1 * torch.sin(2 * math.pi * pitch * time), 0.1 * torch.randn(4, 1, 2000, generator=draw)
+        loss = critic_loss(critics(tones), critics(noise))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
+    noise.requires_grad_()
+    real, fake = critics(tones), critics(noise)
+    assert feature_loss(real, fake).item() > feature_loss(fake, fake).item() == 0
+    (gradient,) = torch.autograd.grad(adversarial_loss(fake), noise)
+    assert gradient.abs().sum() > 0
+
+
+def test_critics_that_cannot_tell_cost_two_by_the_hinge() -> None:
+    features = [[torch.zeros(2, 3), torch.zeros(2, 1)]]
+    assert float(critic_loss(features, features)) == 2
+    sure = [[torch.zeros(2, 3), torch.full((2, 1), 1.5)]]
+    unsure = [[torch.zeros(2, 3), torch.full((2, 1), -1.5)]]
+    assert float(critic_loss(sure, unsure)) == 0
+    assert float(adversarial_loss(sure)) == -1.5

@@ -1,0 +1,161 @@
+"""What may be said about two arms, from made-up estimates and from simulated study folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from simulated_study import write_study
+
+from runner.evaluate.statistics import Estimate
+from runner.evaluate.verdict import decide, is_dead, planned_effect, shortfalls
+from runner.report import summary
+from runner.report.metrics import present
+from runner.report.numbers import Numbers, compute
+from runner.report.results import Study, read
+from runner.report.sentences import Verdict, number, verdict
+
+
+def made_up(low: float, high: float) -> Estimate:
+    return Estimate((low + high) / 2, low, high, 0.01, 5.0, "t", 3, 10, 20, 120)
+
+
+def told(folder: Path) -> tuple[Study, Numbers, Verdict]:
+    study = read(folder)
+    numbers = compute(study, [m.name for m in present(study.results())])
+    return study, numbers, verdict(study, numbers)
+
+
+def test_without_a_content_measure_nothing_is_called_better() -> None:
+    assert decide(made_up(0.1, 0.2), 0.01).word == "higher"
+    assert decide(made_up(-0.2, -0.1), 0.01).word == "lower"
+
+
+@pytest.mark.parametrize(
+    ("speaker", "content", "word"),
+    [
+        ((0.1, 0.2), (-0.005, 0.01), "better"),  # superior on one, not inferior on the other
+        ((0.1, 0.2), (-0.05, 0.01), "inconclusive"),  # words may have been lost
+        ((-0.04, 0.01), (0.02, 0.03), "better"),
+        ((-0.06, 0.01), (0.02, 0.03), "inconclusive"),
+        ((-0.2, -0.1), (-0.01, 0.005), "worse"),
+        ((-0.01, 0.01), (-0.005, 0.005), "inconclusive"),
+    ],
+)
+def test_better_needs_one_primary_superior_and_the_other_not_inferior(
+    speaker: tuple[float, float], content: tuple[float, float], word: str
+) -> None:
+    found = decide(made_up(*speaker), 0.01, content=made_up(*content), content_p=0.01, content_margin=0.01)
+    assert found.word == word
+
+
+def test_a_difference_that_does_not_survive_holms_correction_is_inconclusive() -> None:
+    assert decide(made_up(0.1, 0.2), 0.06).word == "inconclusive"
+
+
+def test_too_few_speakers_or_seeds_forbid_a_verdict_and_are_named() -> None:
+    missing = shortfalls(targets=5, seeds=1, ok=0.9)
+    assert missing == (
+        "needs ≥ 8 target speakers, here 5",
+        "needs ≥ 2 seeds, here 1",
+        "needs ≥ 95% of the conversions measured, here 90%",
+    )
+    assert decide(made_up(0.1, 0.2), 0.001, missing=missing).word == "no verdict"
+
+
+def test_eight_speakers_cannot_carry_twenty_eight_comparisons() -> None:
+    assert shortfalls(targets=8, seeds=3, ok=1, comparisons=6) == ()
+    (said,) = shortfalls(targets=8, seeds=3, ok=1, comparisons=28)
+    assert said == "needs ≥ 11 target speakers for 28 comparisons at once, here 8"
+    assert shortfalls(targets=11, seeds=3, ok=1, comparisons=28) == ()
+
+
+def test_an_arm_within_the_noise_of_decoding_is_dead_and_an_unmeasured_one_is_not() -> None:
+    assert is_dead(gain=0.002, specificity=-0.001, noise_floor=0.01)
+    assert not is_dead(gain=0.002, specificity=0.05, noise_floor=0.01)
+    assert not is_dead(gain=math.nan, specificity=math.nan, noise_floor=0.01)
+    assert not is_dead(gain=0.0, specificity=0.0, noise_floor=math.nan)
+
+
+def test_more_of_everything_makes_a_smaller_effect_detectable() -> None:
+    def effect(seeds: int, targets: int, sources: int, pairs: int) -> float:
+        return planned_effect(
+            seeds=seeds, targets=targets, sources=sources, pairs=pairs,
+            sd_seed=0.02, sd_target=0.05, sd_source=0.03, sd_rest=0.1,
+        )  # fmt: skip
+
+    small, large = effect(2, 8, 16, 32), effect(5, 20, 40, 80)
+    assert 0 < large < small
+
+
+def test_known_gains_come_out_in_order_with_the_close_pair_inconclusive(simulated: Path) -> None:
+    _, numbers, said = told(simulated)
+    words = {(c.a, c.b): c.decision.word for c in numbers.comparisons}
+    assert words == {
+        ("made_up_a", "made_up_b"): "lower",
+        ("made_up_a", "made_up_c"): "lower",
+        ("made_up_b", "made_up_c"): "inconclusive",
+    }
+    assert said.headline == (
+        "made_up_b and made_up_c have higher speaker similarity than made_up_a; between the two it is inconclusive."
+    )
+    assert any("Content has not been judged" in line for line in said.cautions)
+    assert "better" not in said.headline + " ".join(said.findings)
+
+
+def test_equal_arms_are_inconclusive(tmp_path: Path) -> None:
+    *_, said = told(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, samples=0))
+    assert said.kind == "inconclusive"
+    assert said.headline.startswith("Inconclusive")
+
+
+def test_five_speakers_and_one_seed_give_no_verdict_that_says_what_is_missing(tmp_path: Path) -> None:
+    *_, said = told(write_study(tmp_path / "s", seeds=1, targets=5, samples=0))
+    assert said.headline == "No verdict: needs ≥ 8 target speakers, here 5; needs ≥ 2 seeds, here 1."
+
+
+@pytest.mark.parametrize("lost", ["floor", "ceiling"])
+def test_without_floor_or_ceiling_there_is_no_verdict(tmp_path: Path, lost: str) -> None:
+    kept = tuple(c for c in ("source", "floor", "ceiling") if c != lost)
+    _, numbers, said = told(write_study(tmp_path / "s", controls=kept, samples=0))
+    assert said.headline == f"No verdict: needs the {lost} control's SECS."
+    assert numbers.score == "secs"
+
+
+def test_a_judge_of_the_teachers_family_is_refused(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", samples=0)
+    for path in folder.glob("*/*/result.json"):
+        result = json.loads(path.read_text())
+        result["judges"][0]["family"] = "pretend_lstm"
+        path.write_text(json.dumps(result))
+    assert "judge of another family" in told(folder)[2].headline
+
+
+def test_an_arm_that_has_learned_nothing_is_called_dead(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", gains={"asleep": 0.0, "awake": 0.3}, samples=0, seed_spread=0.0)
+    _, numbers, said = told(folder)
+    assert numbers.dead == ("asleep",)
+    assert any(line.startswith("asleep is dead") for line in said.cautions)
+
+
+def test_one_arm_alone_is_placed_but_not_compared(tmp_path: Path) -> None:
+    *_, said = told(write_study(tmp_path / "s", gains={"only": 0.2}, samples=0))
+    assert said.kind == "single"
+    assert "only goes" in said.findings[0]
+
+
+def test_numbers_are_written_with_a_true_minus_sign_and_without_a_signed_zero() -> None:
+    assert number(-0.256) == "−0.26"
+    assert number(-0.001) == "0.00"
+    assert number(math.nan) == "—"
+    assert number(None) == "—"
+
+
+def test_the_terminal_summary_is_short_plain_text(simulated: Path) -> None:
+    text = summary(simulated)
+    assert text.startswith("made_up_b and made_up_c have higher")
+    assert "made_up_a  0.09" in text
+    assert "(ceiling)" in text
+    assert max(map(len, text.split("\n- ")[0].splitlines())) < 120

@@ -1,0 +1,245 @@
+"""From wav to wav, and by way of codes on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from small_study import PHASES, Bench, arm, contents, runner
+
+from runner.arm import Arm
+from runner.convert import Converter
+from snac_core.codec import SNAC
+
+
+@pytest.fixture(scope="module")
+def runs(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of which every parameter was moved, so that an embedding has an effect; by phase."""
+    root, materials = tmp_path_factory.mktemp("runs"), bench.materials(bench.study())
+    for name in PHASES:
+        one = Arm.new(arm(name), 0, root / name, materials)
+        with torch.no_grad():
+            for _, parameter in one.model.trained_parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        one.model.save_pretrained(root / name / "model")
+    return {name: root / name for name in PHASES}
+
+
+@pytest.fixture(scope="module")
+def voices(bench: Bench) -> list[Path]:
+    """A recording of each of several speakers."""
+    return [sorted(folder.glob("*.flac"))[0] for folder in sorted((bench.speech / "train").iterdir())]
+
+
+@pytest.fixture
+def error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused; its line."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert runner(*arguments) == 2
+        told = capsys.readouterr().err.strip().splitlines()
+        assert told[-1].startswith("error: ")
+        return told[-1]
+
+    return run
+
+
+def read(path: Path) -> np.ndarray:
+    """Samples of a mono file."""
+    samples, rate = soundfile.read(path)
+    assert rate == 16000
+    assert samples.ndim == 1
+    return samples
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_a_conversion_has_the_sources_length_and_the_codecs_rate(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], name: str
+) -> None:
+    command = ["convert", "--run", runs[name], "--source", voices[0]]
+    outputs = []
+    for number, target in enumerate(voices[1:3]):
+        out = tmp_path / f"{number}.wav"
+        assert runner(*command, "--target", target, "--out", out) == 0
+        outputs.append(read(out))
+        assert len(outputs[-1]) == len(read(voices[0]))
+    assert not np.array_equal(*outputs)  # the target matters
+    assert runner(*command, "--target", voices[1], "--out", tmp_path / "again.wav") == 0
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "0.wav").read_bytes()
+
+
+def test_several_targets_are_averaged_and_their_order_is_no_matter(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path]
+) -> None:
+    converter = Converter(runs[PHASES[1]], "cpu", [])
+    one, two = (converter._target([voice]).speaker for voice in voices[1:3])  # type: ignore[union-attr]
+    both = converter._target(voices[1:3])
+    back = converter._target(voices[2:0:-1])
+    assert both is not None
+    assert back is not None
+    assert torch.allclose(both.speaker, back.speaker, atol=1e-6)
+    assert both.speaker.norm() == pytest.approx(1, abs=1e-5)
+    lengths = [soundfile.info(voice).frames for voice in voices[1:3]]
+    mean = torch.nn.functional.normalize(one * lengths[0] + two * lengths[1], dim=1)
+    assert torch.allclose(both.speaker, mean, atol=1e-5)
+
+
+def test_stages_are_written_beside_the_conversion(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "c.wav"
+    command = ["convert", "--run", runs[PHASES[2]], "--source", voices[0], "--target", voices[1], "--out", out]
+    assert runner(*command, "--stages") == 0
+    written = sorted(path.name for path in out.parent.iterdir())
+    assert written == ["c.bare.wav", "c.identity.wav", "c.source.wav", "c.wav"]
+    assert capsys.readouterr().out.splitlines() == [str(out), *(str(out.with_name(f"c.{part}.wav"))
+                                                    for part in ("source", "bare", "identity"))]  # fmt: skip
+    assert np.allclose(read(out.with_name("c.source.wav")), read(voices[0]), atol=2 / 32768)
+    assert len({len(read(path)) for path in out.parent.iterdir()}) == 1
+
+
+def test_sources_of_another_rate_and_in_stereo_are_converted(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path]
+) -> None:
+    tone = 0.1 * np.sin(np.arange(8000 * 2) / 8000 * 2 * np.pi * 200)
+    soundfile.write(tmp_path / "s.wav", np.stack([tone, tone], axis=1), 8000)
+    out = tmp_path / "c.wav"
+    assert runner("convert", "--run", runs[PHASES[1]], "--source", tmp_path / "s.wav", "--target", voices[1],
+                  "--out", out) == 0  # fmt: skip
+    assert len(read(out)) == 2 * 16000
+
+
+def test_codes_conditioned_before_vq_decode_to_the_conversion(
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path]
+) -> None:
+    run, codes = runs[PHASES[2]], tmp_path / "codes.safetensors"
+    aim = ["--run", run, "--source", voices[0], "--target", voices[1]]
+    assert runner("encode", *aim, "--out", codes) == 0
+    assert runner("decode", "--base", bench.base, "--codes", codes, "--out", tmp_path / "d.wav") == 0  # a bare decoder
+    assert runner("convert", *aim, "--out", tmp_path / "c.wav") == 0
+    assert np.allclose(read(tmp_path / "d.wav"), read(tmp_path / "c.wav"), atol=2 / 32768)
+    assert runner("encode", "--base", bench.base, "--source", voices[0], "--out", tmp_path / "bare.safetensors") == 0
+    with safe_open(codes, framework="pt") as ours, safe_open(tmp_path / "bare.safetensors", framework="pt") as bare:
+        assert ours.keys() == bare.keys()
+        assert any(not torch.equal(ours.get_tensor(key), bare.get_tensor(key)) for key in ours.keys())  # noqa: SIM118
+
+
+def test_codes_conditioned_after_vq_are_the_sources_and_the_voice_is_given_to_decode(
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+) -> None:
+    run, codes = runs[PHASES[1]], tmp_path / "codes.safetensors"
+    told = error("encode", "--run", run, "--source", voices[0], "--target", voices[1], "--out", codes)
+    assert "acts only after VQ" in told
+    assert "give it to decode" in told
+    assert not codes.exists()
+    assert runner("encode", "--run", run, "--source", voices[0], "--out", codes) == 0
+    assert runner("decode", "--run", run, "--codes", codes, "--target", voices[1], "--out", tmp_path / "d.wav") == 0
+    aim = ["--run", run, "--source", voices[0], "--target", voices[1]]
+    assert runner("convert", *aim, "--out", tmp_path / "c.wav") == 0
+    assert np.allclose(read(tmp_path / "d.wav"), read(tmp_path / "c.wav"), atol=2 / 32768)
+    told = error("decode", "--run", runs[PHASES[2]], "--codes", codes, "--target", voices[1], "--out", "x.wav")
+    assert "acts only before VQ" in told
+    assert "give it to encode" in told
+
+
+def test_codes_of_another_base_or_of_nothing_are_refused(
+    bench: Bench, tmp_path: Path, voices: list[Path], error: Callable[..., str]
+) -> None:
+    codes = tmp_path / "codes.safetensors"
+    assert runner("encode", "--base", bench.base, "--source", voices[0], "--out", codes) == 0
+    assert "was encoded with a base of digest" in error("decode", "--codes", codes, "--out", tmp_path / "d.wav")
+    data = codes.read_bytes()
+    codes.write_bytes(data[: len(data) // 2])
+    assert "is no file of codes" in error("decode", "--codes", codes, "--base", bench.base, "--out", "d.wav")
+    save_file({"codes_0": torch.zeros(1, 4, dtype=torch.int32)}, codes)
+    assert "is no file of codes" in error("decode", "--codes", codes, "--base", bench.base, "--out", "d.wav")
+    assert "is no file of codes" in error(
+        "decode", "--codes", tmp_path / "gone", "--base", bench.base, "--out", "d.wav"
+    )
+    digest = SNAC.from_pretrained(str(bench.base)).digest
+    about = {"format": "snac-codes 1", "base": digest, "length": "100"}
+    save_file({"codes_0": torch.full((1, 4), 999, dtype=torch.int32)}, codes, metadata=about)
+    error("decode", "--codes", codes, "--base", bench.base, "--out", tmp_path / "d.wav")
+    save_file({"codes_0": torch.zeros(1, 4, dtype=torch.int32)}, codes, metadata={"format": "snac-codes 1"})
+    error("decode", "--codes", codes, "--base", bench.base, "--out", tmp_path / "d.wav")
+
+
+def test_audio_that_cannot_be_used_is_named(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+) -> None:
+    (tmp_path / "text.wav").write_text("no audio")
+    soundfile.write(tmp_path / "short.wav", np.zeros(2), 16000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    run = ["convert", "--run", runs[PHASES[1]], "--out", tmp_path / "c.wav"]
+    for name in ("gone.wav", "text.wav"):
+        assert name in error(*run, "--source", tmp_path / name, "--target", voices[0])
+        assert name in error(*run, "--source", voices[0], "--target", tmp_path / name)
+    assert "short.wav" in error(*run, "--source", voices[0], "--target", tmp_path / "short.wav")
+    assert "silent.wav" in error(*run, "--source", voices[0], "--target", tmp_path / "silent.wav")
+    assert not (tmp_path / "c.wav").exists()
+
+
+def test_a_target_without_a_run_is_an_error(
+    bench: Bench, tmp_path: Path, voices: list[Path], error: Callable[..., str]
+) -> None:
+    told = error(
+        "encode",
+        "--base",
+        bench.base,
+        "--source",
+        voices[0],
+        "--target",
+        voices[1],
+        "--out",
+        tmp_path / "c.safetensors",
+    )
+    assert "give it with --run RUN" in told
+
+
+def test_a_run_whose_base_has_changed_is_refused(
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+) -> None:
+    shutil.copytree(runs[PHASES[1]] / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["base"]["digest"] = "0" * 64
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    before = contents(tmp_path)
+    told = error(
+        "convert", "--run", tmp_path, "--source", voices[0], "--target", voices[1], "--out", tmp_path / "c.wav"
+    )
+    assert "with digest 000000000000" in told
+    assert contents(tmp_path) == before
+
+
+def test_nothing_that_is_read_is_overwritten_and_only_files_are_written(
+    bench: Bench, tmp_path: Path, voices: list[Path], error: Callable[..., str]
+) -> None:
+    source = tmp_path / "source.wav"
+    soundfile.write(source, np.zeros(16_000, dtype=np.float32) + 0.1, 16_000)
+    before = source.read_bytes()
+    assert "is one of the files that are read" in error(
+        "decode", "--base", bench.base, "--codes", source, "--out", source
+    )
+    assert source.read_bytes() == before
+    (tmp_path / "folder.safetensors").mkdir()
+    told = error("encode", "--base", bench.base, "--source", source, "--out", tmp_path / "folder.safetensors")
+    assert "no regular file" in told
+
+
+def test_a_source_that_holds_no_speech_is_refused(bench: Bench, tmp_path: Path, error: Callable[..., str]) -> None:
+    broken = np.full(16_000, 0.1, dtype=np.float32)
+    broken[7] = np.nan
+    for samples, words in ((broken, "NaN"), (broken[:2], "expected at least 0.1 s")):
+        source = tmp_path / "source.wav"
+        soundfile.write(source, np.nan_to_num(samples) if "0.1" in words else samples, 16_000, subtype="FLOAT")
+        told = error("encode", "--base", bench.base, "--source", source, "--out", tmp_path / "codes.safetensors")
+        assert words in told

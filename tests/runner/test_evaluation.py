@@ -1,0 +1,267 @@
+"""What is judged, and how: controls and planted systems score what they must, metrics agree with their formulas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_study import PHASES, Bench, arm, result
+
+from runner.arm import Arm
+from runner.evaluate import metrics as measures
+from runner.evaluate import systems
+from runner.evaluate.conversions import Conversions, Item
+from runner.evaluate.judging import available, noise_floor, score
+from runner.evaluate.systems import Rendering
+from runner.materials import Materials
+from snac_core.metric import Conversion, Metric
+from snac_core.plugins import discover
+
+
+@pytest.fixture(scope="module")
+def materials(bench: Bench) -> Materials:
+    """Speech, codec and encoders."""
+    return bench.materials(bench.study())
+
+
+def planted(change: Any) -> systems.System:
+    """The source, with its audio changed."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        audio = item.audio[0]
+        return Rendering(converted=change(audio), identity=audio, other=audio)
+
+    return render
+
+
+def test_the_source_control_is_the_source_and_scores_as_identical(materials: Materials) -> None:
+    scores = score(systems.source(), materials.test, materials.catalogue, keep=2)
+    for item in materials.test.items:
+        kept = scores.renderings[item.pair.id]
+        assert torch.equal(kept.converted, item.audio[0])
+        assert kept.identity is not None
+        assert torch.equal(kept.identity, item.audio[0])
+    pooled = scores.pooled
+    assert pooled["mel"]["mean"] == pooled["stft"]["mean"] == 0
+    assert pooled["si_sdr"]["mean"] > 60
+    for row in scores.utterances:
+        assert row["metrics"]["secs_source"] == pytest.approx(1 - row["metrics"]["spk_id"], abs=1e-6)
+        assert row["metrics"]["secs"] == pytest.approx(1 - row["metrics"]["spk_vc"], abs=1e-12)
+        assert row["metrics"]["gap"] == pytest.approx(row["metrics"]["spk_vc"] - row["metrics"]["spk_id"], abs=1e-12)
+
+
+def test_the_floor_is_the_bare_codec_on_the_source(materials: Materials) -> None:
+    item = materials.test.items[0]
+    rendering = systems.floor(materials.codec)(materials.test, item)
+    with torch.no_grad(), materials.codec.fixed_noise(systems.NOISE_SEED):
+        audio, _ = materials.codec(item.audio.unsqueeze(0))
+    assert torch.equal(rendering.converted, audio[0, 0])
+    assert rendering.identity is rendering.converted
+
+
+def test_the_ceiling_is_another_real_utterance_of_the_target(materials: Materials) -> None:
+    for item in materials.test.items:
+        part = materials.test.pairs.references[item.pair.target]["ceiling"][0]
+        assert materials.corpus.utterance(part.utterance).speaker == item.pair.target
+        assert part.utterance != item.pair.source.utterance
+        rendering = systems.ceiling(materials.codec)(materials.test, item)
+        assert rendering.identity is None
+        assert len(rendering.converted) == materials.test.ceiling_audio(item).shape[-1]
+    scores = score(systems.ceiling(materials.codec), materials.test, materials.catalogue)
+    assert "spk_id" not in scores.pooled  # there is no own-embedding output: not applicable, and not a failure
+    assert scores.pooled["secs"]["n_ok"] == scores.pooled["secs"]["n"] == 2
+
+
+def test_the_target_itself_scores_higher_than_the_source(materials: Materials) -> None:
+    real = score(lambda c, item: Rendering(c.ceiling_audio(item)[0]), materials.test, materials.catalogue)
+    source = score(systems.source(), materials.test, materials.catalogue)
+    assert real.pooled["secs"]["mean"] > source.pooled["secs"]["mean"] + 0.05
+
+
+@pytest.mark.parametrize("change", [lambda a: a * float("nan"), torch.zeros_like, lambda a: a * float("inf")])
+def test_broken_output_scores_worst_and_is_not_missing(materials: Materials, change: Any) -> None:
+    scores = score(planted(change), materials.test, materials.catalogue)
+    for name, metric in available(materials.catalogue)[0].items():
+        assert scores.pooled[name]["mean"] == metric.worst, name
+        assert scores.pooled[name]["n_ok"] == scores.pooled[name]["n"] == 2
+    # no metric's worst is better than what real output got
+    real = score(planted(lambda audio: audio), materials.test, materials.catalogue)
+    for name, metric in available(materials.catalogue)[0].items():
+        sign = 1 if metric.direction == "up" else -1
+        assert sign * metric.worst <= sign * real.pooled[name]["mean"], name
+
+
+class Raises(Metric):
+    """A metric whose tool fails on the first pair."""
+
+    name, unit, direction = "raises", "", "up"
+    calls = 0
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        type(self).calls += 1
+        if type(self).calls == 1:
+            raise RuntimeError("tool failed")
+        return float("nan") if type(self).calls == 2 else 1.0
+
+
+class NotApplicable(Metric):
+    """A metric that applies to nothing."""
+
+    name = "nothing"
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return None
+
+
+def test_a_metric_that_fails_counts_as_not_ok_and_the_others_go_on(materials: Materials) -> None:
+    only = {"raises": Raises(), "nothing": NotApplicable(), "secs": measures.SECS()}
+    pooled = score(systems.source(), materials.test, materials.catalogue, only=only).pooled
+    assert (pooled["raises"]["n_ok"], pooled["raises"]["n"], pooled["raises"]["mean"]) == (0, 2, None)
+    assert "nothing" not in pooled
+    assert pooled["secs"]["n_ok"] == 2
+
+
+def test_a_metric_whose_package_is_missing_is_listed_with_what_it_needs() -> None:
+    found = discover()
+    found.metrics.classes["nothing"] = type("Needy", (NotApplicable,), {"requires": ("no_such_package",)})
+    metrics, missing = available(found)
+    assert missing["nothing"] == "needs no_such_package"
+    assert "nothing" not in metrics
+
+
+def test_the_other_speaker_is_neither_source_nor_target(bench: Bench, materials: Materials) -> None:
+    assert all(item.other == "" for item in materials.test.items)  # two speakers: there is no third
+    from runner.data import conversion_pairs
+
+    pairs = conversion_pairs(materials.corpus, "train", n=12, seed=0, seconds=0.6)
+    wide = Conversions(materials.corpus, pairs, 16000, materials.teacher, materials.judge)
+    assert len({item.other for item in wide.items}) > 1
+    for item in wide.items:
+        assert item.other in materials.corpus.speakers("train")
+        assert item.other not in (item.pair.source_speaker, item.pair.target)
+
+
+def test_pairs_are_the_same_for_all_arms_and_controls(finished: Path) -> None:
+    folders = [finished / name / "seed0" for name in PHASES]
+    folders += [finished / "controls" / name for name in ("source", "floor", "ceiling")]
+    found = [result(folder) for folder in folders]
+    assert len({one["pairs"]["digest"] for one in found}) == 1
+    rows = [[(u["pair"], u["source_speaker"], u["target_speaker"]) for u in one["utterances"]] for one in found]
+    assert all(row == rows[0] for row in rows)
+
+
+def test_an_untrained_arm_scores_as_the_floor_and_changes_no_code(materials: Materials, tmp_path: Path) -> None:
+    one = Arm.new(arm(*PHASES), 0, tmp_path, materials)
+    scores = score(systems.conditioned(one.model), materials.test, materials.catalogue)
+    bare = score(systems.floor(materials.codec), materials.test, materials.catalogue)
+    assert scores.codes["changed"] == [0.0] * len(materials.codec.vq_strides)
+    assert all(1 <= value <= 64 for value in scores.codes["perplexity"])
+    for name in ("secs", "secs_source", "spk_id", "mel", "si_sdr"):
+        assert scores.pooled[name]["mean"] == pytest.approx(bare.pooled[name]["mean"], abs=1e-4)
+    assert one.model.training  # judging leaves the mode as it was
+
+
+def test_the_noise_floor_is_0_for_a_codec_without_noise(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Arm.new(arm(PHASES[1]), 0, tmp_path, materials)
+    noisy = noise_floor(one.model, materials.test, measures.SECS())
+    with torch.no_grad():
+        for module in one.model.codec.modules():
+            if type(module).__name__ == "NoiseBlock":
+                monkeypatch.setattr(module, "forward", lambda x: x)
+    assert noisy > 0
+    assert noise_floor(one.model, materials.test, measures.SECS()) == pytest.approx(0, abs=1e-12)
+
+
+def test_judging_is_repeatable(materials: Materials, tmp_path: Path) -> None:
+    one = Arm.new(arm(PHASES[1]), 0, tmp_path, materials)
+    first, second = (score(systems.conditioned(one.model), materials.test, materials.catalogue) for _ in range(2))
+    assert first.utterances == second.utterances
+
+
+# ------------------------------------------------------------------ metrics against formulas
+
+VOICE = torch.from_numpy(np.random.default_rng(0).standard_normal(16000)).float() * 0.1
+
+
+def conversion(identity: torch.Tensor | None, source: torch.Tensor = VOICE) -> Conversion:
+    """A conversion of which only the identity output matters."""
+    return Conversion(pair="p", sample_rate=16000, source=source, converted=source, identity=identity)
+
+
+@given(st.floats(0.01, 100), st.floats(-0.5, 0.5))
+def test_si_sdr_does_not_see_scale_nor_offset(scale: float, offset: float) -> None:
+    noisy = VOICE + 0.02 * VOICE.flip(0)
+    ratio = measures.SISDR()(conversion(noisy))
+    assert ratio is not None
+    assert measures.SISDR()(conversion(noisy * scale + offset)) == pytest.approx(ratio, abs=1e-2)
+
+
+@pytest.mark.parametrize("decibels", [-10.0, 0.0, 20.0])
+def test_si_sdr_of_noise_that_is_orthogonal_is_the_ratio_of_powers(decibels: float) -> None:
+    source = (VOICE - VOICE.mean()).double()
+    noise = VOICE.flip(0).double() - VOICE.double().mean()
+    noise -= (noise @ source) / (source @ source) * source
+    noise *= (source.norm() / noise.norm()) * 10 ** (-decibels / 20)
+    assert measures.SISDR()(conversion(source + noise, source)) == pytest.approx(decibels, abs=1e-3)
+
+
+def test_distances_of_identical_audio_are_0_and_grow_with_noise() -> None:
+    for metric in (measures.Mel(), measures.STFT()):
+        at = [metric(conversion(VOICE + level * VOICE.flip(0))) for level in (0.0, 0.01, 0.1, 1.0)]
+        assert at[0] == 0
+        assert at == sorted(at)  # type: ignore[type-var]
+
+
+def test_mel_of_ten_times_the_amplitude_is_one_decade() -> None:
+    assert measures.Mel()(conversion(10 * VOICE)) == pytest.approx(1.0, abs=0.02)
+
+
+def test_speaker_metrics_are_the_cosines_they_say() -> None:
+    def unit(degrees: float) -> torch.Tensor:
+        return torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+
+    seen = Conversion(
+        pair="p", sample_rate=16000, source=VOICE, converted=VOICE, identity=VOICE, other=VOICE,
+        embeddings={"converted": unit(60), "identity": unit(30), "other": unit(20)},
+        references={"source": unit(0), "target": unit(90)},
+        teacher_embeddings={"converted": unit(45)}, teacher_references={"target": unit(90), "source": unit(0)},
+    )  # fmt: skip
+    cos = {angle: math.cos(math.radians(angle)) for angle in (30, 45, 60, 70)}
+    expected = {
+        "secs": cos[30],
+        "secs_source": cos[60],
+        "secs_other": cos[70],
+        "specificity": cos[30] - cos[70],
+        "spk_vc": 1 - cos[30],
+        "spk_id": 1 - cos[30],
+        "gap": 0.0,
+        "teacher_secs": cos[45],
+    }
+    metrics = available(discover())[0]
+    for name, value in expected.items():
+        assert metrics[name](seen) == pytest.approx(value, abs=1e-6), name
+    assert metrics["specificity"](replace(seen, embeddings={"converted": unit(60)})) is None
+
+
+def test_quality_metrics_do_not_apply_without_an_own_embedding_output() -> None:
+    for metric in (measures.Mel(), measures.STFT(), measures.SISDR(), measures.STOI(), measures.PESQ()):
+        assert metric(conversion(None)) is None
+
+
+def test_intelligibility_and_quality_of_identical_audio_are_the_best_there_is(materials: Materials) -> None:
+    pytest.importorskip("pystoi", reason="needs pystoi (the judges extra)")
+    pytest.importorskip("pesq", reason="needs pesq (the judges extra)")
+    speech = materials.test.items[0].audio[0]
+    noisy = speech + 0.05 * torch.randn(len(speech), generator=torch.Generator().manual_seed(0))
+    for metric, best in ((measures.STOI(), 1.0), (measures.PESQ(), 4.64)):
+        assert metric(conversion(speech, speech)) == pytest.approx(best, abs=0.01)
+        assert metric(conversion(noisy, speech)) < best - 0.1  # type: ignore[operator]

@@ -1,0 +1,196 @@
+"""What a training protocol gets wrong without anybody noticing, and this one must not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_study import PHASES, Bench, arm, contents, records, result, runner, weights
+
+import runner.train as train
+from runner.arm import Arm
+from runner.evaluate.judging import Scores
+from runner.logs import read_metrics
+from runner.rates import choose_rates
+from runner.study import Console
+from snac_core.bare import BarePass
+from snac_core.checkpoint import state_of
+from snac_core.errors import UserError
+
+
+def test_speakers_of_dev_and_test_are_never_trained_on(bench: Bench) -> None:
+    materials = bench.materials(bench.study())
+    train_, dev, test = (set(materials.corpus.speakers(split)) for split in ("train", "dev", "test"))
+    assert not train_ & dev
+    assert not train_ & test
+    assert not dev & test
+    batches = materials.batches(0)
+    seen = {speaker for step in range(1, 30) for speaker in batches.at(step).speakers}
+    assert seen == train_  # all of them, and no other
+    assert set(materials.table.names) == train_  # targets and negatives are drawn from this table alone
+    assert {pair.source_speaker for pair in materials.dev.pairs.pairs} <= dev
+    assert {pair.target for pair in materials.test.pairs.pairs} <= test
+
+
+def test_what_conditions_is_not_what_scores(bench: Bench) -> None:
+    materials = bench.materials(bench.study())
+    assert not torch.equal(materials.table.conditioning, materials.table.reference)
+    for conversions in (materials.dev, materials.test):
+        for roles in conversions.pairs.references.values():
+            scoring = {segment.utterance for segment in roles["scoring"]}
+            assert not scoring & {segment.utterance for segment in roles["conditioning"]}
+            assert not scoring & {segment.utterance for segment in roles["ceiling"]}
+        for pair in conversions.pairs.pairs:
+            assert pair.source_speaker != pair.target
+            scoring = {s.utterance for s in conversions.pairs.references[pair.source_speaker]["scoring"]}
+            assert pair.source.utterance not in scoring
+
+
+@pytest.mark.parametrize("names", [("simple", "simple"), ("ecapa_tiny", "ecapa_tiny")])
+def test_the_judge_is_never_the_teacher(bench: Bench, names: tuple[str, str]) -> None:
+    study = bench.study(teacher=names[0], judge=names[1])
+    materials = bench.materials(study)
+    for part in ("teacher", "judge"):
+        vars(materials).pop(part, None)
+    with pytest.raises(
+        UserError, match=r"ranking by what the arms learn from says nothing; judges that would do: .*ge2e"
+    ):
+        _ = materials.judge
+
+
+def test_training_logs_are_the_teachers_and_what_a_judge_measures_is_named_so(bench: Bench, tmp_path: Path) -> None:
+    folder = bench.train([arm(PHASES[1])], tmp_path, steps=1)[PHASES[1]]
+    step, dev = records(folder)
+    assert {"spk_id", "spk_vc", "gap", "voice_conversion/recon"} <= step.keys()
+    judged = {key for key in dev["dev"] if key not in ("score", "teacher/simple/secs")}
+    assert judged
+    assert all(key.startswith("judge/ge2e/") for key in judged)
+    found = result(folder)
+    assert found["teacher"]["name"] == "simple"
+    assert [judge["name"] for judge in found["judges"]] == ["ge2e"]
+    assert found["split"] == "test"
+
+
+def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    judged = train._judge_on_dev
+    scores = {1: 1.5, 2: 0.7, 3: 0.9}
+
+    def judging(one: Arm, materials: Any) -> dict[str, float]:
+        states[one.progress.step] = {key: value.clone() for key, value in state_of(one.model).items()}
+        return judged(one, materials)
+
+    monkeypatch.setattr(train, "_judge_on_dev", judging)
+    monkeypatch.setattr(train, "dev_score", lambda pooled: scores[len(states)])
+    pooled = {name: {"mean": 0.0} for name in train.DEV_METRICS}
+    monkeypatch.setattr(train, "score", lambda *_, **__: Scores(pooled=pooled))
+    monkeypatch.setattr("runner.study._judged", lambda *_: Scores())
+    best = bench.train([arm(PHASES[2], lr=0.1)], tmp_path / "best", steps=3, eval_every=1, select="best")
+    assert not torch.equal(*(states[step]["phase6_encoder_adapter.adapters.latent.output.weight"] for step in (2, 3)))
+    assert all(torch.equal(value, states[2][key]) for key, value in weights(best[PHASES[2]]).items())
+    states.clear()
+    last = bench.train([arm(PHASES[2], lr=0.1)], tmp_path / "last", steps=3, eval_every=1, select="last")
+    assert all(torch.equal(value, states[3][key]) for key, value in weights(last[PHASES[2]]).items())
+
+
+def test_the_dev_score_counts_conversion_and_identity_by_the_judge() -> None:
+    pooled = {"spk_vc": {"mean": 0.5}, "spk_id": {"mean": 0.25}, "teacher_secs": {"mean": 9.0}}
+    assert train.dev_score(pooled) == 0.75
+
+
+def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = bench.study(steps=1, seeds=[0, 1])
+    materials = bench.materials(study)
+    arms, rates, tried = [arm(PHASES[1]), arm(PHASES[2])], [1e-3, 1e-1], []
+    wanted = {(PHASES[1], 1e-3): 0.1, (PHASES[1], 1e-1): 0.2, (PHASES[2], 1e-3): 0.4, (PHASES[2], 1e-1): 0.3}
+
+    def judging(one: Arm, _materials: Any) -> dict[str, float]:
+        tried.append((one.settings.strategies[0], one.settings.lr, one.seed))
+        one.progress.finished = True
+        return {"score": wanted[one.settings.strategies[0], one.settings.lr]}
+
+    monkeypatch.setattr(train, "_judge_on_dev", judging)
+    monkeypatch.setattr("runner.study._judged", lambda *_: Scores())  # test speakers have no say in this
+    monkeypatch.setattr("runner.study.noise_floor", lambda *_: 0.0)
+    chosen = choose_rates(study, arms, rates, tmp_path, materials, Console(lambda _: None, lambda *_: None))
+    assert sorted(tried) == [(name, rate, 0) for name in PHASES[1:] for rate in rates]  # equal trials, on one seed
+    assert [one.lr for one in chosen] == [1e-3, 1e-1]
+    assert [one.title for one in chosen] == [one.title for one in arms]
+    before = contents(tmp_path)
+    choose_rates(study, arms, rates, tmp_path, materials, Console(lambda _: None, lambda *_: None))
+    assert contents(tmp_path) == before
+    assert all("dev" in read_metrics(path)[-1] for path in tmp_path.rglob("metrics.jsonl"))
+
+
+def test_targets_are_other_training_speakers_and_differ_from_step_to_step(bench: Bench, tmp_path: Path) -> None:
+    materials = bench.materials(bench.study())
+    one = Arm.new(arm(PHASES[2]), 0, tmp_path, materials)
+    drawn = set()
+    for step in range(1, 40):
+        speakers = materials.table.rows(materials.batches(0).at(step).speakers)
+        targets = one.sampler.targets(speakers, step, 1)
+        assert not (targets == speakers).any()
+        drawn |= set(zip(speakers.tolist(), targets.tolist(), strict=True))
+    count = len(materials.table.names)
+    assert len(drawn) == count * (count - 1)  # every speaker into every other
+
+
+def test_the_base_and_the_teacher_are_frozen_whatever_the_mode(bench: Bench, tmp_path: Path) -> None:
+    materials = bench.materials(bench.study())
+    frozen = {"codec": materials.codec, "teacher": materials.teacher}
+    before = {n: {k: v.clone() for k, v in module.state_dict().items()} for n, module in frozen.items()}
+    one = Arm.new(arm(*PHASES), 0, tmp_path, materials)
+    one.model.train()
+    batch = materials.batches(0).at(1)
+    speakers = materials.table.rows(batch.speakers)
+    for index in (1, 2):
+        one.step(index, BarePass(materials.codec, batch.audio), speakers, one.sampler.targets(speakers, index, 1))
+    optimised = {id(p) for group in one.optimizer.param_groups for p in group["params"]}
+    for name, module in frozen.items():
+        assert not any(part.training for part in module.modules())
+        assert all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items())
+        assert all(parameter.grad is None for parameter in module.parameters())
+        assert not optimised & {id(parameter) for parameter in module.parameters()}
+    assert not materials.table.reference.requires_grad
+
+
+def test_seeds_and_digests_are_recorded(finished: Path) -> None:
+    for name in PHASES:
+        found = result(finished / name / "seed0")
+        assert found["seed"] == 0
+        assert found["config"]["seed"] == 0
+        assert len(found["config_hash"]) == 64
+        assert all(len(digest) == 64 for digest in found["digests"].values())
+    assert result(finished / "controls" / "floor")["seed"] is None
+
+
+def test_scores_do_not_depend_on_where_the_data_lies(bench: Bench, tmp_path: Path) -> None:
+    here = bench.materials(bench.study())
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(bench.speech)
+    there = bench.materials(bench.study(data=str(moved)))
+    vars(there).pop("corpus")
+    from runner.runs import run_config
+
+    configs = [run_config(m.study, arm(PHASES[2]), 0, m)["hash"] for m in (here, there)]
+    assert configs[0] == configs[1]
+
+
+def test_a_run_trained_by_the_command_is_the_arm_of_the_study(bench: Bench, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "arm.json").write_text(json.dumps({"strategies": [PHASES[2]], "steps": 2}))
+    options = bench.options()
+    place = options.index("--steps")
+    del options[place : place + 2]  # the file says how many
+    assert runner("train", "--config", tmp_path / "arm.json", "--out", tmp_path / "run", *options) == 0
+    ours, theirs = weights(tmp_path / "run"), weights(finished / PHASES[2] / "seed0")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert result(tmp_path / "run")["metrics"] == result(finished / PHASES[2] / "seed0")["metrics"]
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors").keys() == ours.keys()

@@ -1,0 +1,276 @@
+"""A run that was stopped goes on to the bit, whatever stopped it; a finished one stays as it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_study import PHASES, Bench, arm, contents, plugin, records, result, runner, steps, weights
+
+from runner.arm import Arm
+from runner.train import Interrupted
+from snac_core import atomic
+from snac_core.errors import UserError
+
+ARMS = [arm(PHASES[2]), arm(PHASES[0])]
+
+
+@pytest.fixture(scope="module")
+def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two arms that were never stopped: 5 steps, judged on dev at 4 and 5."""
+    return bench.train(ARMS, tmp_path_factory.mktemp("whole"), steps=5, eval_every=4)
+
+
+def assert_as_if_never_stopped(folder: Path, whole: Path) -> None:
+    """Equal weights and scores; steps without gap or duplicate; finished."""
+    assert steps(folder) == steps(whole)
+    assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(folder).items())
+    timeless = [[{k: v for k, v in r.items() if k != "seconds"} for r in records(f)] for f in (folder, whole)]
+    assert timeless[0] == timeless[1]
+    assert result(folder)["status"] == "success"
+    assert result(folder)["metrics"] == result(whole)["metrics"]
+    assert result(folder)["cost"]["steps"] == 5
+
+
+def test_ctrl_c_leaves_cancelled_runs_that_go_on_to_equal_results(
+    bench: Bench, tmp_path: Path, whole: dict[str, Path]
+) -> None:
+    def press(_title: str, done: int, *_: Any) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="step 4 of 5"):  # the key is pressed while step 4 is under way
+        bench.train(ARMS, tmp_path, steps=5, eval_every=4, save_every=100, step=lambda t, d, *_: press(t, d))
+    for title in whole:
+        stopped = tmp_path / title / "seed0"
+        assert result(stopped)["status"] == "cancelled"
+        assert "step 4 of 5" in result(stopped)["error"]
+        assert steps(stopped) == [1, 2, 3, 4]
+        assert not (stopped / "model").exists()
+    for title, folder in bench.train(ARMS, tmp_path, steps=5, eval_every=4).items():
+        assert_as_if_never_stopped(folder, whole[title])
+
+
+def test_a_killed_process_goes_on_to_what_an_unkilled_one_makes(
+    bench: Bench, tmp_path: Path, whole: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "--strategy", PHASES[2], "--out", str(out), *bench.options(steps=5, eval_every=4)]
+    driver = [sys.executable, str(Path(__file__).with_name("driver.py")), "3", *command]
+    killed = subprocess.run(driver, capture_output=True, timeout=120, check=False, cwd=Path(__file__).parents[2])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (out / "result.json").exists()
+    assert (out / "metrics.jsonl").read_text().endswith('"epo')
+    assert runner("train", "--resume", out) == 0
+    assert "run:" in capsys.readouterr().out
+    assert steps(out) == [1, 2, 3, 4, 5]
+    assert all(torch.equal(value, weights(whole[PHASES[2]])[key]) for key, value in weights(out).items())
+    assert result(out)["metrics"] == result(whole[PHASES[2]])["metrics"]
+    lines = (out / "training.log").read_text().splitlines()
+    assert sum(" dev step=" in line for line in lines) == 2
+    before = contents(out)
+    assert runner("train", "--resume", out) == 0
+    assert {n: b for n, (b, _) in contents(out).items()} == {n: b for n, (b, _) in before.items()}
+    kept = ("model/model.safetensors", "checkpoint/state.pt", "metrics.jsonl", "config.json", "result.json")
+    assert all(contents(out)[name] == before[name] for name in kept)  # not even written again
+
+
+def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = ["train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=1)]
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.study.preflight", pressed)
+        assert runner(*command) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "error: stopped; nothing was trained yet"
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.arm.Arm.step", pressed)
+        assert runner(*command) == 130
+    resume = f"error: stopped; go on with: runner train --resume {tmp_path / 'run'}"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == resume
+    assert result(tmp_path / "run")["status"] == "cancelled"
+    study = ["ablate", "--strategies", PHASES[2], "--out", tmp_path / "study", *bench.options(steps=1)]
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.study.score", pressed)
+        assert runner(*study) == 130
+    again = f"error: stopped; give the same command again to go on in {tmp_path / 'study'}"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == again
+    with monkeypatch.context() as patch:
+        patch.setattr("snac_core.plugins.discover", pressed)
+        assert runner("plugins") == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "error: interrupted"
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """No file may grow past `after` bytes: what the system says then is what it says of a full disk, or near it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_no_checkpoint(
+    bench: Bench, tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = [], atomic.write_bytes
+
+    def filling(path: str | Path, data: bytes) -> None:
+        if Path(path).name == "state.pt":
+            written.append(path)
+            if len(written) == 3:  # both arms have saved once, at step 2
+                with full_disk(len(data) // 2):
+                    write(path, data)
+                return
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_bytes", filling)
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            bench.train(ARMS, tmp_path, steps=5, eval_every=4, save_every=2)
+    for title in whole:
+        folder = tmp_path / title / "seed0"
+        assert not (folder / "result.json").exists()  # no failure of the arm
+        assert sorted(path.name for path in (folder / "checkpoint").iterdir()) == ["state.pt"]
+        assert torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["progress"]["step"] == 2
+    for title, folder in bench.train(ARMS, tmp_path, steps=5, eval_every=4, save_every=2).items():
+        assert_as_if_never_stopped(folder, whole[title])
+
+
+def test_a_full_disk_ends_the_command_in_one_line(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("runner.arm.Arm.save", full)
+    assert runner("train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=1)) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "error: No space left on device"
+
+
+def test_a_log_that_cannot_be_written_is_no_failure_of_the_arm(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("runner.logs.RunLog.write", full)
+    with pytest.raises(OSError, match="No space left"):
+        bench.train(ARMS[:1], tmp_path, steps=2)
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_the_learning_rate_is_a_function_of_the_step_alone(
+    bench: Bench, tmp_path: Path, whole: dict[str, Path]
+) -> None:
+    materials = bench.materials(bench.study(steps=5))
+    fresh = Arm.new(arm(PHASES[2]), 0, tmp_path, materials)
+    rates = [record["lr"] for record in records(whole[PHASES[2]]) if "dev" not in record]
+    assert rates == [fresh._rate(1e-3, index) for index in range(1, 6)]
+    settings = arm(PHASES[2], warmup_steps=2, lr_min_ratio=0.1)
+    curve = [Arm.new(settings, 0, tmp_path, materials)._rate(1.0, index) for index in range(1, 6)]
+    assert curve[:2] == [0.5, 1.0]
+    assert curve == sorted(curve[:2]) + sorted(curve[2:], reverse=True)
+    assert curve[-1] == pytest.approx(0.1)
+
+
+CRITIC = """
+    @hookimpl
+    def training_start(self, context):
+        self.critic = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    @hookimpl
+    def loss(self, step):
+        return {"fool": self.critic(step.converted.audio.unflatten(-1, (4, -1)).mean(-1).squeeze(1)).mean()}
+
+    @hookimpl
+    def critic_loss(self, step):
+        judged = self.critic(step.converted.audio.detach().unflatten(-1, (4, -1)).mean(-1).squeeze(1))
+        return {"tell": judged.square().mean()}
+"""
+
+
+def test_a_critic_with_running_statistics_resumes_exactly(bench: Bench, tmp_path: Path) -> None:
+    file = plugin(tmp_path, "adversarial", CRITIC)
+    study = bench.study(steps=4)
+    materials = bench.materials(study, [file])
+    settings = arm("adversarial")
+
+    def advanced(one: Arm, until: int) -> Arm:
+        from snac_core.bare import BarePass
+
+        for index in range(one.progress.step + 1, until + 1):
+            batch = materials.batches(0).at(index)
+            speakers = materials.table.rows(batch.speakers)
+            one.step(index, BarePass(materials.codec, batch.audio), speakers, one.sampler.targets(speakers, index, 1))
+        return one
+
+    straight = advanced(Arm.new(settings, 0, tmp_path / "a", materials), 4)
+    stopped = advanced(Arm.new(settings, 0, tmp_path / "b", materials), 2)
+    stopped.save()
+    resumed = Arm.new(settings, 0, tmp_path / "b", materials)
+    assert resumed.load()
+    advanced(resumed, 4)
+    ours, theirs = resumed.model.state_dict(), straight.model.state_dict()
+    assert any(".critic." in key and "running_mean" in key for key in ours)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_truncated_checkpoint_is_named(bench: Bench, tmp_path: Path) -> None:
+    materials = bench.materials(bench.study())
+    one = Arm.new(ARMS[0], 0, tmp_path, materials)
+    one.save()
+    data = one.checkpoint.read_bytes()
+    one.checkpoint.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"no whole checkpoint.*delete"):
+        one.load()
+
+
+def test_a_checkpoint_of_another_base_is_refused(bench: Bench, tmp_path: Path) -> None:
+    materials = bench.materials(bench.study())
+    one = Arm.new(ARMS[0], 0, tmp_path, materials)
+    one.save()
+    state = torch.load(one.checkpoint, weights_only=True)
+    torch.save({**state, "base": "0" * 64}, one.checkpoint)
+    with pytest.raises(UserError, match="trained on a base with digest 000000000000"):
+        one.load()
+
+
+def test_a_checkpoint_executes_no_code(bench: Bench, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    one = Arm.new(ARMS[0], 0, tmp_path, bench.materials(bench.study()))
+    one.checkpoint.parent.mkdir()
+    torch.save({"base": Attack()}, one.checkpoint)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        one.load()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(
+    bench: Bench, tmp_path: Path, whole: dict[str, Path]
+) -> None:
+    there = tmp_path / PHASES[2] / "seed0"
+    shutil.copytree(whole[PHASES[2]], there)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"another configuration \(arm\.lr: 0\.001 there, 0\.01 asked for\)"):
+        bench.train([arm(PHASES[2], lr=0.01)], tmp_path, steps=5, eval_every=4)
+    assert contents(tmp_path) == before

@@ -1,0 +1,221 @@
+"""What lies in a study's folder, what the logs say, and the commands that read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import soundfile
+from small_study import PHASES, Bench, contents, records, result, runner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from runner.config import compose
+from runner.data import PairList
+from runner.logs import RunLog, read_metrics
+from snac_core.conditioned import ConditionedCodec
+
+
+def test_a_study_folder_holds_what_it_should(finished: Path) -> None:
+    expected = {"study.toml", "study.json", "pairs.json", "report.html", "report.md", "report.json", "tables"}
+    assert expected | {"controls", *PHASES} == {path.name for path in finished.iterdir()}
+    assert {path.name for path in (finished / "controls").iterdir()} == {"source", "floor", "ceiling"}
+    for name in PHASES:
+        run = {path.name for path in (finished / name / "seed0").iterdir()}
+        files = {"config.json", "metrics.jsonl", "training.log", "checkpoint", "model", "result.json", "samples"}
+        assert files <= run
+        assert any(name.startswith("events.") for name in run)
+    study, arms, _ = compose(
+        **dict(zip(("shared", "arms"), tomllib.loads((finished / "study.toml").read_text()).values(), strict=True)),
+        where="study.toml",
+    )
+    assert [arm.title for arm in arms] == list(PHASES)
+    assert study.steps == 2
+    described = json.loads((finished / "study.json").read_text())
+    assert described["arms"] == list(PHASES)
+    assert PairList.load(finished / "pairs.json").digest == described["pairs"]["digest"]
+
+
+def test_metrics_and_log_tell_the_same_of_every_step(finished: Path) -> None:
+    folder = finished / PHASES[0] / "seed0"
+    told = records(folder)
+    assert [record["step"] for record in told if "dev" not in record] == [1, 2]
+    terms = {f"voice_conversion/{term}" for term in ("recon", "spk_id", "spk_vc")} | {"phase3_contrastive/contrastive"}
+    weights = {"recon": 1.0, "spk_id": 0.25, "spk_vc": 2.0, "contrastive": 0.5}
+    for record in told:
+        if "dev" in record:
+            continue
+        assert {"epoch", "seconds", "lr", "loss", "spk_id", "spk_vc", "gap", *terms} <= record.keys()
+        assert record["gap"] == pytest.approx(record["spk_vc"] - record["spk_id"])
+        assert record["spk_vc"] == pytest.approx(record["voice_conversion/spk_vc"])  # raw, not weighted
+        total = sum(weights[term.split("/")[1]] * record[term] for term in terms)
+        assert record["loss"] == pytest.approx(total, rel=1e-5)  # weighted once
+        assert all(math.isfinite(value) for value in record.values())
+    lines = (folder / "training.log").read_text().splitlines()
+    assert len(lines) == len(told)
+    assert all(re.match(r"Epoch \d+, Batch \d+/\d+: ", line) for line in lines)
+    assert "gap=" in lines[0]
+    assert "voice_conversion/recon=" in lines[0]
+
+
+def test_epochs_and_batches_are_counted_from_1(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 3, 0)
+    for step in range(1, 8):
+        log.write({"step": step, "loss": 0.5})
+    log.close()
+    lines = (tmp_path / "training.log").read_text().splitlines()
+    places = [line.split(":")[0] for line in lines]
+    assert places[0] == "Epoch 1, Batch 1/3"
+    assert places[2] == "Epoch 1, Batch 3/3"
+    assert places[3] == "Epoch 2, Batch 1/3"
+    assert places[6] == "Epoch 3, Batch 1/3"
+    assert [record["epoch"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_logs_forget_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    for resumed_at, steps in ((0, range(1, 6)), (3, range(4, 7))):
+        log = RunLog(tmp_path, 10, resumed_at)
+        for step in steps:
+            log.write({"step": step, "loss": float(step)})
+        log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 7, "lo')
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert len((tmp_path / "training.log").read_text().splitlines()) == 6
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tensorboard_has_the_curves(finished: Path) -> None:
+    events = EventAccumulator(str(finished / PHASES[2] / "seed0")).Reload()
+    tags = events.Tags()["scalars"]
+    assert {"loss", "gap", "spk_id", "spk_vc", "voice_conversion/recon", "dev/judge/ge2e/secs", "dev/score"} <= {*tags}
+    assert [event.step for event in events.Scalars("gap")] == [1, 2]
+
+
+def test_a_result_says_what_it_cost_and_what_it_was_made_with(finished: Path) -> None:
+    found = result(finished / PHASES[2] / "seed0")
+    cost = found["cost"]
+    assert cost["seconds_alone"] == pytest.approx(cost["seconds_own"] + cost["seconds_shared"])
+    assert cost["steps"] == 2
+    model = ConditionedCodec.from_pretrained(finished / PHASES[2] / "seed0" / "model")
+    assert cost["parameters"] == sum(parameter.numel() for _, parameter in model.trained_parameters())
+    assert cost["bytes"] >= 4 * cost["parameters"]
+    assert cost["peak_memory_bytes"] > 1e8
+    assert found["strategies"] == [PHASES[2]]
+    assert found["objectives"] == ["voice_conversion"]
+    assert found["config"]["arm"]["settings"][PHASES[2]]["kernel"] == 5  # defaults are written out
+    assert {"torch", "python", "snac-conditioning", "plugins"} <= found["versions"].keys()
+    assert set(found["versions"]["plugins"]) == {PHASES[2], "voice_conversion"}
+    assert len(found["utterances"]) == found["pairs"]["n"] == 2
+    assert found["codes"].keys() == {"changed", "perplexity"}
+    assert found["noise_floor"]["secs"] >= 0
+    assert found["started"] <= found["ended"]
+    assert found["command"].split()[0] == "runner"
+
+
+def test_samples_are_the_same_pairs_everywhere(finished: Path) -> None:
+    wavs = {path.name for path in (finished / PHASES[2] / "seed0" / "samples").iterdir()}
+    pair = result(finished / PHASES[2] / "seed0")["utterances"][0]["pair"]
+    assert wavs == {f"{pair}.wav", f"{pair}.identity.wav"}
+    assert {path.name for path in (finished / "controls" / "source" / "samples").iterdir()} == wavs
+    assert {path.name for path in (finished / "controls" / "ceiling" / "samples").iterdir()} == {f"{pair}.wav"}
+    assert soundfile.info(finished / PHASES[2] / "seed0" / "samples" / f"{pair}.wav").samplerate == 16000
+
+
+def test_the_same_command_again_changes_nothing(
+    bench: Bench, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "study"
+    shutil.copytree(finished, copy, copy_function=shutil.copy2)
+    before = contents(copy)
+    assert runner("ablate", "--strategies", ",".join(PHASES), "--out", copy, *bench.options(steps=2)) == 0
+    after = contents(copy)
+    assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in before.items()}
+    runs = [name for name in before if name.startswith((*PHASES, "controls"))]
+    assert runs
+    assert all(after[name] == before[name] for name in runs)
+    assert str(copy / "report.html") in capsys.readouterr().out
+
+
+def test_report_reads_the_result_files_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in finished.rglob("*"):
+        kept = path.name in ("result.json", "study.json", "pairs.json", "metrics.jsonl") or path.suffix == ".wav"
+        if path.is_file() and kept:
+            place = tmp_path / "study" / path.relative_to(finished)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, place)
+    assert runner("report", tmp_path / "study") == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in PHASES)
+    assert told.strip().endswith("report.html")
+    assert (tmp_path / "study" / "report.json").read_bytes() == (finished / "report.json").read_bytes()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.toml").write_text(
+        f'[study]\nname = "planned"\nseeds = [0, 1]\nlr = [1e-3, 1e-2]\n[[arm]]\nstrategies = ["{PHASES[1]}"]\n'
+        f'[[arm]]\nname = "gentle"\nstrategies = ["{PHASES[2]}"]\nweight_decay = 0.5\n'
+        f"{PHASES[2]}.hidden_dim = 8\n"
+    )
+    before = contents(tmp_path)
+    out = tmp_path / "out"
+    assert runner("ablate", tmp_path / "study.toml", "--dry-run", "--out", out, *bench.options(steps=9)) == 0
+    told = capsys.readouterr().out
+    assert "2 arm(s) x 2 seed(s), 9 steps each" in told
+    gentle = next(line for line in told.splitlines() if line.strip().startswith("gentle:"))
+    assert "weight_decay = 0.5" in gentle
+    assert "'hidden_dim': 8" in gentle
+    assert "steps" not in gentle
+    assert f"{PHASES[1]}: default settings" in told
+    assert "each arm tries lr 0.001, 0.01 on seed 0 first" in told
+    assert re.search(r"time: about \d+", told)
+    assert re.search(r"memory: about [\d.]+ GiB", told)
+    assert re.search(r"smallest difference in normalised SECS .*: about \d", told)
+    assert contents(tmp_path) == before
+    assert not out.exists()
+
+
+def test_plugins_lists_every_kind_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runner("plugins") == 0
+    told = capsys.readouterr().out
+    for name, words in {
+        PHASES[1]: ["placement", "after_vq"],
+        PHASES[2]: ["placement", "before_vq", "latent"],
+        "voice_conversion": ["objective", "loss"],
+        "ge2e": ["speaker encoder"],
+        "si_sdr": ["metric", "dB", "(up)"],
+    }.items():
+        line = next(line for line in told.splitlines() if line.startswith(f"{name} "))
+        assert all(word in line for word in words), line
+        assert "snac-conditioning 0." in line
+
+
+def test_plugins_show_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    from snac_core.plugins import discover
+
+    found = discover().strategies
+    for name in found:
+        assert runner("plugins", "show", name) == 0
+        told = capsys.readouterr().out
+        for key, field in found[name].Config.model_fields.items():
+            line = next(line for line in told.splitlines() if line.strip().startswith(f"{key} = "))
+            assert repr(field.default) in line
+            assert field.description
+            assert field.description in line
+        for term, weight in found[name].default_weights.items():
+            assert f"{name}/{term}: default weight {weight:g}" in told
+
+
+def test_help_is_there_for_every_command_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("quickstart", "train", "ablate", "report", "convert", "encode", "decode", "plugins", "check"):
+        assert runner(command, "--help") == 0
+        assert f"runner {command}" in capsys.readouterr().out.split("Example:")[1]

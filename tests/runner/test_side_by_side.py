@@ -1,0 +1,120 @@
+"""Arms trained together are the arms trained alone, and share what is frozen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_study import PHASES, Bench, arm, contents, records, result, weights
+
+from runner.arm import Arm
+from snac_core.bare import BarePass
+from snac_core.codec import SNAC
+from snac_core.codec.vq import ResidualVectorQuantize
+from snac_core.speakers.simple import Simple
+
+
+def judged(folder: Path) -> list[dict[str, Any]]:
+    """The dev evaluations of a run."""
+    return [record["dev"] for record in records(folder) if "dev" in record]
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged of its steps, but for the time."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records(folder)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal to the bit: weights, logs, dev and test scores."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert logged(one) == logged(other)
+    assert judged(one) == judged(other)
+    assert judged(one)
+    for key in ("metrics", "utterances", "codes", "noise_floor", "config_hash"):
+        assert result(one)[key] == result(other)[key], key
+
+
+def test_an_arm_beside_others_is_bit_equal_to_itself_alone_and_may_be_added_later(bench: Bench, tmp_path: Path) -> None:
+    both = "+".join((PHASES[2], PHASES[1]))
+    arms = [arm(PHASES[0]), arm(PHASES[2]), arm(PHASES[2], PHASES[1])]
+    together = bench.train(arms, tmp_path / "together", steps=3)
+    alone = bench.train(arms[2:], tmp_path / "later", steps=3)
+    before = contents(tmp_path / "later")
+    apart = bench.train(arms[::-1], tmp_path / "later", steps=3)  # in another order, too
+    after = contents(tmp_path / "later")
+    assert {name: after[name] for name in before} == before  # finished runs are not touched
+    assert_same_run(alone[both], together[both])
+    for title in together:
+        assert_same_run(apart[title], together[title])
+
+
+def test_seeds_differ_in_everything_that_is_drawn(bench: Bench, tmp_path: Path) -> None:
+    bench.train([arm(PHASES[2])], tmp_path, seeds=[0, 1], steps=2)
+    zero, one = (tmp_path / PHASES[2] / f"seed{seed}" for seed in (0, 1))
+    assert result(zero)["seed"] == 0
+    assert result(one)["seed"] == 1
+    ours, theirs = weights(zero), weights(one)
+    drawn = [key for key in ours if ours[key].ndim > 1]
+    assert not any(torch.equal(ours[key], theirs[key]) for key in drawn)
+    assert [pair["pair"] for pair in result(zero)["utterances"]] == [pair["pair"] for pair in result(one)["utterances"]]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
+    """(part of the work, rows) to how often it is done from now on."""
+    counted: Counter[tuple[str, int]] = Counter()
+
+    def count(cls: type, method: str, part: Callable[..., str], rows: Callable[..., int]) -> None:
+        before = getattr(cls, method)
+
+        def counting(self: Any, *given: Any, **named: Any) -> Any:
+            counted[part(*given, **named), rows(*given, **named)] += 1
+            return before(self, *given, **named)
+
+        monkeypatch.setattr(cls, method, counting)
+
+    def side(x: Any, after: str | None, upto: str) -> str:
+        if after is None:
+            return "encoder"
+        return "decoder" if upto == "audio" else f"{after} to {upto}"
+
+    count(SNAC, "advance", side, lambda x, *_: len(x))
+    count(ResidualVectorQuantize, "forward", lambda z: "quantiser", lambda z: len(z))
+    count(Simple, "forward", lambda *_: "teacher", lambda audio, *_: len(audio))
+    return counted
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
+    bench: Bench, tmp_path: Path, passes: Counter[tuple[str, int]], targets: int
+) -> None:
+    study = bench.study(targets=targets)
+    materials = bench.materials(study)
+    arms = [Arm.new(arm(name), 0, tmp_path / name, materials) for name in PHASES]
+    batch = materials.batches(0).at(1)
+    speakers = materials.table.rows(batch.speakers)
+    drawn = arms[0].sampler.targets(speakers, 1, targets)
+    rows, all_rows = study.batch_size, (1 + targets) * study.batch_size
+    passes.clear()
+    bare = BarePass(materials.codec, batch.audio)
+    for one in arms:
+        one.step(1, bare, speakers, drawn)
+    of = {kind: {n: count for (what, n), count in passes.items() if what == kind} for kind, _ in passes}
+    assert of["encoder"] == {rows: 1}  # the frozen encoder's work once for all arms
+    assert of["quantiser"] == {rows: 1, all_rows: 1}  # bare for those after VQ; the adapter before VQ its own
+    assert of["teacher"] == {all_rows: len(arms)}  # targets' embeddings come from the table
+    assert of["decoder"] == {all_rows: len(arms)}  # identity and conversions of an arm in one batch
+
+
+def test_the_shared_pass_hands_out_activations_without_gradient(bench: Bench) -> None:
+    materials = bench.materials(bench.study())
+    bare = BarePass(materials.codec, materials.batches(0).at(1).audio)
+    assert not bare.at("latent").requires_grad
+    assert not bare.output.requires_grad
+    assert bare.at("decoder_2") is bare.at("decoder_2")

@@ -1,0 +1,90 @@
+"""`ge2e` computes what the package its weights come from computes."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snac_core.errors import UserError
+from snac_core.speakers import ge2e, load_speaker_encoder
+
+
+@given(st.integers(min_value=1, max_value=400_000))
+def test_windows_cover_the_audio_as_the_rule_says(samples: int) -> None:
+    starts = ge2e.partial_starts(samples)
+    covered = (starts[-1] + ge2e.PARTIAL) * ge2e.HOP
+    assert starts[0] == 0
+    assert set(np.diff(starts)) <= {77}  # 1.3 windows a second, in frames of 10 ms
+    assert samples - covered < 0.75 * ge2e.PARTIAL * ge2e.HOP  # what is left out is a rest too short to be a window
+
+
+def test_without_the_package_the_error_says_what_to_install_and_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ge2e, "packaged_weights", lambda: None)
+    with pytest.raises(UserError, match=r"install the Python package resemblyzer.*use 'ecapa_tiny'"):
+        load_speaker_encoder("ge2e")
+
+
+def test_the_package_itself_is_never_imported() -> None:
+    load_speaker_encoder("ge2e")
+    assert "resemblyzer" not in sys.modules
+
+
+@pytest.mark.slow
+def test_every_dev_utterance_has_the_embedding_that_embed_utterance_gives(
+    librispeech_mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle = _oracle(monkeypatch)
+    encoder = load_speaker_encoder("ge2e")
+    files = sorted((librispeech_mini / "dev").rglob("*.flac"))
+    for file in files:
+        samples, rate = soundfile.read(file, dtype="float32")
+        for part in (samples, samples[5000:13000]):
+            ours = encoder(torch.from_numpy(part).view(1, 1, -1), rate)[0].numpy()
+            assert ours @ oracle.embed_utterance(part) > 0.9999
+    assert files
+
+
+def _oracle(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """resemblyzer's VoiceEncoder; what only its preprocessing imports is replaced by empty modules.
+
+    Its mel bands come from librosa where that is installed, else from `_mel_spectrogram`.
+    """
+    for name in ("webrtcvad", "scipy.ndimage.morphology"):
+        empty = ModuleType(name)
+        empty.binary_dilation = None  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, empty)
+    if find_spec("librosa") is None:
+        librosa = ModuleType("librosa")
+        librosa.feature = SimpleNamespace(melspectrogram=_mel_spectrogram)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "librosa", librosa)
+    from resemblyzer.voice_encoder import VoiceEncoder
+
+    for name in [n for n in sys.modules if n.split(".")[0] == "resemblyzer"]:
+        monkeypatch.delitem(sys.modules, name)
+    return VoiceEncoder("cpu", verbose=False)
+
+
+def _mel_spectrogram(*, y: np.ndarray, sr: int, n_fft: int, hop_length: int, n_mels: int) -> np.ndarray:
+    """What `librosa.feature.melspectrogram` gives by default, in numpy and float64: (n_mels, frames)."""
+
+    def hertz(mel: np.ndarray) -> np.ndarray:  # Slaney's scale: 15 to 1 kHz straight, 27 to a factor 6.4 above
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
+
+    top = 15 + 27 * np.log(sr / 2000) / np.log(6.4)
+    left, centre, right = np.lib.stride_tricks.sliding_window_view(hertz(np.linspace(0, top, n_mels + 2)), n_mels)
+    bins = np.fft.rfftfreq(n_fft, 1 / sr)
+    rise = (bins - left[:, None]) / (centre - left)[:, None]
+    fall = (right[:, None] - bins) / (right - centre)[:, None]
+    filters = np.clip(np.minimum(rise, fall), 0, None) * (2 / (right - left))[:, None]
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(y.astype(float), n_fft // 2), n_fft)[::hop_length]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    return filters @ (np.abs(np.fft.rfft(frames * hann)) ** 2).T

@@ -1,0 +1,151 @@
+"""What the training of an encoder rests on: margin, disturbances, voices, trials."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from runner.data import open_corpus
+from runner.encoders.augment import disturb, mask_features
+from runner.encoders.margin import AngularMargin
+from runner.encoders.train import Settings, crops, train_speaker_encoder
+from runner.encoders.trials import embed_parts, equal_error, parts_of, verify
+from runner.encoders.voices import Voices, gather_voices
+from snac_core.seeding import generator
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven "speakers" who buzz at their own pitch, two utterances of 2.5 s each: four train, two dev, one test."""
+    root = tmp_path_factory.mktemp("speech")
+    time = torch.arange(40000) / 16000
+    for number, pitch in enumerate((90, 120, 150, 190, 105, 240, 130)):
+        for take in range(2):
+            swing = 0.3 * torch.sin(2 * math.pi * (2 + take) * time)
+            buzz = (1.5 * torch.sin(2 * math.pi * pitch * time + swing)).exp() - 1.6
+            noise = torch.randn(len(time), generator=generator("test speech", number, take))
+            path = (
+                root
+                / ("train" if number < 4 else "dev" if number < 6 else "test")
+                / f"s{number}"
+                / f"s{number}_{take}.wav"
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, (0.05 * buzz + 0.005 * noise).numpy(), 16000)
+    return root
+
+
+@pytest.fixture(scope="module")
+def voices(speech: Path) -> Voices:
+    return gather_voices([(open_corpus(speech), 1.0)], 16000, speeds=(1.0, 1.25))
+
+
+def test_without_a_margin_the_loss_is_the_softmax_of_scaled_cosines() -> None:
+    head = AngularMargin(8, 5, scale=10.0, generator=generator(0))
+    embedding, label = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    cosine = torch.cosine_similarity(embedding[:, None], head.centres[None], dim=-1)
+    loss, accuracy = head(embedding, label, 0.0)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(10 * cosine, label).item(), rel=1e-4)
+    assert accuracy.item() == pytest.approx((cosine.argmax(1) == label).float().mean().item())
+
+
+def test_the_margin_is_an_angle_added_to_the_own_class_only() -> None:
+    head = AngularMargin(2, 2, scale=1.0, generator=generator(0))
+    head.centres.data = torch.eye(2)
+    angle, margin = 0.6, 0.25
+    embedding = torch.tensor([[math.cos(angle), math.sin(angle)]]) * 3
+    loss, _ = head(embedding, torch.tensor([0]), margin)
+    own, other = math.cos(angle + margin), math.sin(angle)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(other - own)), rel=1e-5)
+
+
+def test_a_larger_margin_never_lowers_the_loss_even_beyond_the_half_turn() -> None:
+    head = AngularMargin(2, 2, scale=5.0, generator=generator(0))
+    head.centres.data = torch.eye(2)
+    for angle in torch.linspace(0, math.pi, 30).tolist():
+        embedding = torch.tensor([[math.cos(angle), math.sin(angle)]])
+        losses = [head(embedding, torch.tensor([0]), m)[0].item() for m in (0.0, 0.1, 0.2, 0.3)]
+        assert losses == sorted(losses)
+
+
+def test_a_disturbance_depends_on_its_generator_alone_and_stays_finite() -> None:
+    audio = torch.randn(12, 16000) * 0.1
+    audio[3] = 0
+    first, again = (disturb(audio, 16000, generator(1, "x")) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.isfinite().all()
+    assert first.shape == audio.shape
+    assert not torch.equal(first, disturb(audio, 16000, generator(2, "x")))
+
+
+def test_masks_hide_one_block_of_bands_and_one_of_frames() -> None:
+    masked = mask_features(torch.ones(50, 64, 100), generator(0))
+    hidden_bands = (masked == 0).all(2).sum(1)
+    hidden_frames = (masked == 0).all(1).sum(1)
+    assert hidden_bands.max() <= 9
+    assert hidden_frames.max() <= 21
+    assert hidden_bands.float().mean() > 2
+    assert hidden_frames.float().mean() > 5
+
+
+def test_every_speed_of_a_train_speaker_is_a_class_and_dev_speakers_are_none(voices: Voices) -> None:
+    assert voices.names == [
+        f"{voices.names[0].split('/')[0]}/s{i}@{speed}" for i in range(4) for speed in ("1", "1.25")
+    ]
+    assert sum(voices.share) == pytest.approx(1)
+    slow, fast = voices.clean[0][0], voices.clean[1][0]
+    assert len(fast) == pytest.approx(len(slow) / 1.25, abs=2)
+    peak = [torch.fft.rfft(w[:16000].float()).abs()[50:200].argmax().item() + 50 for w in (slow, fast)]
+    assert peak[1] / peak[0] == pytest.approx(1.25, rel=0.03)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(voices: Voices) -> None:
+    settings = Settings(batch=6)
+    audio, label = crops(voices, settings, 3)
+    again, same = crops(voices, settings, 3)
+    assert torch.equal(audio, again)
+    assert torch.equal(label, same)
+    assert not torch.equal(label, crops(voices, settings, 4)[1]) or audio.shape != crops(voices, settings, 4)[0].shape
+
+
+def test_training_is_repeatable(voices: Voices) -> None:
+    settings = Settings(steps=6, batch=4, shortest=0.3, longest=0.4)
+    lines: list[dict[str, float]] = []
+    first = train_speaker_encoder(voices, settings, report=lines.append, every=3)
+    second = train_speaker_encoder(voices, settings)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert not first.training
+    assert [line["step"] for line in lines] == [3, 6]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_the_equal_error_rate_of_known_scores() -> None:
+    assert equal_error(torch.tensor([0.8, 0.9, 0.7]), torch.tensor([0.1, 0.2])) == (0.0, pytest.approx(0.7))
+    eer, _ = equal_error(torch.arange(100) / 100 + 0.5, torch.arange(100) / 100)
+    assert eer == pytest.approx(0.25, abs=0.01)
+    eer, _ = equal_error(torch.rand(3000), torch.rand(3000))
+    assert eer == pytest.approx(0.5, abs=0.05)
+
+
+def test_parts_of_one_utterance_meet_only_where_there_is_no_other(speech: Path) -> None:
+    parts = parts_of(open_corpus(speech), ("dev",), 16000, seconds=1.0, least=0.4)
+    assert len(parts) == 2 * 2 * 3
+    pitch = {"s4": torch.tensor([1.0, 0.0]), "s5": torch.tensor([0.0, 1.0])}
+    found = verify(parts, torch.stack([pitch[p.speaker] for p in parts]))
+    assert found.eer == 0
+    assert (found.same, found.different) == (1, 0)
+    assert found.trials == (2 * 9, 36)  # of 2 x 15 pairs of one speaker 2 x 6 are within an utterance
+    single = [p for p in parts if p.utterance.endswith("_0")]
+    assert verify(single, torch.stack([pitch[p.speaker] for p in single])).trials == (2 * 3, 9)
+
+
+def test_embeddings_come_back_in_the_order_of_the_parts(speech: Path) -> None:
+    parts = parts_of(open_corpus(speech), ("dev",), 16000, seconds=1.0, least=0.4)
+    levels = embed_parts(parts, lambda audio, rate: audio.abs().mean(-1), 16000, batch=2)
+    assert torch.allclose(levels[:, 0], torch.tensor([p.audio.abs().mean() for p in parts]))

@@ -1,0 +1,61 @@
+"""Every block of the README does what it says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from runner.cli import main
+from runner.config import compose
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == language]
+
+
+def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("python")[0], "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_strategy_block_passes_the_conformance_kit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python")[1]
+    assert len([line for line in code.splitlines() if line.strip()]) < 45
+    Path("speaker_gate.py").write_text(code)
+    with pytest.raises(SystemExit) as end:
+        main(["check", "speaker_gate.py"])
+    assert end.value.code == 0, capsys.readouterr()
+
+
+def test_the_study_block_is_a_valid_study() -> None:
+    values = tomllib.loads(blocks("toml")[0])
+    study, arms, rates = compose(values["study"], values["arm"], "README.md")
+    assert [arm.title for arm in arms] == ["phase6+contrastive", "phase4_decoder_film"]
+    assert arms[0].settings["phase3_contrastive"] == {"path": False}
+    assert len(study.seeds) == 3
+    assert rates == [3e-4, 1e-3]
+
+
+def commands() -> list[list[str]]:
+    lines = [line.partition("#")[0].split() for text in blocks("bash") for line in text.splitlines()]
+    return [line for line in lines if line and line[0] == "runner"]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_the_options_of_every_command_exist(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for word in command[1:] if not word.startswith("-")]
+    names = words[:2] if words[0] == "data" else words[:1]
+    with pytest.raises(SystemExit):
+        main([*names, "--help"])
+    text = capsys.readouterr().out
+    for option in (word for word in command if word.startswith("--")):
+        assert option in text
