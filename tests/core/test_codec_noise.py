@@ -74,8 +74,8 @@ def test_equal_items_of_a_batch_come_out_equal() -> None:
     codec = small()
     with codec.fixed_noise(3):
         audio = codec.decoder(torch.randn(1, codec.latent_dim, 8).expand(3, -1, -1))
-    assert torch.equal(audio[0], audio[1])
-    assert torch.equal(audio[0], audio[2])
+    for other in audio[1:]:  # close, not equal: see above
+        torch.testing.assert_close(other, audio[0], rtol=0, atol=1e-6)
 
 
 @given(short=st.integers(1, 300), more=st.integers(0, 300))

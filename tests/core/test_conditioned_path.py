@@ -68,8 +68,9 @@ def test_swapping_two_speakers_swaps_the_outputs() -> None:
     with model.codec.fixed_noise(1):
         out = model.reconstruct(audio, Conditioning(targets))
         swapped = model.reconstruct(audio, Conditioning(targets.flip(0)))
-    assert torch.equal(out.audio.flip(0), swapped.audio)
-    assert not torch.equal(out.audio[0], out.audio[1])
+    # close, not equal: vector instructions may round an item differently at another place of its batch
+    assert torch.allclose(out.audio.flip(0), swapped.audio, atol=1e-5)
+    assert not torch.allclose(out.audio[0], out.audio[1], atol=1e-2)
 
 
 def test_an_items_output_does_not_depend_on_its_batch() -> None:
@@ -122,7 +123,7 @@ def test_one_embedding_serves_every_item() -> None:
     model, audio, target = learned(Shift, Gain), tone(batch=3), speakers(1)
     with model.codec.fixed_noise(1):
         for given in (target, target[0], Conditioning(target), target.expand(3, -1)):
-            assert torch.equal(model(audio, given)[0], model(audio, target.expand(3, -1))[0])
+            torch.testing.assert_close(model(audio, given)[0], model(audio, target.expand(3, -1))[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategies", [(Shift,), (Gain,), (Shift, Gain)])
