@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from runner.cli import converting, data, measuring, plugins, pretraining, studies
+from runner.cli import converting, data, evaluating, measuring, plugins, pretraining, studies
 from runner.cli.console import Stopped
 from snac_core.errors import UserError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (studies, converting, plugins, pretraining, measuring):
+for module in (studies, evaluating, converting, plugins, pretraining, measuring):
     module.add_to(app)
 app.add_typer(data.app, name="data")
 

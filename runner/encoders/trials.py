@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.data.audio import load_audio, resample
-from runner.data.corpus import Corpus
+from runner.data.corpus import Corpus, Segment
 from snac_core.errors import UserError
 from snac_core.seeding import derive
 
@@ -33,6 +33,12 @@ class Verification:
     same: float
     different: float
     trials: tuple[int, int]
+
+    @classmethod
+    def of(cls, genuine: Tensor, impostor: Tensor) -> Verification:
+        """From the cosines of trials of one speaker (G,) and of two (I,); neither may be empty."""
+        eer, threshold = equal_error(genuine, impostor)
+        return cls(eer, threshold, genuine.mean().item(), impostor.mean().item(), (len(genuine), len(impostor)))
 
     def __str__(self) -> str:
         return f"EER {100 * self.eer:.1f} % (same {self.same:.3f}, different {self.different:.3f})"
@@ -73,9 +79,19 @@ def parts_of(
     corpus: Corpus, splits: Sequence[str], sample_rate: int, *, seconds: float = 3.0, least: float = 2.0
 ) -> list[Part]:
     """Every utterance of the splits cut into parts of `seconds`; a rest of at least `least` seconds is a part too."""
+    utterances = (u for split in splits for u in corpus.splits.get(split, ()))
+    whole = (Segment(u.id, 0.0, u.seconds) for u in utterances)
+    return cut(corpus, whole, sample_rate, seconds=seconds, least=least)
+
+
+def cut(
+    corpus: Corpus, segments: Iterable[Segment], sample_rate: int, *, seconds: float = 3.0, least: float = 2.0
+) -> list[Part]:
+    """The segments cut into parts of `seconds`; a rest of at least `least` seconds is a part too."""
     parts: list[Part] = []
-    for utterance in (u for split in splits for u in corpus.splits.get(split, ())):
-        audio = load_audio(utterance, sample_rate)
+    for segment in segments:
+        utterance = corpus.utterance(segment.utterance)
+        audio = load_audio(utterance, sample_rate, start=segment.start, seconds=segment.seconds)
         pieces = torch.split(audio, int(seconds * sample_rate), dim=-1)
         long_enough = (piece for piece in pieces if piece.shape[-1] >= least * sample_rate)
         parts.extend(Part(utterance.speaker, utterance.id, piece) for piece in long_enough)
@@ -110,7 +126,14 @@ def embed_parts(parts: Sequence[Part], embed: Embed, sample_rate: int, *, batch:
 
 
 def verify(parts: Sequence[Part], enrolled: Tensor, tested: Tensor | None = None) -> Verification:
-    """All pairs of parts as trials. Parts of one utterance meet only where their speaker has no other utterance.
+    """The outcome of all pairs of parts as trials; arguments as for `pair_scores`."""
+    return Verification.of(*pair_scores(parts, enrolled, tested))
+
+
+def pair_scores(parts: Sequence[Part], enrolled: Tensor, tested: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines of all pairs of parts: of one speaker (G,), and of two (I,).
+
+    Parts of one utterance meet only where their speaker has no other utterance.
 
     Args:
         parts: what the rows of the embeddings are of.
@@ -125,9 +148,15 @@ def verify(parts: Sequence[Part], enrolled: Tensor, tested: Tensor | None = None
     single = torch.tensor([len(set(utterances[speakers == s].tolist())) == 1 for s in speakers.tolist()])
     apart = (utterances[:, None] != utterances) | single[:, None]
     upper = torch.ones_like(same).triu(1)
-    genuine, impostor = cosine[same & apart & upper], cosine[~same & upper]
-    eer, threshold = equal_error(genuine, impostor)
-    return Verification(eer, threshold, genuine.mean().item(), impostor.mean().item(), (len(genuine), len(impostor)))
+    return cosine[same & apart & upper], cosine[~same & upper]
+
+
+def reference_scores(parts: Sequence[Part], embeddings: Tensor, references: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cosines of parts (N, S) to speakers' mean embeddings: each part to its own speaker (N,), and to all others."""
+    names = sorted(references)
+    cosine = embeddings @ torch.stack([references[name] for name in names]).T
+    own = torch.tensor([names.index(part.speaker) for part in parts])[:, None] == torch.arange(len(names))
+    return cosine[own], cosine[~own]
 
 
 def equal_error(genuine: Tensor, impostor: Tensor) -> tuple[float, float]:
