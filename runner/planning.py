@@ -47,16 +47,17 @@ def describe_plan(
     pairs = materials.test_pairs
     targets = len({pair.target for pair in pairs.pairs})
     sources = len({pair.source for pair in pairs.pairs})
+    usable, _ = available(materials.catalogue)
+    primaries = 1 + any(metric.role == "content" for metric in usable.values())
+    comparisons = primaries * max(1, len(arms) * (len(arms) - 1) // 2)
     effect = planned_effect(
-        seeds=len(study.seeds), targets=targets, sources=sources, pairs=len(pairs),
-        comparisons=max(1, len(arms) * (len(arms) - 1) // 2), **SPREAD,
-    )  # fmt: skip
+        seeds=len(study.seeds), targets=targets, sources=sources, pairs=len(pairs), comparisons=comparisons, **SPREAD
+    )
     lines.append(
         f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; smallest difference in "
         f"normalised SECS that would be seen in 80 % of such studies: about {effect:.2f}"
     )
-    comparisons = len(arms) * (len(arms) - 1) // 2
-    missing = shortfalls(targets=targets, seeds=len(study.seeds), ok=1.0, comparisons=max(1, comparisons))
+    missing = shortfalls(targets=targets, seeds=len(study.seeds), ok=1.0, comparisons=comparisons)
     lines += [f"no verdict will be given: {reason}" for reason in missing]
     return "\n".join(lines)
 

@@ -48,6 +48,9 @@ class Metric:
         direction: whether "up" or "down" is better.
         worst: the score of output that is NaN or silent: such output is judged, not missing.
         requires: importable packages it needs; where one is missing the metric is shown as missing.
+        role: "content" for an error rate of what is said (a share, down) that may be the study's primary measure of
+            content. Of those, the one whose controls lie farthest apart is used; under 30 points apart, none is.
+        margin: for a primary measure, the largest loss in its unit that still counts as not worse.
     """
 
     name: ClassVar[str] = ""
@@ -55,6 +58,8 @@ class Metric:
     direction: ClassVar[Literal["up", "down"]] = "up"
     worst: ClassVar[float] = 0.0
     requires: ClassVar[tuple[str, ...]] = ()
+    role: ClassVar[Literal["", "content"]] = ""
+    margin: ClassVar[float] = 0.0
 
     def __call__(self, conversion: Conversion) -> float | None:
         """The value; None where it does not apply. Raises when its tool fails."""

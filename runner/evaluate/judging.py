@@ -202,6 +202,7 @@ def _pooled(rows: list[dict[str, Any]], metrics: Mapping[str, Metric]) -> dict[s
                 "n": len(applicable),
                 "unit": metric.unit,
                 "direction": metric.direction,
+                **({"role": metric.role, "margin": metric.margin} if metric.role else {}),
             }
     return pooled
 

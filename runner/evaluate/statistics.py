@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
-Array = NDArray[np.float64]
-Labels = NDArray[np.int64]
+from runner.evaluate.spread import Array, Labels, Spread, crossed, spread_of_mean
 
 DRAWS = 10_000
 MIN_LEVELS = 10  # with fewer levels of a factor percentile intervals are too short, and t intervals are used
@@ -39,6 +37,16 @@ class Estimate:
     targets: int
     sources: int
     cells: int
+    spread: Spread | None = None
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of "the mean is zero"; NaN where there is no interval."""
+        return self.spread.p_value(self.mean) if self.spread else float("nan")
+
+    def detectable(self, comparisons: int = 1) -> float:
+        """Smallest true mean found with 80 % power; `comparisons` divides alpha, as Holm's first step does."""
+        return self.spread.detectable(alpha=0.05 / comparisons) if self.spread else float("nan")
 
     def clears(self, bound: float) -> bool:
         """True where the whole interval lies above `bound`; False where there is no interval."""
@@ -48,62 +56,6 @@ class Estimate:
 def labels(names: Sequence[str]) -> Labels:
     """Names (P,) as integers 0..L-1, in sorted order of the names."""
     return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int64)
-
-
-def crossed(factors: Sequence[Labels]) -> list[bool]:
-    """Which factors count: those with more than one level that are not nested in another one.
-
-    A source utterance that is only ever converted to one target varies with that target; resampling both would count it
-    twice. Of two factors with the same groups the first counts.
-    """
-    codes = [np.unique(f, return_inverse=True)[1] for f in factors]
-    levels = [int(c.max()) + 1 if c.size else 0 for c in codes]
-
-    def nested(i: int, j: int) -> bool:
-        joint = len(np.unique(codes[i] * levels[j] + codes[j]))
-        return joint == levels[i] and (levels[j] < levels[i] or j < i)
-
-    def covered(i: int) -> bool:
-        return any(levels[j] > 1 and nested(i, j) for j in range(len(factors)) if j != i)
-
-    return [n > 1 and not covered(i) for i, n in enumerate(levels)]
-
-
-def clustered_variance(values: Array, target: Labels, source: Labels) -> tuple[float, float]:
-    """Variance of the mean of `values` (S, P) under crossed random effects, and its degrees of freedom.
-
-    Multi-way clustering by inclusion and exclusion (Cameron, Gelbach & Miller 2011, J. Bus. Econ. Stat. 29, eq. 2.13):
-    V = V_seed + V_target + V_source - V_seed,target - V_seed,source - V_target,source + V_all, where
-    V_c = G / (G - 1) * sum_g (sum of residuals in cluster g)^2 / N^2. For balanced data V_c is MS_c / N, and this is
-    the analysis-of-variance estimate. It can come out too small by chance, and is never taken below the largest single
-    factor's. Degrees of freedom: Satterthwaite (1946, Biometrics 2, 110-114), V^2 / sum_f V_f^2 / (L_f - 1).
-
-    A factor with one level contributes nothing, nor does one nested in another. Returns (nan, nan) when no factor has
-    two levels.
-    """
-    seed_of, pair_of = np.nonzero(np.isfinite(values))
-    y = values[seed_of, pair_of]
-    factors = [np.unique(f, return_inverse=True)[1] for f in (seed_of, target[pair_of], source[pair_of])]
-    factors = [f for f, counts in zip(factors, crossed(factors), strict=True) if counts]
-    if not factors:
-        return float("nan"), float("nan")
-    residual = y - y.mean()
-
-    def variance(which: Sequence[np.ndarray]) -> tuple[float, int]:
-        combined = which[0]
-        for other in which[1:]:
-            combined = np.unique(combined * (other.max() + 1) + other, return_inverse=True)[1]
-        sums = np.bincount(combined, weights=residual)
-        return float(len(sums) / (len(sums) - 1) * np.sum(sums**2) / y.size**2), len(sums)
-
-    single = [variance([f]) for f in factors]
-    total = sum(v for v, _ in single)
-    for size in range(2, len(factors) + 1):
-        total += (-1) ** (size + 1) * sum(variance(c)[0] for c in combinations(factors, size))
-    total = max(total, *(v for v, _ in single))
-    if total == 0:
-        return 0.0, float(min(groups for _, groups in single) - 1)
-    return total, max(1.0, total**2 / sum(v**2 / (groups - 1) for v, groups in single))
 
 
 def bootstrap_means(values: Array, target: Labels, source: Labels, *, draws: int = DRAWS, seed: int = 0) -> Array:
@@ -162,34 +114,40 @@ def estimates(
 ) -> list[Estimate]:
     """Mean and two-sided interval of each of `values` (each (S, P)), or of its ratio to the same item of `over`.
 
-    A percentile interval of the crossed bootstrap where every varied factor has at least ten levels, else a t interval
-    with Satterthwaite degrees of freedom. Seeds that were not varied (S = 1) are not in the interval.
+    A percentile interval of the crossed bootstrap where every varied factor has at least ten levels, else an interval
+    in which every factor has the t quantile of its own levels (`Spread`). Seeds that were not varied (S = 1) are not
+    in the interval.
     """
     nan, divisors = float("nan"), list(over) if over is not None else [None] * len(values)
-    spread = [
+    flat = [
         v if d is None else linearised(v, np.broadcast_to(d, v.shape)) for v, d in zip(values, divisors, strict=True)
     ]
     result: list[Estimate] = []
     resampled: dict[tuple[tuple[int, ...], bool, bool], list[int]] = {}
-    for index, v in enumerate(spread):
+    for index, v in enumerate(flat):
         seed_of, pair_of = np.nonzero(np.isfinite(v))
         levels = [len(np.unique(f)) for f in (seed_of, target[pair_of], source[pair_of])]
-        sizes = {"seeds": levels[0], "targets": levels[1], "sources": levels[2], "cells": int(pair_of.size)}
+        sizes: dict[str, Any] = {
+            "seeds": levels[0],
+            "targets": levels[1],
+            "sources": levels[2],
+            "cells": int(pair_of.size),
+        }
         mean = float(v[seed_of, pair_of].mean()) if pair_of.size else nan
-        variance, df = clustered_variance(v, target, source) if pair_of.size else (nan, nan)
-        if not np.isfinite(variance):
+        spread = spread_of_mean(v, target, source) if pair_of.size else None
+        if spread is None:
             result.append(Estimate(mean, nan, nan, nan, nan, "none", **sizes))
             continue
-        se = float(np.sqrt(variance))
-        half = float(stats.t.ppf((1 + level) / 2, df)) * se
-        result.append(Estimate(mean, mean - half, mean + half, se, df, "t", **sizes))
+        half = spread.half_width(1 - level)
+        measured = (mean, mean - half, mean + half, spread.se, spread.df)
+        result.append(Estimate(*measured, "t", **sizes, spread=spread))
         counted = crossed([seed_of, target[pair_of], source[pair_of]])
         if min(n for n, counts in zip(levels, counted, strict=True) if counts) >= MIN_LEVELS:
             resampled.setdefault((v.shape, counted[1], counted[2]), []).append(index)
     for (shape, by_target, by_source), group in resampled.items():
         bottoms = [np.ones(shape) if (d := divisors[i]) is None else np.broadcast_to(d, shape) for i in group]
-        masked = [np.where(np.isfinite(spread[i]), b, np.nan) for i, b in zip(group, bottoms, strict=True)]
-        tops = [np.where(np.isfinite(spread[i]), values[i], np.nan) for i in group]
+        masked = [np.where(np.isfinite(flat[i]), b, np.nan) for i, b in zip(group, bottoms, strict=True)]
+        tops = [np.where(np.isfinite(flat[i]), values[i], np.nan) for i in group]
         drawn = target if by_target else np.zeros_like(target), source if by_source else np.zeros_like(source)
         means = bootstrap_means(np.stack(tops + masked), *drawn, draws=draws)
         quotients = means[:, : len(group)] / means[:, len(group) :]
@@ -218,12 +176,19 @@ def sign_flip(means: Array, *, flips: int = 10_000, seed: int = 0) -> float:
     t = len(means)
     if t == 0:
         return float("nan")
-    observed = abs(means.sum()) * (1 - 1e-12)
+    reached = np.abs(_signs(t, flips, seed) @ means) >= abs(means.sum()) * (1 - 1e-12)
+    return float(np.mean(reached)) if t <= EXACT_FLIPS else float((np.sum(reached) + 1) / (flips + 1))
+
+
+@lru_cache(maxsize=8)
+def _signs(t: int, flips: int, seed: int) -> Array:
+    """Every sign pattern of t means, or `flips` random ones where there are too many."""
+    patterns: Array
     if t <= EXACT_FLIPS:
-        signs = 1.0 - 2.0 * ((np.arange(2**t)[:, None] >> np.arange(t)) & 1)
-        return float(np.mean(np.abs(signs @ means) >= observed))
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, t))
-    return float((np.sum(np.abs(signs @ means) >= observed) + 1) / (flips + 1))
+        patterns = (1.0 - 2.0 * ((np.arange(2**t)[:, None] >> np.arange(t)) & 1)).astype(np.float64)
+    else:
+        patterns = np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, t))
+    return patterns
 
 
 def holm(p: Array) -> Array:
@@ -235,15 +200,3 @@ def holm(p: Array) -> Array:
         largest = max(largest, min(1.0, float(p[i]) * (len(order) - rank)))
         adjusted[i] = largest
     return adjusted
-
-
-def minimum_detectable_effect(
-    se: float, df: float, *, alpha: float = 0.05, power: float = 0.8, comparisons: int = 1
-) -> float:
-    """Smallest true difference found with that power: (t(1 - alpha/2m) + t(power)) * se (Bloom 1995, Eval. Rev. 19).
-
-    `comparisons` m divides alpha, as Holm's first step does.
-    """
-    if not (np.isfinite(se) and np.isfinite(df)):
-        return float("nan")
-    return float((stats.t.ppf(1 - alpha / (2 * comparisons), df) + stats.t.ppf(power, df)) * se)

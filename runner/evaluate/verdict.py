@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
-
+from runner.evaluate.spread import Spread
 from runner.evaluate.statistics import Estimate
 
 MIN_TARGETS = 8  # five target speakers cannot reach p < 0.05 in a sign-flip test (2 / 2**5 = 0.0625)
 MIN_SEEDS = 2
 MIN_OK = 0.95  # share of the items that must have been measured
 SPEAKER_MARGIN = 0.05  # normalised SECS that may be lost and still count as not worse
+MIN_RANGE = 0.30  # of a content judge: mismatched minus bare; with less it hardly tells right words from wrong ones
 ALPHA = 0.05
+PLANNED_POWER = 0.84  # of the interval; that the sign-flip test must agree takes up to four points of it
 
 Word = Literal["better", "worse", "higher", "lower", "inconclusive", "no verdict"]
 
@@ -101,19 +102,19 @@ def planned_effect(
     sd_source: float,
     sd_rest: float,
     comparisons: int = 1,
-    power: float = 0.8,
+    power: float = PLANNED_POWER,
 ) -> float:
     """Minimum detectable difference of a study that has not run, from the standard deviations of a difference.
 
-    Var = sd_seed^2/S + sd_target^2/T + sd_source^2/U + sd_rest^2/(S P), with Satterthwaite degrees of freedom;
-    NaN where no factor has two levels.
+    `power` is the interval's; the verdict, which asks the sign-flip test too, finds that effect in at least 80 % of
+    studies. The sampling variances that such a study is expected to show go through the intervals of the verdict
+    itself. NaN where no factor has two levels.
     """
-    parts = [(sd_seed**2 / seeds, seeds), (sd_target**2 / targets, targets), (sd_source**2 / sources, sources)]
-    parts.append((sd_rest**2 / (seeds * pairs), seeds * pairs))
-    parts = [(v, n) for v, n in parts if n > 1]
-    variance = sum(v for v, _ in parts)
-    if not parts or variance == 0:
+    rest = sd_rest**2 / (seeds * pairs)
+    own = [(sd_seed**2 / seeds, seeds), (sd_target**2 / targets, targets), (sd_source**2 / sources, sources)]
+    varied = [(v, levels) for v, levels in own if levels > 1]
+    if not varied:
         return math.nan
-    df = max(1.0, variance**2 / sum(v**2 / (n - 1) for v, n in parts))
-    t = float(stats.t.ppf(1 - ALPHA / (2 * comparisons), df) + stats.t.ppf(power, df))
-    return t * math.sqrt(variance)
+    # clustered by a factor, a mean varies with the factor's own effect and with the noise of single cells
+    parts = tuple((v + rest, levels - 1.0) for v, levels in varied)
+    return Spread(sum(v for v, _ in varied) + rest, parts).detectable(alpha=ALPHA / comparisons, power=power)

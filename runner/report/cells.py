@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from runner.evaluate.statistics import Array, Labels, labels
+from runner.evaluate.spread import Array, Labels
+from runner.evaluate.statistics import labels
 from runner.report.results import Study, finite
 from runner.report.schema import Result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from runner.evaluate.statistics import Estimate
 from runner.report.metrics import KNOWN, Metric, present
@@ -20,10 +21,12 @@ def _blank(cell: Cell) -> Cell:
     return BLANK if cell.value is None else cell
 
 
-def estimate_cell(e: Estimate | None, digits: int) -> Cell:
+def estimate_cell(e: Estimate | None, digits: int, *, scale: float = 1.0) -> Cell:
     """A mean with its interval in small print."""
     if e is None or not math.isfinite(e.mean):
         return EMPTY
+    if scale != 1:
+        e = replace(e, mean=scale * e.mean, low=scale * e.low, high=scale * e.high)
     low, high = (e.low, e.high) if math.isfinite(e.low) else (None, None)
     return Cell(number(e.mean, digits), e.mean, bracket(e, digits), low, high)
 
@@ -64,6 +67,9 @@ def metric_table(
         study.controls if controls else (), key=lambda c: ({"source": 0, "floor": 1, "ceiling": 2}.get(c, 3), c)
     ):
         cells = [estimate_cell(numbers.controls.get((control, m.name)), m.digits) for m in metrics]
+        if metrics[0].name == "normalised_content" and control in ("floor", "mismatched"):
+            exact = 0.0 if control == "floor" else 1.0
+            cells[0] = Cell(number(exact), exact)
         if metrics[0].name == "normalised" and numbers.score == "normalised" and control in ("floor", "ceiling"):
             exact = 0.0 if control == "floor" else 1.0
             cells[0] = Cell(number(exact), exact)
@@ -93,11 +99,18 @@ def comparison_table(numbers: Numbers) -> Table | None:
         Column("Arm A", numeric=False),
         Column("Arm B", numeric=False),
         Column("A − B", unit, meaning="95 % interval, not adjusted for the number of comparisons"),
-        Column("p", meaning="two-sided sign-flip test on the means of the target speakers"),
-        Column("p, Holm", meaning="adjusted over all pairs of arms"),
+        Column("p", meaning="two-sided; the larger of the sign-flip test's over target speakers and the interval's"),
+        Column("p, Holm", meaning="adjusted over all pairs of arms and both primaries"),
         Column("Detectable", unit, meaning="true difference that this study would find with 80 % power"),
-        Column("Speaker similarity", numeric=False),
     ]
+    judged = numbers.content is not None
+    if judged:
+        columns += [
+            Column("A − B, content error", "points", "", "95 % interval, not adjusted; below zero is fewer errors"),
+            Column("p, Holm", "content"),
+            Column("Detectable", "points"),
+        ]
+    columns.append(Column("Verdict" if judged else "Speaker similarity", numeric=False))
     rows = []
     for c in numbers.comparisons:
         word = {"higher": "A higher", "lower": "B higher", "better": "A better", "worse": "B better"}
@@ -105,7 +118,11 @@ def comparison_table(numbers: Numbers) -> Table | None:
         ps = [Cell(f"{p:.3g}" if math.isfinite(p) else "—", p) for p in (c.p, c.p_holm)]
         size = estimate_cell(c.difference, 2)
         detectable = Cell(number(c.detectable), c.detectable)
-        rows.append(Row([text_cell(c.a), text_cell(c.b), size, *ps, detectable, text_cell(said)]))
+        content: list[Cell] = []
+        if c.content is not None:
+            p, effect = c.content_p_holm, 100 * c.content_detectable
+            content = [estimate_cell(c.content, 1, scale=100), Cell(f"{p:.3g}", p), Cell(number(effect, 1), effect)]
+        rows.append(Row([text_cell(c.a), text_cell(c.b), size, *ps, detectable, *content, text_cell(said)]))
     return Table("comparisons", "Pairs of arms", columns, rows)
 
 
@@ -189,13 +206,17 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
     """Every table with something in it, by name, in the page's order."""
     metrics = present(study.results())
     groups: dict[str, list[Metric]] = {}
-    named = {n: KNOWN[n] for n in ("normalised", "specificity", "gap", "overrating")} | {m.name: m for m in metrics}
+    named = {n: KNOWN[n] for n in ("normalised", "normalised_content", "specificity", "gap", "overrating")} | {
+        m.name: m for m in metrics
+    }
     for m in sorted(named.values(), key=lambda m: list(KNOWN).index(m.name) if m.name in KNOWN else len(KNOWN)):
         groups.setdefault(m.group, []).append(m)
     speaker = groups["speaker"]
     tables = [
         metric_table(study, numbers, "speaker", "Speaker similarity, by the judge", speaker, embeddings=True),
         comparison_table(numbers),
+        metric_table(study, numbers, "content", "Content, of the converted output", groups.get("content", [])),
+        metric_table(study, numbers, "prosody", "Prosody, of the converted output", groups.get("prosody", [])),
         metric_table(
             study, numbers, "identity", "Identity quality, under the own embedding", groups.get("identity", [])
         ),

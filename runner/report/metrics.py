@@ -19,7 +19,7 @@ class Metric:
     label: str
     unit: str
     direction: str
-    group: str  # "speaker", "identity", "teacher", "embedding" or "other"
+    group: str  # "speaker", "content", "prosody", "identity", "teacher", "embedding" or "other"
     digits: int
     meaning: str
 
@@ -44,6 +44,12 @@ KNOWN = {
         Metric("spk_vc", "spk_vc", "1 − cos", "down", "speaker", 3,
                "distance of the converted output to the target's mean"),
         Metric("gap", "Gap", "1 − cos", "down", "speaker", 3, "spk_vc − spk_id; the goal is under 0.1"),
+        Metric("normalised_content", "Normalised content error", "share", "down", "content", 2,
+               "(error − bare codec's) / (mismatched − bare codec's): 0 is the bare codec, 1 is other words"),
+        Metric("per", "Phone errors", "share", "down", "content", 3, "phone error rate of the converted output"),
+        Metric("wer", "Word errors", "share", "down", "content", 3,
+               "word error rate of the converted output, by the text, else by the recogniser's reading of the source"),
+        Metric("cer", "Character errors", "share", "down", "content", 3, "likewise, of characters"),
         Metric("stoi", "STOI", "0 to 1", "up", "identity", 3, "intelligibility under the own embedding"),
         Metric("pesq", "PESQ", "MOS-LQO", "up", "identity", 2, "perceived quality under the own embedding"),
         Metric("mel", "Mel distance", "log-mel L1", "down", "identity", 3, "to the source, under the own embedding"),

@@ -5,35 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
-from runner.evaluate.statistics import (
-    Array,
-    Estimate,
-    estimates,
-    holm,
-    level_means,
-    minimum_detectable_effect,
-    sign_flip,
-)
-from runner.evaluate.verdict import Decision, decide, is_dead, shortfalls
+from runner.evaluate.comparing import Comparison, Judged, compare
+from runner.evaluate.spread import Array
+from runner.evaluate.statistics import Estimate, estimates
+from runner.evaluate.verdict import is_dead
 from runner.report.cells import DERIVED, Cells
+from runner.report.content import Content, content_judges, primary_content
 from runner.report.results import Study, finite
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Arm A minus arm B in normalised SECS, on the seeds and conversions that both have."""
-
-    a: str
-    b: str
-    difference: Estimate
-    p: float
-    p_holm: float
-    detectable: float
-    decision: Decision
 
 
 @dataclass(frozen=True)
@@ -51,6 +32,8 @@ class Numbers:
     targets: int
     sources: int
     pairs: int
+    content: Content | None = None  # the primary measure of content
+    content_judges: tuple[Content, ...] = ()  # all that were tried, the widest range first
 
     @property
     def score(self) -> str:
@@ -83,6 +66,16 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
                 keys.append((arm, "normalised"))
                 arrays.append(np.where(np.isfinite(span), values, np.nan))
                 over.append(np.where(np.isfinite(values), span, np.nan))
+    judges = content_judges(study, cells)
+    content = primary_content(judges)
+    if content is not None:
+        for arm in arms:
+            values = cells.arm(arm, content.name) - content.bare
+            both = np.isfinite(values + content.span)
+            if both.any():
+                keys.append((arm, "normalised_content"))
+                arrays.append(np.where(both, values, np.nan))
+                over.append(np.where(both, content.span, np.nan))
     arm_estimates = dict(zip(keys, estimates(arrays, cells.target, cells.source, over=over), strict=True))
     masks = {same: np.array([s is same for s in cells.same_sex], dtype=bool) for same in (True, False)}
     halves = {
@@ -93,7 +86,7 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
     control_estimates = _controls(study, cells, wanted)
     ok = _counts(study, cells, arms, [*wanted])
     obstacles = _obstacles(study, usable, floor, ceiling)
-    comparisons = _compare(cells, arms, floor, span, usable, ok, obstacles)
+    comparisons = _compare(cells, arms, span if usable else None, content, ok, obstacles)
     noise = {a: _noise_floor(study, a) for a in arms}
     floor_mean = control_estimates.get(("floor", "secs"))
     dead = []
@@ -106,7 +99,7 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
     ranked = sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)
     return Numbers(
         arm_estimates, control_estimates, ok, by_sex, comparisons, tuple(dead), obstacles, tuple(ranked),
-        cells.targets, int(cells.source.max()) + 1 if cells.pairs else 0, len(cells.pairs),
+        cells.targets, int(cells.source.max()) + 1 if cells.pairs else 0, len(cells.pairs), content, tuple(judges),
     )  # fmt: skip
 
 
@@ -187,29 +180,19 @@ def _obstacles(study: Study, usable: bool, floor: Array, ceiling: Array) -> tupl
 def _compare(
     cells: Cells,
     arms: list[str],
-    floor: Array,
-    span: Array,
-    usable: bool,
+    span: Array | None,
+    content: Content | None,
     ok: dict[tuple[str, str], tuple[int, int]],
     obstacles: tuple[str, ...],
 ) -> tuple[Comparison, ...]:
-    drafts: list[tuple[str, str, Array, Array, float]] = []
-    for a, b in combinations(arms, 2):
-        shared = [s for s in cells.seeds(a) if s in cells.seeds(b)]
-        rows_a = cells.arm(a, "secs")[[cells.seeds(a).index(s) for s in shared]]
-        rows_b = cells.arm(b, "secs")[[cells.seeds(b).index(s) for s in shared]]
-        difference = rows_a - rows_b
-        divisor = np.broadcast_to(span if usable else np.ones_like(span), difference.shape)
-        both = np.isfinite(difference) & np.isfinite(divisor)
-        shares = [n_ok / n if n else 0.0 for n_ok, n in (ok[a, "secs"], ok[b, "secs"])]
-        drafts.append((a, b, np.where(both, difference, np.nan), np.where(both, divisor, np.nan), min(shares)))
-    found = estimates([d[2] for d in drafts], cells.target, cells.source, over=[d[3] for d in drafts])
-    p = np.array([sign_flip(level_means(d[2], cells.target)) for d in drafts])
-    adjusted = holm(p)
-    comparisons = []
-    for (a, b, _, _, share), estimate, raw, corrected in zip(drafts, found, p, adjusted, strict=True):
-        lacking = shortfalls(targets=estimate.targets, seeds=estimate.seeds, ok=share, comparisons=len(drafts))
-        decision = decide(estimate, float(corrected), missing=[*lacking, *obstacles])
-        effect = minimum_detectable_effect(estimate.se, estimate.df, comparisons=len(drafts))
-        comparisons.append(Comparison(a, b, estimate, float(raw), float(corrected), effect, decision))
-    return tuple(comparisons)
+    primaries = ["secs", *([content.name] if content else [])]
+
+    def judged(arm: str) -> Judged:
+        shares = [n_ok / n if n else 0.0 for n_ok, n in (ok[arm, name] for name in primaries)]
+        errors = cells.arm(arm, content.name) if content else None
+        return Judged(cells.seeds(arm), cells.arm(arm, "secs"), errors, min(shares))
+
+    return compare(
+        {arm: judged(arm) for arm in arms}, cells.target, cells.source, span=span,
+        content_margin=content.margin if content else math.nan, obstacles=obstacles,
+    )  # fmt: skip

@@ -24,7 +24,20 @@ INTERVALS = (
 )
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
-    *("speaker", "comparisons", "identity", "teacher", "sexes", "other", "codes", "cost", "settings", "failures"),
+    *(
+        "speaker",
+        "comparisons",
+        "content",
+        "prosody",
+        "identity",
+        "teacher",
+        "sexes",
+        "other",
+        "codes",
+        "cost",
+        "settings",
+        "failures",
+    ),
 )
 
 

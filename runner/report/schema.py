@@ -17,8 +17,10 @@ class Measured(BaseModel):
     n: int | None = None
     unit: str = ""
     direction: Literal["up", "down", ""] = ""
+    role: str = ""  # "content" for what may be the primary measure of content
+    margin: float | None = None  # the largest loss that counts as not worse
 
-    @field_validator("unit", "direction", mode="before")
+    @field_validator("unit", "direction", "role", mode="before")
     @classmethod
     def _none_is_empty(cls, value: Any) -> Any:
         return "" if value is None else value

@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runner.evaluate.comparing import Comparison
 from runner.evaluate.statistics import Estimate
-from runner.evaluate.verdict import ALPHA
-from runner.report.numbers import Comparison, Numbers
+from runner.evaluate.verdict import ALPHA, MIN_RANGE
+from runner.report.numbers import Numbers
 from runner.report.results import Study
 
 MOST_PAIRS = 5  # pairs told in words; the table has all
 NO_CONTENT = (
-    "Content has not been judged: these are statements about speaker similarity only, and no arm is called better. "
+    "these are statements about speaker similarity only, and no arm is called better. "
     "An arm can gain similarity by losing words."
 )
 
@@ -61,7 +62,7 @@ def plural(n: int, noun: str) -> str:
 
 def verdict(study: Study, numbers: Numbers) -> Verdict:
     """What the numbers allow to be said."""
-    cautions = [*_unfinished(study), *_dead(study, numbers), *_cautions(study, numbers)]
+    cautions = [*_unfinished(study), *_dead(study, numbers), *_cautions(study, numbers), *_content(numbers)]
     finished = study.finished()
     if not finished:
         return Verdict("no verdict", "No verdict: no arm has finished.", cautions=tuple(cautions))
@@ -73,48 +74,52 @@ def verdict(study: Study, numbers: Numbers) -> Verdict:
     if len(finished) == 1:
         missing = numbers.obstacles
         headline = f"One arm, {finished[0]}: nothing to compare it with."
-        return Verdict("single", headline, tuple(findings), missing, (*cautions, NO_CONTENT))
+        return Verdict("single", headline, tuple(findings), missing, tuple(cautions))
     words = {c.decision.word for c in numbers.comparisons}
     missing = tuple(dict.fromkeys(m for c in numbers.comparisons for m in c.decision.missing))
     if words == {"no verdict"}:
         headline = "No verdict: " + "; ".join(missing) + "."
-        return Verdict("no verdict", headline, tuple(findings), missing, (*cautions, NO_CONTENT))
+        return Verdict("no verdict", headline, tuple(findings), missing, tuple(cautions))
     telling = sorted(numbers.comparisons, key=lambda c: (placed[0] not in (c.a, c.b), abs(c.difference.mean)))
     findings += [_compared(c) for c in telling[:MOST_PAIRS]]
     if len(telling) > MOST_PAIRS:
         findings.append(f"{plural(len(telling) - MOST_PAIRS, 'more pair')} of arms: see the table of pairs.")
     headline = _headline(numbers)
-    kind = "difference" if words & {"higher", "lower"} else "inconclusive"
-    return Verdict(kind, headline, tuple(findings), missing, (*cautions, NO_CONTENT))
+    kind = "difference" if words & {"higher", "lower", "better", "worse"} else "inconclusive"
+    return Verdict(kind, headline, tuple(findings), missing, tuple(cautions))
 
 
 def _headline(numbers: Numbers) -> str:
     above: dict[str, set[str]] = {arm: set() for arm in numbers.ranked}
     for c in numbers.comparisons:
-        if c.decision.word == "higher":
+        if c.decision.word in ("higher", "better"):
             above[c.a].add(c.b)
-        elif c.decision.word == "lower":
+        elif c.decision.word in ("lower", "worse"):
             above[c.b].add(c.a)
     arms = list(numbers.ranked)
     beaten = set().union(*above.values())
+    whole = numbers.content is not None
+    one, many = ("is better than", "are better than") if whole else (
+        "has higher speaker similarity than", "have higher speaker similarity than")  # fmt: skip
     if not beaten:
-        return f"Inconclusive: no difference in speaker similarity between {plural(len(arms), 'arm')} is established."
+        what = "speaker similarity or content" if whole else "speaker similarity"
+        return f"Inconclusive: no difference in {what} between {plural(len(arms), 'arm')} is established."
     leaders = [arm for arm in arms if arm not in beaten]
     others = [arm for arm in arms if arm in beaten]
     if len(leaders) == 1 and set(others) <= above[leaders[0]]:
         against = others[0] if len(others) == 1 else f"the other {len(others)} arms"
-        return f"{leaders[0]} has higher speaker similarity than {against}."
+        return f"{leaders[0]} {one} {against}."
     if len(leaders) == 1:
         rest = [o for o in others if o not in above[leaders[0]]]
         won = listed([o for o in others if o in above[leaders[0]]])
-        return f"{leaders[0]} has higher speaker similarity than {won}; against {listed(rest)} nothing is established."
+        return f"{leaders[0]} {one} {won}; against {listed(rest)} nothing is established."
     if all(set(others) <= above[arm] for arm in leaders):
         between = {c.decision.word for c in numbers.comparisons if c.a in leaders and c.b in leaders}
         left = "it is inconclusive" if between == {"inconclusive"} else "nothing is established"
         where = "between the two" if len(leaders) == 2 else "among themselves"
-        return f"{listed(leaders)} have higher speaker similarity than {listed(others)}; {where} {left}."
+        return f"{listed(leaders)} {many} {listed(others)}; {where} {left}."
     parts = [f"{arm} above {listed([o for o in arms if o in above[arm]])}" for arm in arms if above[arm]]
-    return f"Speaker similarity: {'; '.join(parts)}; no other difference is established."
+    return f"{'Better' if whole else 'Speaker similarity'}: {'; '.join(parts)}; no other difference is established."
 
 
 def _place(numbers: Numbers, arm: str) -> str:
@@ -127,16 +132,44 @@ def _place(numbers: Numbers, arm: str) -> str:
 
 def _compared(c: Comparison) -> str:
     a, b, sign = (c.a, c.b, 1) if c.difference.mean >= 0 else (c.b, c.a, -1)
-    low, high = sorted((sign * c.difference.low, sign * c.difference.high))
-    size = f"{number(abs(c.difference.mean))} [{number(low)}, {number(high)}]"
+    if c.decision.word in ("better", "worse"):
+        a, b, sign = (c.a, c.b, 1) if c.decision.word == "better" else (c.b, c.a, -1)
+    size = _signed(c.difference, sign)
     if c.decision.word == "no verdict":
         return f"{a} against {b}: no verdict ({'; '.join(c.decision.missing)})."
+    content = ""
+    if c.content is not None:
+        points = _signed(c.content, sign, scale=100, digits=1)
+        content = f"; content error {points} points, {probability(c.content_p_holm)}"
     if c.decision.word == "inconclusive":
         found = f"a difference of {number(c.detectable)} would have been found four times in five"
-        return f"{a} against {b}: inconclusive (+{size}, {probability(c.p_holm)}; {found})."
-    return f"{a} is {'better' if c.decision.word in ('better', 'worse') else 'higher'} than {b} by {size} " + (
-        f"normalised SECS ({probability(c.p_holm)} after Holm's correction)."
-    )
+        return f"{a} against {b}: inconclusive ({size}, {probability(c.p_holm)}; {found}{content})."
+    if content:
+        return f"{a} is better than {b}: {size} normalised SECS, {probability(c.p_holm)}{content} (Holm's correction)."
+    found = f"{size.lstrip('+')} normalised SECS ({probability(c.p_holm)} after Holm's correction)"
+    return f"{a} is higher than {b} by {found}."
+
+
+def _signed(e: Estimate, sign: int, *, scale: float = 1.0, digits: int = 2) -> str:
+    """A difference as +0.10 [0.05, 0.15], seen from the other side where `sign` is -1."""
+    low, high = sorted((scale * sign * e.low, scale * sign * e.high))
+    mean = number(scale * sign * e.mean, digits, signed=True)
+    return f"{mean} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def _content(numbers: Numbers) -> list[str]:
+    """Which content judge the verdict rests on, or why none."""
+    tried = [
+        f"{c.name} tells the right words from another utterance's by {number(100 * c.range, 0)} points"
+        for c in numbers.content_judges
+    ]
+    if numbers.content is not None:
+        rest = f" ({'; '.join(tried[1:])})" if tried[1:] else ""
+        margin = f"a loss of {number(100 * numbers.content.margin, 0)} points or more would count as worse"
+        return [f"Content is judged by {tried[0]} on the bare codec{rest}; {margin}."]
+    if tried:
+        return [f"Content cannot be judged ({'; '.join(tried)}; {100 * MIN_RANGE:.0f} are needed): {NO_CONTENT}"]
+    return [f"Content has not been judged: {NO_CONTENT}"]
 
 
 def _unfinished(study: Study) -> list[str]:
@@ -164,10 +197,8 @@ def _cautions(study: Study, numbers: Numbers) -> list[str]:
         found.append(f"Control{'s' if len(missing) > 1 else ''} missing: {listed(missing)}.")
     seeds = max((c.difference.seeds for c in numbers.comparisons), default=0)
     if seeds == 2:
-        found.append(
-            "With two seeds the intervals lean on one degree of freedom for the spread over seeds: when that spread is "
-            "strong, about one in nine differences between equal arms would be called real. Three seeds mend this."
-        )
+        found.append("With two seeds the spread over seeds has one degree of freedom, so only large differences can be "
+                     "told from it. A third seed halves the intervals where seeds differ.")  # fmt: skip
     fooled = {
         a: e for a in numbers.ranked if (e := numbers.arms.get((a, "overrating"))) and e.mean > 0.1 and e.clears(0)
     }

@@ -75,6 +75,11 @@ def _declaration(trial: MetricTrial) -> str:
         raise Broken(f"requires = {cls.requires!r}", "list importable packages: requires = ('package',)")
     if not isinstance(cls.unit, str):
         raise Broken(f"unit = {cls.unit!r}", "give the unit as a string; '' for a pure number")
+    if cls.role not in ("", "content"):
+        raise Broken(f"role = {cls.role!r}", "leave it empty, or say 'content' for an error rate of what is said")
+    if cls.role and not (cls.direction == "down" and cls.margin > 0):
+        raise Broken(f"role {cls.role!r} with direction {cls.direction!r} and margin {cls.margin!r}",
+                     "a primary measure of content is an error rate, 'down', with a margin above 0")  # fmt: skip
     return f"{cls.name}{f' in {cls.unit}' if cls.unit else ''}, better {cls.direction}"
 
 

@@ -1,0 +1,91 @@
+"""Simulated studies through the verdict code: nothing found where there is nothing, and what was announced is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runner.evaluate.comparing import Judged, compare
+from runner.evaluate.verdict import planned_effect
+
+SOURCES, PER_TARGET = 20, 4
+SD_TARGET, SD_SOURCE, SD_REST = 0.15, 0.10, 0.20
+
+
+def drawn_study(
+    rng: np.random.Generator, *, seeds: int, targets: int, sd_seed: float, effect: float, content: bool
+) -> tuple[dict[str, Judged], np.ndarray, np.ndarray]:
+    """Two arms; the standard deviations are those of their difference, as `planned_effect` takes them."""
+    pairs = PER_TARGET * targets
+    target = np.repeat(np.arange(targets), PER_TARGET)
+    source = (np.arange(pairs) % SOURCES).astype(np.int64)
+    half = 2**-0.5
+    common = rng.normal(0, 0.1, targets)[target]  # how easy a target is for both arms
+
+    def scores(shift: float) -> np.ndarray:
+        own = sd_seed * rng.standard_normal((seeds, 1)) + SD_REST * rng.standard_normal((seeds, pairs))
+        own += (SD_TARGET * rng.standard_normal(targets))[target] + (SD_SOURCE * rng.standard_normal(SOURCES))[source]
+        return shift + common + half * own
+
+    arms = {
+        name: Judged(list(range(seeds)), scores(shift), 0.3 * scores(0.0) if content else None)
+        for name, shift in (("a", effect), ("b", 0.0))
+    }
+    return arms, target, source
+
+
+def shares(seeds: int, targets: int, sd_seed: float, studies: int) -> tuple[float, float, float, float]:
+    """Of equal arms called different, of intervals that hold the truth, of announced effects that are found; and the
+    announced effect."""
+    rng = np.random.default_rng([seeds, targets, round(100 * sd_seed)])
+    sds = {"sd_seed": sd_seed, "sd_target": SD_TARGET, "sd_source": SD_SOURCE, "sd_rest": SD_REST}
+    sizes = {"seeds": seeds, "targets": targets, "sources": SOURCES, "pairs": PER_TARGET * targets}
+    announced = planned_effect(**sizes, **sds)
+    false = covered = found = 0
+    for _ in range(studies):
+        arms, *labels = drawn_study(rng, seeds=seeds, targets=targets, sd_seed=sd_seed, effect=0.0, content=True)
+        (equal,) = compare(arms, *labels, content_margin=0.05)
+        false += equal.decision.word in ("better", "worse")
+        covered += equal.difference.low <= 0 <= equal.difference.high
+        arms, *labels = drawn_study(rng, seeds=seeds, targets=targets, sd_seed=sd_seed, effect=announced, content=False)
+        (different,) = compare(arms, *labels)
+        found += different.decision.word == "higher"
+    return false / studies, covered / studies, found / studies, announced
+
+
+@pytest.mark.parametrize(("seeds", "sd_seed"), [(3, 0.05), (3, 0.3), (5, 0.05)])
+def test_few_differences_are_seen_where_there_are_none(seeds: int, sd_seed: float) -> None:
+    false, covered, found, _ = shares(seeds, 10, sd_seed, studies=150)
+    assert false <= 0.065 + 2 * np.sqrt(0.065 * 0.935 / 150)
+    assert covered >= 0.91
+    assert found >= 0.8 - 2 * np.sqrt(0.8 * 0.2 / 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("targets", [5, 8, 10, 20, 40])
+@pytest.mark.parametrize("sd_seed", [0.0, 0.05, 0.1, 0.3])
+def test_a_thousand_studies_know_nothing_from_nothing(seeds: int, targets: int, sd_seed: float) -> None:
+    false, covered, found, announced = shares(seeds, targets, sd_seed, studies=1000)
+    print(
+        f"\n{seeds} seeds, {targets:2d} targets, seed sd {sd_seed:.2f}: {false:5.1%} false, coverage {covered:.1%}, "
+        f"announced {announced:.2f} found in {found:.1%}"
+    )
+    assert false <= 0.065
+    if targets >= 8:
+        assert covered >= 0.935
+        assert found >= 0.8 - 2 * np.sqrt(0.8 * 0.2 / 1000)
+    else:
+        assert found == 0  # five speakers carry no verdict
+
+
+def test_equal_arms_among_many_are_told_apart_no_more_often() -> None:
+    rng = np.random.default_rng(5)
+    false = 0
+    for _ in range(60):
+        pairs = [drawn_study(rng, seeds=3, targets=12, sd_seed=0.2, effect=0.0, content=True) for _ in range(2)]
+        arms = {f"{name}{i}": arm for i, (both, *_) in enumerate(pairs) for name, arm in both.items()}
+        found = compare(arms, *pairs[0][1:], content_margin=0.05)
+        assert len(found) == 6
+        false += any(c.decision.word in ("better", "worse") for c in found)
+    assert false <= 8  # 5 % of 60 is 3; 9 or more has a probability of 0.2 %
