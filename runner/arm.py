@@ -26,6 +26,8 @@ from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import Step
 from snac_core.strategy import CRITIC, TrainingContext
 
+SYNTHETIC = "spk_synth"  # a term of this name is also logged without its strategy's, as spk_id and spk_vc are
+
 
 @dataclass
 class Progress:
@@ -136,6 +138,7 @@ class Arm:
             "spk_id": spk_id,
             "spk_vc": spk_vc,
             "gap": spk_vc - spk_id,
+            **{SYNTHETIC: logged[name] for name in logged if name.endswith(f"/{SYNTHETIC}")},  # noqa: B035
         }
 
     def make_step(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from plugins.objectives.content import Content
+from plugins.objectives.synthetic_vc import SyntheticVC
 from plugins.objectives.voice_conversion import VoiceConversion
 from snac_core import hookimpl
 
@@ -11,4 +13,5 @@ from snac_core import hookimpl
 @hookimpl
 def register_strategies(register: Callable[[type], None]) -> None:
     """Offer the objectives."""
-    register(VoiceConversion)
+    for objective in (VoiceConversion, SyntheticVC, Content):
+        register(objective)

@@ -17,6 +17,7 @@ from torch import Tensor
 from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
 from snac_core.film import FiLM
 from snac_core.losses import contrastive, margin_ranking
+from snac_core.speakers.sampling import NEAR_DUPLICATE
 
 
 class Phase3Contrastive(Strategy):
@@ -32,6 +33,7 @@ class Phase3Contrastive(Strategy):
         temperature: float = Field(0.1, gt=0, description="Divides the cosines of the infonce form.")
         margin: float = Field(0.1, ge=0, description="Distance by which negatives must be farther, in the margin form.")
         max_negatives: int = Field(8, ge=1, description="Other speakers drawn as negatives for each output.")
+        batch_negatives: bool = Field(True, description="Count the other speakers of the batch as negatives too.")
         source_negative: bool = Field(True, description="Count the source speaker as a negative too.")
 
     def __init__(self, config: Config, taps: Taps) -> None:
@@ -49,23 +51,32 @@ class Phase3Contrastive(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`contrastive`: the converted embedding against its target and the negatives."""
-        config = self.config
-        outputs = step.converted_embedding
-        anchors = step.speaker_ids.repeat(len(outputs) // len(step.speaker_ids))
-        rows = step.sampler.negatives(anchors, step.target_ids, step.index, config.max_negatives)
-        mask = rows >= 0
+        """`contrastive`: the converted embedding against its target's embeddings and the negatives'."""
+        config, outputs = self.config, step.converted_embedding
+        rows = self._negatives(step)
+        mask = (rows >= 0).to(outputs.device)
         negatives = step.sampler.table.reference[rows.clamp(min=0)].to(outputs.device)
-        if config.source_negative:
-            source = step.sampler.table.reference[anchors].to(outputs.device)
-            negatives = torch.cat([negatives, source.unsqueeze(1)], dim=1)
-            mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], dim=1)
-        mask = mask.to(outputs.device)
+        positives = torch.stack([step.target_reference, step.target.speaker], dim=1)
         if config.form == "margin":
-            term = margin_ranking(outputs, step.target_reference, negatives, mask, margin=config.margin)
+            term = margin_ranking(outputs, positives, negatives, mask, margin=config.margin)
         else:
-            term = contrastive(outputs, step.target_reference, negatives, mask, temperature=config.temperature)
+            term = contrastive(outputs, positives, negatives, mask, temperature=config.temperature)
         return {"contrastive": term}
+
+    def _negatives(self, step: Step) -> Tensor:
+        """Rows (M, N) of the sampler's table that each of the M outputs must not sound like; -1 where there is none."""
+        config, targets = self.config, step.target_ids
+        sources = step.speaker_ids.repeat(len(targets) // len(step.speaker_ids))
+        found = [step.sampler.negatives(sources, targets, step.index, config.max_negatives)]
+        if config.batch_negatives:
+            others: Tensor = torch.unique(torch.cat([sources, targets])).expand(len(targets), -1)
+            reference = step.sampler.table.reference
+            legal = reference[targets] @ reference[others[0]].T < NEAR_DUPLICATE
+            legal &= (others != targets.unsqueeze(1)) & (others != sources.unsqueeze(1))
+            found.append(torch.where(legal, others, -1))
+        if config.source_negative:
+            found.append(sources.unsqueeze(1))
+        return torch.cat(found, dim=1)
 
 
 @hookimpl

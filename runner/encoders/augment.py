@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snac_core.augment import random_equaliser
+
 
 def disturb(audio: Tensor, sample_rate: int, generator: torch.Generator) -> Tensor:
     """Disturb each item (B, T) by itself; who speaks stays audible."""
@@ -63,14 +65,9 @@ def _rooms(count: int, samples: int, sample_rate: int, generator: torch.Generato
 
 
 def _equaliser(count: int, frequency: Tensor, generator: torch.Generator) -> Tensor:
-    """A smooth random gain of up to 12 dB either way over ten bands, on half of the items."""
-    knots = 10
-    gain = _uniform(count * knots, -12, 12, generator).view(count, knots)
-    gain = gain * _chosen(count, 0.5, generator)[:, None]
-    position = (1 + frequency / 700).log() / (1 + frequency[-1] / 700).log() * (knots - 1)
-    left = position.long().clamp(max=knots - 2)
-    part = position - left
-    return 10 ** ((gain[:, left] * (1 - part) + gain[:, left + 1] * part) / 20)
+    """A parametric equaliser of up to 12 dB either way in eight bands, on half of the items."""
+    chosen = _chosen(count, 0.5, generator)[:, None]
+    return torch.where(chosen, random_equaliser(count, frequency, 12.0, generator), 1.0)
 
 
 def _band(count: int, frequency: Tensor, generator: torch.Generator) -> Tensor:

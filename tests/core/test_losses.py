@@ -120,3 +120,10 @@ def test_louder_is_farther_in_mel_distance_by_the_level() -> None:
     audio = 0.1 * torch.randn(2, 1, 16000)
     assert mel_distance(audio, audio, 16000).tolist() == [0.0, 0.0]
     torch.testing.assert_close(mel_distance(10 * audio, audio, 16000), torch.ones(2), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("loss", [infonce, hinge])
+def test_several_positives_count_their_mean_and_never_against_each_other(loss: Callable[..., Tensor]) -> None:
+    outputs, positives, negatives = units(4), units(4, 2), units(4, 3)
+    each = [loss(outputs, positives[:, i], negatives) for i in range(2)]
+    torch.testing.assert_close(loss(outputs, positives, negatives), torch.stack(each).mean())
