@@ -168,6 +168,8 @@ def compose(
             raise UserError(f"{where}: two arms are called {title!r}; give each a name of its own")
     used = {name for arm in composed for name in arm.all_strategies}
     for key in defaults.keys() - ArmSettings.model_fields.keys() - used:
+        if isinstance(defaults[key], Mapping):
+            raise UserError(f"{where}: settings for {key!r}, which is in no arm{nearest(key, used)}")
         known = [*StudySettings.model_fields, *ArmSettings.model_fields, *used]
         raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
     return study, composed, [float(rate) for rate in rates]

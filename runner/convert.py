@@ -20,7 +20,7 @@ from snac_core import atomic
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
-from snac_core.plugins import discover
+from snac_core.plugins import Catalogue, discover
 from snac_core.speakers import load_speaker_encoder
 from snac_core.speakers.encoder import SpeakerEncoder
 
@@ -34,17 +34,19 @@ class Converter:
     Args:
         run: folder of a run, or of its model; None: the bare codec `base`.
         device: "cpu", "cuda" or "cuda:N".
-        plugins: plugin files.
+        catalogue: the plugins; the installed ones where not given.
         base: the codec where there is no run.
     """
 
-    def __init__(self, run: Path | None, device: str, plugins: Sequence[str], *, base: str = "tiny") -> None:
+    def __init__(
+        self, run: Path | None, device: str, catalogue: Catalogue | None = None, *, base: str = "tiny"
+    ) -> None:
         self.device = device_named(device)
         self.encoder: SpeakerEncoder | None = None
         if run is None:
             self.model = ConditionedCodec(base)
         else:
-            catalogue = discover(plugins)
+            catalogue = catalogue or discover()
             folder = run / "model" if (run / "model").is_dir() else run
             if not (folder / "config.json").is_file():
                 raise UserError(f"no trained model at {run}; expected a run folder with model/, or the model's folder")

@@ -17,9 +17,10 @@ from runner.evaluate.judging import Scores, noise_floor, score
 from runner.materials import Materials
 from runner.preflight import preflight
 from runner.runs import check_folder, now, peak_memory, read_result, result_status, run_config, write_result
-from runner.train import Interrupted, described, train_side_by_side
+from runner.train import Interrupted, train_side_by_side
 from snac_core import atomic
 from snac_core.checkpoint import state_of
+from snac_core.containment import described
 from snac_core.errors import UserError
 
 CONTROLS = {

@@ -14,6 +14,7 @@ from runner.stopping import stoppable
 from runner.terms import TrainingFailure
 from snac_core.bare import BarePass
 from snac_core.checkpoint import load_state, state_of
+from snac_core.containment import described
 from snac_core.speakers.sampling import SpeakerSampler
 
 DEV_METRICS = ("secs", "spk_id", "spk_vc", "gap", "specificity", "teacher_secs")
@@ -121,8 +122,3 @@ def _judge_on_dev(arm: Arm, materials: Materials) -> dict[str, float]:
     if progress.step == study.steps or (study.patience and progress.stale >= study.patience):
         progress.finished = True
     return {**measured, "score": found}
-
-
-def described(error: Exception) -> str:
-    """Kind and text of an error, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from snac_core.containment import settled, switches
 from snac_core.taps import is_before_vq
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class BarePass:
         self.audio = audio
         self.differentiable = audio.requires_grad and torch.is_grad_enabled()
         self.seconds = 0.0
+        self._settings = switches()
         self._activations: dict[str, Tensor] = {}
 
     def at(self, tap: str) -> Tensor:
@@ -84,6 +86,7 @@ class BarePass:
     @contextmanager
     def _working(self) -> Iterator[None]:
         started = time.perf_counter()
-        with torch.set_grad_enabled(self.differentiable):
+        # often computed inside an arm's hook: the others must not inherit what that hook did to torch's settings
+        with settled(self._settings), torch.set_grad_enabled(self.differentiable):
             yield
         self.seconds += time.perf_counter() - started

@@ -14,6 +14,7 @@ from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.codec.checks import check_finite
 from snac_core.conditioning import Conditioning
+from snac_core.containment import contained
 from snac_core.edits import Edit, edits_at_taps, hook_callers
 from snac_core.encoder_identity import EncoderIdentity
 from snac_core.errors import UserError
@@ -87,7 +88,9 @@ class ConditionedCodec(nn.Module):
                 raise UserError(f"strategy {cls.name!r} is listed twice; each acts once, in listed order")
             if hasattr(nn.ModuleDict, cls.name):
                 raise UserError(f"strategy {cls.name!r}: torch needs this name for itself; choose another")
-            self.strategies[cls.name] = cls(validated(cls, settings.pop(cls.name, {})), taps)
+            values = validated(cls, settings.pop(cls.name, {}))
+            with contained(f"__init__ of strategy {cls.name!r}"):
+                self.strategies[cls.name] = cls(values, taps)
         if settings:
             raise UserError(f"settings for {sorted(settings)[0]!r}, which is not among {list(self.strategies)}")
         self._edits = edits_at_taps(list(self.attached.values()), taps)

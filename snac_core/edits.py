@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pluggy
+import torch
 from torch import Tensor
 
 from snac_core.conditioning import Conditioning
+from snac_core.containment import contained
 from snac_core.errors import UserError, nearest
 from snac_core.hookspecs import PROJECT, StrategyHooks
 from snac_core.strategy import Strategy
@@ -26,19 +28,26 @@ class Edit:
     Attributes:
         strategy: name of the strategy.
         tap: where it acts.
-        function: the bound hook implementation.
+        hook: "before_vq" or "after_vq".
+        function: its bound implementation.
         arguments: which of (x, cond, tap) it takes.
     """
 
     strategy: str
     tap: Tap
+    hook: str
     function: Callable[..., Any]
     arguments: tuple[str, ...]
 
     def __call__(self, x: Tensor, cond: Conditioning) -> Tensor:
         """Edit `x` (B, C, F); raises UserError unless a tensor of the same shape and type comes back."""
-        given = {"x": x, "cond": cond, "tap": self.tap}
-        edited = self.function(**{name: given[name] for name in self.arguments})
+        values = {"x": x, "cond": cond, "tap": self.tap}
+        given = {name: values[name] for name in self.arguments}
+        if torch.compiler.is_compiling():  # torch's settings cannot be read in a graph
+            edited = self.function(**given)
+        else:
+            with contained(f"{self.hook} of strategy {self.strategy!r} at tap {self.tap.name!r}"):
+                edited = self.function(**given)
         if not isinstance(edited, Tensor) or edited.shape != x.shape or edited.dtype != x.dtype:
             if isinstance(edited, Tensor):
                 got = f"{tuple(edited.shape)} {edited.dtype}"
@@ -70,7 +79,7 @@ def edits_at_taps(strategies: Sequence[Strategy], taps: Taps) -> dict[str, tuple
                         f"strategy {strategy.name!r}: {patterns_of} names {tap.name!r}, which does not lie {side} VQ"
                     )
                 table[tap.name].append(
-                    Edit(strategy.name, tap, implementation.function, tuple(implementation.argnames))
+                    Edit(strategy.name, tap, hook, implementation.function, tuple(implementation.argnames))
                 )
     return {tap: tuple(edits) for tap, edits in table.items() if edits}
 
@@ -78,14 +87,19 @@ def edits_at_taps(strategies: Sequence[Strategy], taps: Taps) -> dict[str, tuple
 def hook_callers(strategies: Sequence[Strategy], hook: str) -> list[tuple[str, Callable[..., Any]]]:
     """(strategy name, implementation) of a hook, in listed order; call it with the hook's arguments by name."""
     return [
-        (impl.plugin.name, _accepting(impl.function, impl.argnames))
+        (impl.plugin.name, _accepting(impl.function, impl.argnames, f"{hook} of strategy {impl.plugin.name!r}"))
         for impl in _ordered(hook_manager(strategies), hook)
     ]
 
 
-def _accepting(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
-    """`function`, called with all arguments of its hook by name, given those that it takes."""
-    return lambda **given: function(**{name: given[name] for name in names})
+def _accepting(function: Callable[..., Any], names: Sequence[str], who: str) -> Callable[..., Any]:
+    """`function`, called with all arguments of its hook by name, given those that it takes; its faults name `who`."""
+
+    def call(**given: Any) -> Any:
+        with contained(who):
+            return function(**{name: given[name] for name in names})
+
+    return call
 
 
 def hook_manager(strategies: Sequence[Strategy]) -> pluggy.PluginManager:

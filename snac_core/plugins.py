@@ -16,102 +16,71 @@ import pluggy
 
 from snac_core.errors import UserError, nearest
 from snac_core.hookspecs import API_VERSION, ENTRY_POINT_GROUP, PROJECT, ModuleHooks
+from snac_core.registry import DISTRIBUTION, Origin, Registry
 
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a name came from: an entry point of an installed distribution, or a file."""
-
-    plugin: str
-    distribution: str | None = None
-    version: str | None = None
-    file: str | None = None
-
-    def __str__(self) -> str:
-        if self.file:
-            return f"file {self.file}"
-        return f"plugin {self.plugin!r} of {self.distribution} {self.version}"
-
-
-@dataclass
-class Registry:
-    """The known classes of one kind, e.g. strategies."""
-
-    kind: str
-    classes: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, Origin] = field(default_factory=dict)
-
-    def add(self, offered: Any, origin: Origin) -> None:
-        """Take one class; raises UserError for a bad or taken name, or an interface version that is not ours."""
-        if not isinstance(offered, type):
-            raise UserError(f"{self.kind} {offered!r} of {origin} is no class; register the class itself")
-        name = getattr(offered, "name", "")
-        if not (isinstance(name, str) and name.isidentifier()):
-            raise UserError(f"{self.kind} {offered!r} of {origin}: its name must be an identifier; got {name!r}")
-        if name in self.origins:
-            raise UserError(f"{self.kind} {name!r} is offered twice: by {self.origins[name]} and by {origin}")
-        api = getattr(offered, "api", API_VERSION)
-        if api != API_VERSION:
-            remedy = "a newer snac-conditioning is needed" if api > API_VERSION else "the plugin needs an update"
-            raise UserError(f"{self.kind} {name!r} of {origin} is for hook API {api}, this is {API_VERSION}: {remedy}")
-        self.classes[name] = offered
-        self.origins[name] = origin
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.classes:
-            raise UserError(f"unknown {self.kind} {name!r}{nearest(name, self.classes)}")
-        return self.classes[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.classes
-
-    def __iter__(self) -> Any:
-        return iter(sorted(self.classes))
-
-    def __len__(self) -> int:
-        return len(self.classes)
+__all__ = ["Catalogue", "Origin", "Registry", "discover", "load_file"]
 
 
 @dataclass
 class Catalogue:
-    """Everything the plugins offer, and what failed to load."""
+    """Everything the plugins offer, and what of it cannot be used.
+
+    Attributes:
+        failures: origin to reason, of plugins that do not load and are left out.
+        notices: sentences on what single names, or whole plugins, were not granted.
+    """
 
     strategies: Registry = field(default_factory=lambda: Registry("strategy"))
     speaker_encoders: Registry = field(default_factory=lambda: Registry("speaker encoder"))
     metrics: Registry = field(default_factory=lambda: Registry("metric"))
     failures: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should be told, a line each."""
+        left_out = [f"{origin} does not load and is left out: {reason}" for origin, reason in self.failures.items()]
+        return [*left_out, *(f"set aside: {notice}" for notice in self.notices)]
 
 
 def discover(files: Iterable[str | Path] = (), *, disable: Iterable[str] = ()) -> Catalogue:
     """Load the plugins of entry-point group `snac_core.plugins`, then the single `files`.
 
-    A plugin whose import fails is named in `failures` and the rest still works; a file given by hand must load.
+    What is wrong with an installed plugin stays its own: the rest still works, and `Catalogue.warnings` names it. What
+    a file given by hand does wrong is an error.
+
+    Args:
+        files: Python files with a plugin each.
+        disable: names of installed plugins to leave out; they are not even imported.
 
     Raises:
-        UserError: for a file that does not load, a name offered twice, a name that is no identifier.
+        UserError: for a file that does not load or claims a name that is taken, and a `disable` that is not installed.
     """
+    from snac_core.containment import contained, put_back, switches
+
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(ModuleHooks)
     catalogue = Catalogue()
     origins: dict[Any, Origin] = {}
     disable = set(disable)
-    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
-        name = entry.name
-        if name in disable:
-            disable.discard(name)
+    for name in sorted(disable - set(_entry_names())):
+        raise UserError(f"no plugin {name!r} to disable{nearest(name, _entry_names())}")
+    for entry in _entries():
+        if entry.name in disable:
             continue
-        origin = Origin(name, entry.dist.name, entry.dist.version) if entry.dist else Origin(name)
+        origin = Origin(entry.name, entry.dist.name, entry.dist.version) if entry.dist else Origin(entry.name)
+        before = switches()
         try:
             module = entry.load()
             if module not in origins:
-                _register(manager, module, name)
+                _register(manager, module, entry.name)
                 origins[module] = origin
         except (Exception, SystemExit) as error:  # whatever a plugin's import raises must not break the others
-            catalogue.failures[str(origin)] = f"{type(error).__name__}: {error}"
-    if disable:
-        raise UserError(f"no plugin {sorted(disable)[0]!r} to disable{nearest(sorted(disable)[0], _entry_names())}")
+            catalogue.failures[str(origin)] = f"{type(error).__name__}: {_one_line(error)}{_other_version(error)}"
+        catalogue.notices += [f"importing {origin} changed torch's {change}; put back" for change in put_back(before)]
     for file in files:
-        module = load_file(file)
+        with contained(f"plugin file {file}"):
+            module = load_file(file)
         if module not in origins:
             _register(manager, module, str(file))
             origins[module] = Origin(Path(file).stem, file=str(file))
@@ -171,23 +140,47 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> N
 
 
 def _offer(implementation: pluggy.HookImpl, registry: Registry, origin: Origin, catalogue: Catalogue) -> None:
+    from snac_core.containment import SettingChanged, contained
+
     def register(offered: Any) -> None:
-        registry.add(offered, origin)
+        try:
+            registry.add(offered, origin)
+        except UserError as error:
+            if origin.file:
+                raise
+            catalogue.notices.append(str(error))
 
     arguments: dict[str, Callable[[Any], None]] = {"register": register}
     try:
-        implementation.function(**{name: arguments[name] for name in implementation.argnames})
-    except UserError:
-        raise
-    except Exception as error:  # a plugin's own code: contained and named
+        with contained(f"{implementation.function.__name__} of {origin}"):
+            implementation.function(**{name: arguments[name] for name in implementation.argnames})
+    except SettingChanged as error:
         if origin.file:
-            raise UserError(f"{origin} fails to register: {type(error).__name__}: {error}") from error
-        catalogue.failures[str(origin)] = f"{type(error).__name__}: {error}"
+            raise
+        catalogue.notices.append(str(error))
+    except (UserError, SystemExit) as error:
+        if origin.file:
+            raise UserError(str(error)) from error
+        cause = error.__cause__ or error
+        catalogue.failures[str(origin)] = f"{type(cause).__name__}: {_one_line(cause)}"
+
+
+def _entries() -> list[importlib.metadata.EntryPoint]:
+    """The installed plugins by name, this project's own before all others: what it calls something stays its own."""
+    entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return sorted(entries, key=lambda e: (e.dist is None or e.dist.name != DISTRIBUTION, e.name))
 
 
 def _entry_names() -> list[str]:
-    return [entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)]
+    return [entry.name for entry in _entries()]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def _other_version(error: BaseException) -> str:
+    """The end of the message where a plugin asks this package for what it does not have."""
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] == PROJECT:
+        return f"; it was written for another version of the hook API, this is {API_VERSION}"
+    return ""

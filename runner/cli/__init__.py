@@ -26,8 +26,19 @@ for module in (studies, evaluating, converting, plugins, pretraining, measuring)
 app.add_typer(data.app, name="data")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from snac_core.hookspecs import API_VERSION
+
+        print(f"snac-conditioning {version('snac-conditioning')}, hook API {API_VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; allowed anywhere."),
 ) -> None:
     """Train and compare speaker-conditioning strategies for a frozen SNAC codec."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.cli.console import Stopped, progress, say
+from runner.cli.plugin_options import catalogue_of
 from runner.config import ArmSettings, StudySettings, compose, read_values, to_toml, with_overrides
 from runner.materials import Materials
 from runner.planning import describe_plan
@@ -16,15 +17,15 @@ from runner.report import build, summary
 from runner.runs import result_status
 from runner.study import Console, check_study, run_arms, run_controls, write_study
 from snac_core.errors import UserError
-from snac_core.plugins import Catalogue, discover
+from snac_core.plugins import Catalogue
 
 
-def quick(out: Path, steps: int, seeds: int) -> None:
+def quick(out: Path, steps: int, seeds: int, plugins: Sequence[str] = (), disable: Sequence[str] = ()) -> None:
     """Every placement side by side on speech made here; the report at the end."""
     from runner.data import synthesize
 
     with progress() as console:
-        catalogue = _catalogue([], [], console)
+        catalogue = catalogue_of(plugins, disable, console.line)
         speech = synthesize(
             out / "speech", speakers=40, sentences=12,
             progress=lambda done, of: console.step("speaking", done, of, ""),
@@ -32,7 +33,7 @@ def quick(out: Path, steps: int, seeds: int) -> None:
         values = {
             "study": {
                 "name": "quickstart", "data": str(speech), "seeds": list(range(seeds)), "steps": steps,
-                "crop_seconds": 0.96, "test_pairs": 24, "dev_pairs": 6, "pair_seconds": 3.0,
+                "crop_seconds": 0.96, "test_pairs": 24, "dev_pairs": 6, "pair_seconds": 3.0, "plugins": list(plugins),
             },
             "arm": [{"strategies": [name]} for name in placements(catalogue)],
         }  # fmt: skip
@@ -64,7 +65,7 @@ def train_one(
             if strategies:
                 values = {**values, "strategies": list(strategies)}
             if not values.get("strategies"):
-                known = ", ".join(placements(_catalogue(plugins, disable, console)))
+                known = ", ".join(placements(catalogue_of(plugins, disable, console.line)))
                 raise UserError(f"no strategy; give --strategy NAME, one of: {known}")
             values = with_overrides({**values, **options}, assignments)
             arm_keys = {key: value for key, value in values.items() if key not in StudySettings.model_fields}
@@ -73,7 +74,7 @@ def train_one(
             arm = arms[0]
             if len(study.seeds) != 1:
                 raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
-        catalogue = _catalogue(dict.fromkeys([*study.plugins, *plugins]), disable, console)
+        catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugins]), disable, console.line)
         seed = study.seeds[0]
         out = out or Path("runs") / study.name / arm.title / f"seed{seed}"
         materials = _materials(study, catalogue, console)
@@ -117,7 +118,7 @@ def ablate_study(
             values = {"study": {"name": "ablation"}, "arm": arms}
         shared = with_overrides({**values.get("study", {}), **options}, assignments)
         values = {"study": _with_plugins(_located(shared, file), plugins), "arm": values.get("arm", [])}
-        catalogue = _catalogue(values["study"].get("plugins", []), disable, console)
+        catalogue = catalogue_of(values["study"].get("plugins", []), disable, console.line)
         _study(values, out, catalogue, console, dry_run=dry_run, where=str(file or "ablate"))
 
 
@@ -179,13 +180,6 @@ def _stored(folder: Path) -> tuple[StudySettings, ArmSettings]:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no configuration of a run: {' '.join(str(error).split())[:200]}") from error
-
-
-def _catalogue(plugins: Iterable[str], disable: Sequence[str], console: Console) -> Catalogue:
-    catalogue = discover(plugins, disable=disable)
-    for origin, reason in catalogue.failures.items():
-        console.line(f"warning: {origin} does not load and is left out: {reason}")
-    return catalogue
 
 
 def _check_tables(values: dict[str, Any], where: str) -> None:

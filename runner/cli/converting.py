@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from runner.cli.plugin_options import Disable, Plugin, catalogue_of
+
 Run = Annotated[Path, typer.Option(help="Folder of a trained run, or of its model.")]
 Target = Annotated[list[Path], typer.Option("--target", help="Speech of the target; several are averaged.")]
-Plugin = Annotated[list[str], typer.Option("--plugin", help="Python file with a plugin; may be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")]
 
 
@@ -28,11 +29,12 @@ def convert(
     stages: Annotated[bool, typer.Option("--stages", help="Write source, bare and identity audio beside it.")] = False,
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Voice conversion: say what the source says in the target's voice."""
     from runner.convert import Converter
 
-    written = Converter(run, device, plugin).convert(source, target, out, stages=stages)
+    written = Converter(run, device, catalogue_of(plugin, disable_plugin)).convert(source, target, out, stages=stages)
     for path in written:
         print(path)
 
@@ -45,11 +47,12 @@ def encode(
     base: Annotated[str, typer.Option(help="Codec, where no run is given.")] = "tiny",
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Speech to codes on disk, with or without a target."""
     from runner.convert import Converter
 
-    print(Converter(run, device, plugin, base=base).encode(source, target, out))
+    print(Converter(run, device, catalogue_of(plugin, disable_plugin), base=base).encode(source, target, out))
 
 
 def decode(
@@ -60,8 +63,9 @@ def decode(
     base: Annotated[str, typer.Option(help="Codec, where no run is given.")] = "tiny",
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Codes on disk to speech, with or without a target."""
     from runner.convert import Converter
 
-    print(Converter(run, device, plugin, base=base).decode(codes, target, out))
+    print(Converter(run, device, catalogue_of(plugin, disable_plugin), base=base).decode(codes, target, out))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from runner.cli.plugin_options import Disable, Plugin, catalogue_of
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
@@ -18,6 +20,8 @@ def bench(
     strategies: Annotated[str, typer.Option(help="Arms, separated by commas; all placements when empty.")] = "",
     teacher: Annotated[str, typer.Option(help="Speaker encoder of conditioning and loss.")] = "ecapa_tiny",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it likes.")] = 0,
+    plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Print speed, memory and cost on this machine, against upstream where it is installed."""
     from pathlib import Path
@@ -29,14 +33,13 @@ def bench(
     from runner.cli.ablating import placements
     from runner.config import ArmSettings, StudySettings
     from runner.data import synthesize
-    from snac_core.plugins import discover
 
     if threads:
         torch.set_num_threads(threads)
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
     for line in measure.start_up() + measure.codec_against_upstream(base, rounds):
         print(line, flush=True)
-    catalogue = discover()
+    catalogue = catalogue_of(plugin, disable_plugin)
     names = strategies.split(",") if strategies else placements(catalogue)
     arms = [ArmSettings(strategies=tuple(name.split("+"))) for name in names]
     with TemporaryDirectory() as folder:

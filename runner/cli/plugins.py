@@ -10,10 +10,8 @@ import typer
 if TYPE_CHECKING:
     from snac_core.plugins import Catalogue, Registry
 
+from runner.cli.plugin_options import Disable, Plugin, catalogue_of
 from snac_core.errors import UserError, nearest
-
-Plugin = Annotated[list[str], typer.Option("--plugin", help="Python file with a plugin; may be repeated.")]
-Disable = Annotated[list[str], typer.Option("--disable-plugin", help="Installed plugin to leave out.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,24 +32,25 @@ def table(context: typer.Context, plugin: Plugin = [], disable_plugin: Disable =
     from rich.console import Console
     from rich.table import Table
 
-    from snac_core.plugins import discover
-
-    catalogue = discover(plugin, disable=disable_plugin)
+    catalogue = catalogue_of(plugin, disable_plugin)
     rows = Table("name", "kind", "hooks", "taps", "origin", box=None, pad_edge=False)
     for registry in (catalogue.strategies, catalogue.speaker_encoders, catalogue.metrics):
         for name in registry:
             rows.add_row(name, *_row(registry, name), str(registry.origins[name]))
     Console(highlight=False, width=None if Console().is_terminal else 160).print(rows)
-    for origin, reason in catalogue.failures.items():
-        print(f"does not load: {origin}: {reason}")
 
 
-def show(context: typer.Context, name: str, plugin: Plugin = []) -> None:  # noqa: B006
+def show(
+    context: typer.Context,
+    name: str,
+    plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
+) -> None:
     """Describe one strategy, encoder or metric, with its settings, their defaults, ranges and meaning."""
-    from snac_core.plugins import discover
+    from snac_core.settings import stated
 
-    files, disable = context.obj or ([], [])
-    catalogue = discover([*files, *plugin], disable=disable)
+    files, disabled = context.obj or ([], [])
+    catalogue = catalogue_of([*files, *plugin], [*disabled, *disable_plugin])
     registry = _home(catalogue, name)
     cls = registry[name]
     kind, hooks, taps = _row(registry, name)
@@ -62,13 +61,13 @@ def show(context: typer.Context, name: str, plugin: Plugin = []) -> None:  # noq
     for term, weight in getattr(cls, "default_weights", {}).items():
         print(f"loss term {name}/{term}: default weight {weight:g}")
     for key, field in getattr(getattr(cls, "Config", None), "model_fields", {}).items():
-        limits = ", ".join(str(limit) for limit in field.metadata)
-        print(f"  {key} = {field.default!r}{f' ({limits})' if limits else ''}: {field.description or ''}")
+        print(f"  {stated(key, field)}")
 
 
 def settings() -> None:
     """List the settings of a study and of an arm, with defaults and meaning; --set and study files take them."""
     from runner.config import ArmSettings, StudySettings
+    from snac_core.settings import stated
 
     for title, model in (
         ("[study], shared by all arms", StudySettings),
@@ -76,19 +75,19 @@ def settings() -> None:
     ):
         print(title)
         for key, field in model.model_fields.items():
-            print(f"  {key} = {field.default!r}: {field.description}")
+            print(f"  {stated(key, field)}")
 
 
 def check(
     name: Annotated[str, typer.Argument(help="Name of a strategy, encoder or metric, or a plugin file.")],
     plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Run the conformance kit on one plugin, a line per rule; exit code 2 when a rule fails."""
     from snac_core import testing
-    from snac_core.plugins import discover
 
     is_file = name.endswith(".py") or Path(name).is_file()
-    catalogue = discover([*plugin, name] if is_file else plugin)
+    catalogue = catalogue_of([*plugin, name] if is_file else plugin, disable_plugin)
     kinds: tuple[tuple[Registry, Any], ...] = (
         (catalogue.strategies, testing.check_strategy),
         (catalogue.speaker_encoders, testing.check_speaker_encoder),

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from runner.cli.plugin_options import Disable, Plugin
+
 Strategy = Annotated[list[str], typer.Option("--strategy", help="Strategy; give it again to add another.")]
 Strategies = Annotated[str, typer.Option(help="Arms, separated by commas; a+b is one arm with two strategies.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)]
@@ -20,8 +22,6 @@ SaveEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkp
 Set = Annotated[
     list[str], typer.Option("--set", help="key=value of any setting, e.g. --set lr=3e-4 --set NAME.key=value.")
 ]
-Plugin = Annotated[list[str], typer.Option("--plugin", help="Python file with a plugin; may be repeated.")]
-Disable = Annotated[list[str], typer.Option("--disable-plugin", help="Installed plugin to leave out.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,11 +36,13 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/quickstart"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each arm.")] = 30,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm.")] = 2,
+    plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Train every placement that is installed side by side on synthetic speech, and write the comparative report."""
     from runner.cli.ablating import quick
 
-    quick(out, steps, seeds)
+    quick(out, steps, seeds, plugin, disable_plugin)
 
 
 def train(

@@ -11,7 +11,7 @@ import numpy as np
 
 from runner.evaluate.spread import Array, Labels
 from runner.evaluate.statistics import Estimate, estimates, holm, level_means, sign_flip
-from runner.evaluate.verdict import Decision, decide, shortfalls
+from runner.evaluate.verdict import MIN_SEEDS, Decision, decide, shortfalls
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def compare(
         sizes = [e for e in (speaker, content) if e is not None]
         lacking = shortfalls(
             targets=min(e.targets for e in sizes), seeds=min(e.seeds for e in sizes),
-            ok=min(arms[a].ok, arms[b].ok), comparisons=len(values),
+            ok=min(arms[a].ok, arms[b].ok), comparisons=len(values), whose=_short_of_seeds(arms, a, b),
         )  # fmt: skip
         decision = decide(
             speaker, float(corrected[at]), missing=[*lacking, *obstacles],
@@ -129,3 +129,11 @@ def _difference(a: Judged, b: Judged, measure: str) -> Array:
 def _turned(e: Estimate) -> Estimate:
     """The same difference with *up* as good."""
     return Estimate(-e.mean, -e.high, -e.low, e.se, e.df, e.method, e.seeds, e.targets, e.sources, e.cells, e.spread)
+
+
+def _short_of_seeds(arms: Mapping[str, Judged], a: str, b: str) -> str:
+    """Which of two arms lack the seeds that other arms have; nothing where all are alike."""
+    short = [arm for arm in arms if len(arms[arm].seeds) < MIN_SEEDS]
+    if len(short) == len(arms):
+        return ""
+    return " and ".join(arm for arm in (a, b) if arm in short) or f"both {a} and {b}"

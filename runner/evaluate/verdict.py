@@ -29,8 +29,11 @@ class Decision:
     missing: tuple[str, ...] = ()
 
 
-def shortfalls(*, targets: int, seeds: int, ok: float, comparisons: int = 1) -> tuple[str, ...]:
-    """What the data lack for a verdict, as "needs ...; here ..." phrases; empty when nothing is missing."""
+def shortfalls(*, targets: int, seeds: int, ok: float, comparisons: int = 1, whose: str = "") -> tuple[str, ...]:
+    """What the data lack for a verdict, as "needs ...; here ..." phrases; empty when nothing is missing.
+
+    `whose` names the arms that have fewer seeds than the rest of the study.
+    """
     missing = []
     if targets < MIN_TARGETS:
         missing.append(f"needs ≥ {MIN_TARGETS} target speakers, here {targets}")
@@ -38,7 +41,7 @@ def shortfalls(*, targets: int, seeds: int, ok: float, comparisons: int = 1) -> 
         needed = math.ceil(math.log2(2 * comparisons / ALPHA) + 1e-9)
         missing.append(f"needs ≥ {needed} target speakers for {comparisons} comparisons at once, here {targets}")
     if seeds < MIN_SEEDS:
-        missing.append(f"needs ≥ {MIN_SEEDS} seeds, here {seeds}")
+        missing.append(f"needs ≥ {MIN_SEEDS} seeds{f' of {whose}' if whose else ''}, here {seeds}")
     if ok < MIN_OK:
         missing.append(f"needs ≥ {MIN_OK:.0%} of the conversions measured, here {ok:.0%}")
     return tuple(missing)

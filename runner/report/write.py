@@ -82,7 +82,7 @@ def summarise(folder: Path) -> str:
     said = verdict(study, numbers)
     names = [n for n in ("normalised", "secs", "specificity", "gap", "stoi") if any(m == n for _, m in numbers.arms)]
     columns = [Column("arm", numeric=False), *(Column(KNOWN[n].label, arrow=KNOWN[n].arrow) for n in names)]
-    columns += [Column("s alone"), Column("runs", numeric=False)]
+    columns += [Column("seconds"), Column("runs", numeric=False)]
     rows = []
     for arm in [*numbers.ranked, *(a for a in study.arms if a not in numbers.ranked)]:
         runs = study.arms[arm]
@@ -98,5 +98,6 @@ def summarise(folder: Path) -> str:
             cells = [Cell(estimate_cell(e, 3).text) if n == "secs" else Cell("") for n in names]
             rows.append(Row([text_cell(f"({control})"), *cells, Cell(""), text_cell("")]))
     lines = [said.headline, "", as_text(Table("summary", "", columns, rows)).rstrip(), ""]
+    lines += ["seconds: of training one run as if alone, shared work included", ""]
     lines += [f"- {caution}" for caution in said.cautions]
     return "\n".join(lines).rstrip() + "\n"

@@ -34,4 +34,7 @@ def load_speaker_encoder(
         raise UserError(f"speaker encoder {name!r} is {kind!r}; expected a subclass of SpeakerEncoder")
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"no file {weights} to load the weights of speaker encoder {name!r} from")
-    return kind(weights)
+    from snac_core.containment import contained
+
+    with contained(f"speaker encoder {name!r} of {plugins.speaker_encoders.origins[name]}"):
+        return kind(weights)

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from snac_core.containment import put_back, switches
 from snac_core.errors import UserError
 
 Subject = TypeVar("Subject")
@@ -93,8 +94,7 @@ def undisturbed(seed: int, device: torch.device | None = None) -> Iterator[None]
 
     One thread: the tensors are small, and threads that wait for a busy core cost far more than they bring.
     """
-    threads, dtype, precision = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    before = switches()
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)
@@ -102,7 +102,4 @@ def undisturbed(seed: int, device: torch.device | None = None) -> Iterator[None]
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
-            torch.set_default_dtype(dtype)
-            torch.set_float32_matmul_precision(precision)
-            torch.use_deterministic_algorithms(deterministic)
+            put_back({**before, "random seed": torch.initial_seed()})  # fork_rng puts the generators back

@@ -15,7 +15,7 @@ from snac_core.plugins import Catalogue, discover
 from snac_core.strategy import Strategy
 from snac_core.testing.behaviour import BEHAVIOUR
 from snac_core.testing.compiling import COMPILING
-from snac_core.testing.isolation import ISOLATION
+from snac_core.testing.isolation import ISOLATION, SETTINGS
 from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
 from snac_core.testing.surroundings import small_codec
 from snac_core.testing.training import TRAINING
@@ -58,7 +58,9 @@ def strategy_results(
     with undisturbed(seed=0):
         trial = StrategyTrial(cls, codec or small_codec(), speaker_dim, discover() if catalogue is None else catalogue)
     try:
-        yield from run_rules(trial, [*DECLARATION, *BEHAVIOUR, *TRAINING, *ISOLATION, *(COMPILING if compiled else ())])
+        yield from run_rules(
+            trial, [*DECLARATION, SETTINGS, *BEHAVIOUR, *TRAINING, *ISOLATION, *(COMPILING if compiled else ())]
+        )
     finally:
         trial.base.restore()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 from torch import nn
@@ -271,6 +272,22 @@ class ChangesSwitches(Sound):
     def __init__(self, config, taps):
         super().__init__(config, taps)
         torch.set_float32_matmul_precision("high")
+
+
+class ReseedsPython(Sound):
+    name = "reseeds_python"
+
+    def scale(self, x, cond):
+        np.random.seed(0)
+        return super().scale(x, cond)
+
+
+class SwitchesInEdit(Sound):
+    name = "switches_in_edit"
+
+    def scale(self, x, cond):
+        torch.set_default_dtype(torch.float64)
+        return super().scale(x, cond)
 
 
 class ForgetsState(Sound):

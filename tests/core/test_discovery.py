@@ -10,8 +10,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 
 from snac_core import UserError, discover
+from snac_core.containment import switches
 from snac_core.hookspecs import API_VERSION
 
 STRATEGY = """
@@ -139,45 +141,127 @@ def test_one_failing_hook_leaves_the_plugins_other_hooks(install: Install) -> No
     assert catalogue.failures == {"plugin 'acme_half' of acme 1.2": "OSError: no tool"}
 
 
-def test_a_name_offered_twice_names_both_origins(install: Install) -> None:
+def test_a_plugin_that_claims_a_built_in_name_does_not_get_it(install: Install) -> None:
     install("acme_still", STRATEGY.format(name="phase6_encoder_adapter"))
-    with pytest.raises(
-        UserError,
-        match=r"'phase6_encoder_adapter' is offered twice: by plugin 'acme_still' of acme 1.2 and by "
-        "plugin 'phase6_encoder_adapter' of snac-conditioning",
-    ):
-        discover()
-    assert discover(disable=["acme_still"]).strategies["phase6_encoder_adapter"]
+    catalogue = discover()
+    assert catalogue.strategies.origins["phase6_encoder_adapter"].distribution == "snac-conditioning"
+    (told,) = catalogue.warnings
+    assert re.search(
+        r"'phase6_encoder_adapter' is offered twice: by plugin 'phase6_encoder_adapter' of snac-conditioning \S+ "
+        r"and by plugin 'acme_still' of acme 1.2$",
+        told,
+    )
+    assert not discover(disable=["acme_still"]).warnings
+
+
+def test_a_name_that_two_plugins_claim_belongs_to_neither_until_one_is_disabled(install: Install) -> None:
+    for distribution in ("acme", "other", "third"):
+        install(f"{distribution}_still", STRATEGY.format(name="still"), distribution=distribution)
+    catalogue = discover()
+    assert "still" not in catalogue.strategies
+    assert "phase6_encoder_adapter" in catalogue.strategies
+    assert len(catalogue.warnings) == 2
+    twice = "'still' is offered twice: by plugin 'acme_still' of acme 1.2 and by plugin 'other_still' of other 1.2"
+    with pytest.raises(UserError, match=f"{twice}; choose with --disable-plugin"):
+        catalogue.strategies["still"]
+    assert "still" in discover(disable=["acme_still", "third_still"]).strategies
+
+
+def test_a_file_that_claims_a_taken_name_is_an_error(file: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match=r"'voice_conversion' is offered twice: by plugin 'objectives' .* and by file"):
+        discover([file(STRATEGY.format(name="voice_conversion"))])
+
+
+def test_a_class_registered_twice_is_there_once_and_said(install: Install) -> None:
+    install("acme_still", STRATEGY.format(name="still") + "        register(Still)\n")
+    catalogue = discover()
+    assert "still" in catalogue.strategies
+    assert catalogue.warnings == [
+        "set aside: strategy 'still' is registered twice by plugin 'acme_still' of acme 1.2; once is enough"
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "two words", "7th", "a-b"])
-def test_a_name_that_is_no_identifier_is_refused(install: Install, name: str) -> None:
+def test_a_name_that_is_no_identifier_is_set_aside(install: Install, file: Callable[[str], Path], name: str) -> None:
     install("acme_still", STRATEGY.format(name=name))
+    (told,) = discover().warnings
+    assert f"its name must be an identifier; got '{name}'" in told
     with pytest.raises(UserError, match=f"its name must be an identifier; got '{name}'"):
-        discover()
+        discover([file(STRATEGY.format(name=name))], disable=["acme_still"])
 
 
-def test_an_instance_in_place_of_a_class_is_refused(install: Install) -> None:
+def test_an_instance_in_place_of_a_class_is_set_aside(install: Install) -> None:
     install("acme_still", STRATEGY.format(name="still").replace("register(Still)", "register(Still.name)"))
-    with pytest.raises(UserError, match="is no class; register the class itself"):
-        discover()
+    (told,) = discover().warnings
+    assert "is no class; register the class itself" in told
 
 
 @pytest.mark.parametrize(
     ("version", "remedy"),
-    [(API_VERSION + 1, "a newer snac-conditioning is needed"), (API_VERSION - 1, "the plugin needs an update")],
+    [
+        (API_VERSION + 1, "a newer snac-conditioning is needed"),
+        (API_VERSION - 1, "the plugin needs an update"),
+        ("'one'", "the plugin needs an update"),
+    ],
 )
-def test_a_plugin_for_another_hook_api_says_which_side_to_update(install: Install, version: int, remedy: str) -> None:
+def test_a_plugin_for_another_hook_api_says_which_side_to_update(
+    install: Install, file: Callable[[str], Path], version: object, remedy: str
+) -> None:
+    source = STRATEGY.format(name="still")
+    source = source.replace("@hookimpl\n        def", f"api = {version}\n\n        @hookimpl\n        def")
+    install("acme_still", source)
+    catalogue = discover()
+    assert "still" not in catalogue.strategies
+    assert "phase6_encoder_adapter" in catalogue.strategies
+    words = f"hook API {version}, this is {API_VERSION}: {remedy}"
+    assert words in catalogue.warnings[0]
+    with pytest.raises(UserError, match=f"'still' of plugin 'acme_still' of acme 1.2 is for {words}"):
+        catalogue.strategies["still"]
+    with pytest.raises(UserError, match=words):
+        discover([file(source)], disable=["acme_still"])
+
+
+def test_a_plugin_that_imports_what_another_version_has_is_told_so(install: Install) -> None:
+    install("acme_still", "from snac_core import Teleporter")
+    (told,) = discover().warnings
+    assert f"another version of the hook API, this is {API_VERSION}" in told
+
+
+CHANGES = {
+    "default dtype": "torch.set_default_dtype(torch.float64)",
+    "number of threads": "torch.set_num_threads(3)",
+    "gradient mode": "torch.set_grad_enabled(False)",
+    "deterministic mode": "torch.use_deterministic_algorithms(True)",
+    "matmul precision": "torch.set_float32_matmul_precision('medium')",
+    "cuDNN benchmark mode": "torch.backends.cudnn.benchmark = True",
+    "default device": "torch.set_default_device('meta')",
+    "random seed": "torch.manual_seed(7)",
+}
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_a_setting_of_torch_that_a_plugin_changes_is_put_back_and_named(
+    install: Install, file: Callable[[str], Path], setting: str
+) -> None:
+    torch.manual_seed(1)
+    before = switches()
+    change = f"    import torch\n    {CHANGES[setting]}\n"
+    source = STRATEGY.format(name="still")
+    install("acme_import", change + source)
     install(
-        "acme_still",
-        STRATEGY.format(name="still").replace(
-            "@hookimpl\n        def", f"api = {version}\n\n        @hookimpl\n        def"
-        ),
+        "other_register",
+        source.replace('"still"', '"other"') + change.replace("    ", "        "),
+        distribution="other",
     )
-    with pytest.raises(
-        UserError, match=f"'still' of plugin 'acme_still' .*hook API {version}, this is {API_VERSION}: {remedy}"
-    ):
-        discover()
+    catalogue = discover()
+    assert switches() == before
+    assert {"still", "other"} <= set(catalogue.strategies), "the plugins stay usable"
+    importing, registering = catalogue.warnings
+    assert f"importing plugin 'acme_import' of acme 1.2 changed torch's {setting} from" in importing
+    assert f"register_strategies of plugin 'other_register' of other 1.2 changes torch's {setting} from" in registering
+    with pytest.raises(UserError, match=f"plugin file .*my_plugin.py changes torch's {setting}"):
+        discover([file(change + source.replace('"still"', '"third"'))])
+    assert switches() == before
 
 
 def test_a_disabled_plugin_is_not_even_imported(install: Install) -> None:
@@ -265,7 +349,7 @@ def test_one_file_may_register_several_names_and_kinds(file: Callable[[str], Pat
         ),
         (
             "from snac_core import hookimpl\n@hookimpl\ndef register_strategies(register): raise KeyError('x')",
-            "fails to register: KeyError: 'x'",
+            "raises KeyError: 'x'",
         ),
     ],
 )

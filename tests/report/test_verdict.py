@@ -66,6 +66,9 @@ def test_too_few_speakers_or_seeds_forbid_a_verdict_and_are_named() -> None:
 
 
 def test_eight_speakers_cannot_carry_twenty_eight_comparisons() -> None:
+    assert shortfalls(targets=8, seeds=1, ok=1, whose="alpha and beta") == (
+        "needs ≥ 2 seeds of alpha and beta, here 1",
+    )
     assert shortfalls(targets=8, seeds=3, ok=1, comparisons=6) == ()
     (said,) = shortfalls(targets=8, seeds=3, ok=1, comparisons=28)
     assert said == "needs ≥ 11 target speakers for 28 comparisons at once, here 8"

@@ -42,6 +42,10 @@ NAMES = [
         ["--set", f"{PHASES[2]}.kernal=3"],
         "'phase6_encoder_adapter'; did you mean 'kernel'?",
     ),
+    (
+        ["--set", f"{PHASES[1]}.hidden_dims=[8]"],
+        f"settings for '{PHASES[1]}', which is in no arm; did you mean '{PHASES[2]}'",
+    ),
     (["--set", f"{PHASES[2]}.kernel=0"], "'phase6_encoder_adapter': kernel = 0:"),
     (
         ["--set", f"{PHASES[2]}.taps=['latnt']"],
@@ -208,9 +212,9 @@ def test_an_installed_plugin_that_fails_is_named_and_the_rest_works(
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     assert runner("plugins") == 0
-    told = capsys.readouterr().out
-    assert "does not load: plugin 'broken' of elsewhere 1.0: ImportError: no such library" in told
-    assert PHASES[2] in told
+    told = capsys.readouterr()
+    assert "plugin 'broken' of elsewhere 1.0 does not load and is left out: ImportError: no such library" in told.err
+    assert PHASES[2] in told.out
     assert runner("train", "--resume", finished / PHASES[2] / "seed0") in (0, 2)
     assert "'broken' of elsewhere 1.0 does not load and is left out" in capsys.readouterr().err
 

@@ -80,7 +80,7 @@ def test_a_conversion_has_the_sources_length_and_the_codecs_rate(
 def test_several_targets_are_averaged_and_their_order_is_no_matter(
     tmp_path: Path, runs: dict[str, Path], voices: list[Path]
 ) -> None:
-    converter = Converter(runs[PHASES[1]], "cpu", [])
+    converter = Converter(runs[PHASES[1]], "cpu")
     one, two = (converter._target([voice]).speaker for voice in voices[1:3])  # type: ignore[union-attr]
     both = converter._target(voices[1:3])
     back = converter._target(voices[2:0:-1])

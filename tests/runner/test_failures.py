@@ -41,9 +41,9 @@ def test_arms_that_fail_are_marked_and_the_others_reach_the_report(bench: Bench,
     out = tmp_path / "study"
     arms = [arm("raises"), arm(PHASES[2]), arm("gives_nan")]
     bench.train(arms, out, files=files, steps=3)
-    assert "raises, seed 0: failed: RuntimeError: a fault of two lines" in bench.lines
+    assert "raises, seed 0: failed: loss of strategy 'raises' raises RuntimeError: a fault of two lines" in bench.lines
     expected = {
-        "raises": "RuntimeError: a fault of two lines",
+        "raises": "loss of strategy 'raises' raises RuntimeError: a fault of two lines",
         "gives_nan": "NaN or infinite loss at step 2, in gives_nan/likeness",
     }
     for name, reason in expected.items():
@@ -144,7 +144,7 @@ REFUSED = {
     "loss_raises": (
         "return x * (1 + self.gate(cond.speaker)).unsqueeze(-1)",
         "\n    @hookimpl\n    def loss(self, step):\n        raise KeyError('speaker')\n",
-        "arm 'loss_raises' cannot start: KeyError: 'speaker'",
+        "loss of strategy 'loss_raises' raises KeyError: 'speaker'",
     ),
     "misspelt": (
         "return x * (1 + self.gate(cond.speaker)).unsqueeze(-1)",

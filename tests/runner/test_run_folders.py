@@ -201,6 +201,7 @@ def test_plugins_lists_every_kind_with_its_origin(capsys: pytest.CaptureFixture[
 
 def test_plugins_show_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     from snac_core.plugins import discover
+    from snac_core.settings import accepted, default_of
 
     found = discover().strategies
     for name in found:
@@ -208,7 +209,7 @@ def test_plugins_show_explains_every_setting(capsys: pytest.CaptureFixture[str])
         told = capsys.readouterr().out
         for key, field in found[name].Config.model_fields.items():
             line = next(line for line in told.splitlines() if line.strip().startswith(f"{key} = "))
-            assert repr(field.default) in line
+            assert f"{key} = {default_of(field)} ({accepted(field)}): " in line
             assert field.description
             assert field.description in line
         for term, weight in found[name].default_weights.items():
