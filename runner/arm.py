@@ -122,12 +122,13 @@ class Arm:
             with torch.no_grad():
                 spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
                 spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
-            self._update(self.optimizer, self.weighted(terms), self._rate(self.settings.lr, index), terms, index)
+            clip, rate = self.settings.grad_clip, self._rate(self.settings.lr, index)
+            self._update(self.optimizer, self.weighted(terms), rate, clip, terms, index)
             if self.critic_optimizer is not None:
                 self.critic_optimizer.zero_grad(set_to_none=True)  # what the arm's own loss left there
                 critic_terms = terms_of(step, "critic_loss")
-                rate = self._rate(self.settings.critic_lr, index)
-                self._update(self.critic_optimizer, self.weighted(critic_terms), rate, critic_terms, index)
+                clip, rate = self.settings.critic_grad_clip, self._rate(self.settings.critic_lr, index)
+                self._update(self.critic_optimizer, self.weighted(critic_terms), rate, clip, critic_terms, index)
                 terms |= critic_terms
         self.progress.step = index
         logged = {name: float(value.detach()) for name, value in terms.items()}
@@ -174,7 +175,13 @@ class Arm:
                                 f"{nearest(term, terms)}")  # fmt: skip
 
     def _update(
-        self, optimizer: torch.optim.Optimizer, total: Tensor, rate: float, terms: dict[str, Tensor], index: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        total: Tensor,
+        rate: float,
+        clip: float,
+        terms: dict[str, Tensor],
+        index: int,
     ) -> None:
         if not total.isfinite():
             bad = next((name for name, value in terms.items() if not value.isfinite()), "the sum")
@@ -183,7 +190,7 @@ class Arm:
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
         if not norm.isfinite():
             raise TrainingFailure(f"NaN or infinite gradient at step {index}")
         for group in optimizer.param_groups:

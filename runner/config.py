@@ -38,6 +38,7 @@ class ArmSettings(BaseModel):
     weight_decay: float = Field(1e-5, ge=0, description="Weight decay of AdamW.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Betas of AdamW.")
     grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of an arm.")
+    critic_grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of the critics.")
     warmup_steps: int = Field(10, ge=0, description="Steps over which the rate rises from 0.")
     lr_min_ratio: float = Field(0.01, ge=0, le=1, description="Where the cosine of the rate ends, as a share of lr.")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from snac_core.codec.convolution import WeightNorm, WNConv1d
 
 _SLOPE = 0.1  # of the leaky ReLU
+_WIDEST = 32  # times the width of a period critic's first layer
 Features = list[Tensor]
 """What one critic makes of a batch, layer by layer; the last is its score."""
 
@@ -48,13 +50,15 @@ class PeriodCritic(nn.Module):
 
     Args:
         period: samples between two that are looked at together.
-        channels: of the first layer; each of the next three has twice as many.
+        channels: of the first layer.
+        growth: how many times as many each of the next three has as the one before; none has more than 32 times as
+            many as the first.
     """
 
-    def __init__(self, period: int, channels: int) -> None:
+    def __init__(self, period: int, channels: int, growth: int) -> None:
         super().__init__()
         self.period = period
-        widths = [1, *(channels * 2**i for i in range(4))]
+        widths = [1, channels, channels * growth, channels * growth**2, channels * min(growth**3, _WIDEST)]
         self.layers = nn.ModuleList(WNConv1d(a, b, kernel_size=5, stride=3, padding=2) for a, b in pairwise(widths))
         self.layers.append(WNConv1d(widths[-1], widths[-1], kernel_size=5, padding=2))
         self.score = WNConv1d(widths[-1], 1, kernel_size=3, padding=1)
@@ -86,6 +90,7 @@ class SpectralCritic(nn.Module):
 
     def forward(self, audio: Tensor) -> Features:
         """(B, 1, T) to features (B, channels, frames, bins)."""
+        audio = F.pad(audio, (0, max(0, self.n_fft // 2 + 1 - audio.shape[-1])))  # what reflection needs
         with torch.autocast(audio.device.type, enabled=False):
             spectrum = torch.stft(
                 audio.squeeze(1).float(),
@@ -105,7 +110,8 @@ class Critics(nn.Module):
     Args:
         periods: of the period critics, in samples; primes, so that they overlap least.
         n_ffts: windows of the spectral critics, in samples.
-        period_channels, spectral_channels: widths.
+        period_channels, spectral_channels: widths of the first layers.
+        period_growth: see PeriodCritic; 4, with 32 channels, gives the 41 M parameters of HiFi-GAN.
     """
 
     def __init__(
@@ -115,9 +121,10 @@ class Critics(nn.Module):
         *,
         period_channels: int = 32,
         spectral_channels: int = 32,
+        period_growth: int = 2,
     ) -> None:
         super().__init__()
-        self.critics = nn.ModuleList([PeriodCritic(period, period_channels) for period in periods])
+        self.critics = nn.ModuleList([PeriodCritic(period, period_channels, period_growth) for period in periods])
         self.critics.extend(SpectralCritic(n_fft, spectral_channels) for n_fft in n_ffts)
         for norm in self.modules():
             if isinstance(norm, WeightNorm):
@@ -127,6 +134,18 @@ class Critics(nn.Module):
         """(B, 1, T) to the features of every critic, which hear all items at one level."""
         level = audio.detach().square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
         return [critic(audio / level) for critic in self.critics]
+
+
+@contextmanager
+def listening(critic: nn.Module) -> Iterator[nn.Module]:
+    """Inside, a forward pass of the critic asks for gradients of what it hears, and for none of its own parameters."""
+    for parameter in critic.parameters():
+        parameter.requires_grad_(False)
+    try:
+        yield critic
+    finally:
+        for parameter in critic.parameters():
+            parameter.requires_grad_(True)
 
 
 def critic_loss(real: Sequence[Features], fake: Sequence[Features]) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from plugins.objectives.adversarial import Adversarial
+from plugins.objectives.codebook_adversary import CodebookAdversary
 from plugins.objectives.content import Content
 from plugins.objectives.synthetic_vc import SyntheticVC
 from plugins.objectives.voice_conversion import VoiceConversion
@@ -13,5 +15,5 @@ from snac_core import hookimpl
 @hookimpl
 def register_strategies(register: Callable[[type], None]) -> None:
     """Offer the objectives."""
-    for objective in (VoiceConversion, SyntheticVC, Content):
+    for objective in (VoiceConversion, SyntheticVC, Content, Adversarial, CodebookAdversary):
         register(objective)

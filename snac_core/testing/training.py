@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import nearest
+from snac_core.step import Step
 from snac_core.testing.probes import flows, gradients, owned_base_tensors, perturbed
 from snac_core.testing.results import Broken, Rule
 from snac_core.testing.trial import NOISE, StrategyTrial
@@ -114,9 +118,11 @@ def _train(trial: StrategyTrial, model: ConditionedCodec) -> None:
     """Some steps as an arm takes them; Adam's first step is the sign of the gradient."""
     trained = [parameter for _, parameter in model.trained_parameters()]
     critics = [parameter for _, parameter in model.critic_parameters()]
+    turns: list[tuple[list[nn.Parameter], Callable[[ConditionedCodec, Step], Tensor | None]]]
+    turns = [(trained, trial.total), (critics, partial(_critic_total, trial))]
     for index in range(1, STEPS + 1):
-        step = trial.surroundings.step(model, index)
-        for parameters, total in ((critics, _critic_total(trial, model, index)), (trained, trial.total(model, step))):
+        for parameters, total_of in turns:
+            total = total_of(model, trial.surroundings.step(model, index))
             if parameters and total is not None and total.requires_grad:
                 grads = torch.autograd.grad(total, parameters, allow_unused=True)
                 with torch.no_grad():
@@ -126,10 +132,8 @@ def _train(trial: StrategyTrial, model: ConditionedCodec) -> None:
     model.train()
 
 
-def _critic_total(trial: StrategyTrial, model: ConditionedCodec, index: int) -> Tensor | None:
-    terms = (
-        trial.terms(model, trial.surroundings.step(model, index), "critic_loss") if "critic_loss" in trial.hooks else {}
-    )
+def _critic_total(trial: StrategyTrial, model: ConditionedCodec, step: Step) -> Tensor | None:
+    terms = trial.terms(model, step, "critic_loss") if "critic_loss" in trial.hooks else {}
     return torch.stack(list(terms.values())).sum() if terms else None
 
 

@@ -61,7 +61,12 @@ def terms(model: ConditionedCodec, step: Step, strategy: str, hook: str = "loss"
 def test_every_loss_term_reaches_every_placement_and_nothing_frozen(
     surroundings: Surroundings, placement: str, objective: str
 ) -> None:
-    model = arm(surroundings, placement, objective)
+    try:
+        model = arm(surroundings, placement, objective)
+    except UserError as refusal:  # what cannot reach the placement says so before training
+        if objective not in str(refusal) or placement not in str(refusal):
+            raise
+        return
     for name, term in terms(model, surroundings.step(model), objective).items():
         reached = gradients(model, term)[placement]
         assert any(flows(grad) for grad in reached.values()), f"{objective}/{name} does not reach {placement}"
@@ -177,7 +182,7 @@ def test_the_same_voice_under_another_label_is_never_a_negative() -> None:
 # An adversary of the identity path alone never hears a conversion; critics with one window and hop are one critic.
 @pytest.mark.parametrize("strategy", CRITICS)
 def test_an_adversary_hears_converted_speech(surroundings: Surroundings, strategy: str) -> None:
-    model = arm(surroundings, "phase4_decoder_film", strategy)
+    model = arm(surroundings, "phase6_encoder_adapter", strategy)
     with model.codec.fixed_noise(0):
         one, other = (terms(model, surroundings.step(model, index), strategy, "critic_loss") for index in (1, 2))
     assert any(not torch.isclose(value, other[name]) for name, value in one.items()), "other targets, other sound"

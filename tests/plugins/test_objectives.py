@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from snac_core import ConditionedCodec, Conditioning, discover
+from snac_core import ConditionedCodec, Conditioning, UserError, discover
 from snac_core.conditioned import Reconstruction
 from snac_core.step import Step
+from snac_core.taps import Tap, Taps
 from snac_core.testing import Surroundings, small_codec
 
 CATALOGUE = discover()
@@ -22,12 +23,19 @@ def surroundings() -> Surroundings:
     return Surroundings(small_codec(), SPEAKER_DIM)
 
 
-def step_of(surroundings: Surroundings, objective: str, index: int = 1, **config: Any) -> Step:
-    """A step of phase 4 and an objective, three items with two targets each."""
-    names = ["phase4_decoder_film", objective]
+def step_of(
+    surroundings: Surroundings, objective: str, index: int = 1, placement: str = "phase4_decoder_film", **config: Any
+) -> Step:
+    """A step of a placement and an objective, three items with two targets each."""
     model = ConditionedCodec(
-        surroundings.codec, names, speaker_dim=SPEAKER_DIM, config={objective: config}, plugins=CATALOGUE
+        surroundings.codec,
+        [placement, objective],
+        speaker_dim=SPEAKER_DIM,
+        config={objective: config},
+        plugins=CATALOGUE,
     )
+    for _, start in model.callers("training_start"):
+        start(context=surroundings.context(model))
     speakers = torch.arange(len(surroundings.audio))
     targets = surroundings.sampler.targets(speakers, index, TARGETS)
     return Step(
@@ -177,3 +185,62 @@ def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameter
     assert not list(model.attached["phase3_contrastive"].parameters())
     alone = ConditionedCodec(surroundings.codec, ["phase3_contrastive"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE)
     assert list(alone.edits) == ["quantized"]
+
+
+# -------------------------------------------------------------------- adversaries
+
+
+@pytest.mark.parametrize(("width", "period", "spectral"), [(1024, 41.1e6, 0.283e6), (192, 1.45e6, 0.011e6)])
+def test_critics_are_as_wide_as_the_decoder(width: int, period: float, spectral: float) -> None:
+    taps = Taps(SPEAKER_DIM, (Tap("quantized", 8, 50.0), Tap("decoder_0", width, 50.0)))
+    cls = CATALOGUE.strategies["adversarial"]
+    critics = list(cls(cls.Config(), taps).critic.critics)
+    sizes = [sum(p.numel() for p in critic.parameters()) for critic in critics]
+    assert sum(sizes[:5]) == pytest.approx(period, rel=0.01)
+    assert sum(sizes[5:]) == pytest.approx(spectral, rel=0.01)
+
+
+def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(surroundings: Surroundings) -> None:
+    step = step_of(surroundings, "adversarial", warmup_steps=4)
+    outputs = step.identity.audio.detach().requires_grad_(True)
+    step.__dict__["_both"] = (Reconstruction(outputs, outputs, outputs, []),) * 2
+    found = []
+    for step.index in (1, 3, 4, 9):
+        term = loss_of(step)["adv"]
+        found.append((float(term.detach()), torch.autograd.grad(term, outputs)[0]))
+    for (value, grad), share in zip(found, (0.25, 0.75, 1.0, 1.0), strict=True):
+        assert value == found[-1][0]
+        torch.testing.assert_close(grad, share * found[-1][1])
+
+
+def test_critics_learn_from_their_own_terms_alone(surroundings: Surroundings) -> None:
+    for name in ("adversarial", "codebook_adversary"):
+        step = step_of(surroundings, name, placement="phase6_encoder_adapter")
+        critic = [parameter for _, parameter in step.model.critic_parameters()]
+        torch.stack(list(loss_of(step).values())).sum().backward()  # type: ignore[no-untyped-call]
+        assert all(parameter.grad is None for parameter in critic)
+        own = [parameter for _, parameter in step.model.trained_parameters()]
+        assert any(parameter.grad is not None for parameter in own)
+        for parameter in own:
+            parameter.grad = None
+        found: dict[str, Tensor] = step.model.callers("critic_loss")[-1][1](step=step)
+        torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
+        assert all(parameter.grad is None for parameter in own)
+        assert all(parameter.grad is not None for parameter in critic)
+
+
+def test_a_codebook_adversary_turns_the_gradient_round(surroundings: Surroundings) -> None:
+    step = step_of(surroundings, "codebook_adversary", placement="phase6_encoder_adapter")
+    z_q = step.converted.z_q.detach().requires_grad_(True)
+    step.__dict__["_both"] = (step.identity, Reconstruction(z_q, z_q, z_q, []))
+    (turned,) = torch.autograd.grad(loss_of(step)["speaker"], z_q)
+    strategy: Any = step.model.attached["codebook_adversary"]
+    sources = step.speaker_ids.repeat(TARGETS)
+    (straight,) = torch.autograd.grad(torch.nn.functional.cross_entropy(strategy.critic(z_q), sources), z_q)
+    assert bool(straight.abs().sum() > 0)
+    torch.testing.assert_close(turned, -straight)
+
+
+def test_a_codebook_adversary_refuses_an_arm_that_leaves_the_codes_alone(surroundings: Surroundings) -> None:
+    with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantiser"):
+        step_of(surroundings, "codebook_adversary")
