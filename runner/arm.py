@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,13 @@ class Arm:
             config=settings.settings,
             plugins=materials.catalogue,
         ).to(materials.device)
-        sampler = SpeakerSampler(materials.table, seed)
+        table = materials.table
+        if settings.shuffled:  # every speaker is conditioned on as another one, always the same; what scores stays
+            shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
+            table = replace(table, conditioning=table.conditioning.roll(shift, 0))
+        sampler = SpeakerSampler(table, seed)
         for name, hook in model.callers("training_start"):
-            hook(
-                context=TrainingContext(model, sampler, materials.table.names, generator(seed, name, "training start"))
-            )
+            hook(context=TrainingContext(model, sampler, table.names, generator(seed, name, "training start")))
         parameters = [parameter for _, parameter in model.trained_parameters()]
         if not parameters:
             raise UserError(f"arm {settings.title!r} has nothing to train: none of its strategies has parameters")

@@ -41,6 +41,7 @@ class ArmSettings(BaseModel):
     critic_grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of the critics.")
     warmup_steps: int = Field(10, ge=0, description="Steps over which the rate rises from 0.")
     lr_min_ratio: float = Field(0.01, ge=0, le=1, description="Where the cosine of the rate ends, as a share of lr.")
+    shuffled: bool = Field(False, description="Train under the embeddings of wrong speakers: a control, no arm.")
 
     @property
     def title(self) -> str:
@@ -55,7 +56,7 @@ class ArmSettings(BaseModel):
     @model_validator(mode="after")
     def _usable_as_folder(self) -> Self:
         name = self.title
-        if name in {"controls", "tables", "trials", ".", ".."} or set(name) & set('/\\:*?"<>|\0'):
+        if name in {"controls", "tables", "trials", "export", ".", ".."} or set(name) & set('/\\:*?"<>|\0'):
             raise ValueError(f"{name!r} cannot be the name of an arm: it is also a folder's")
         return self
 
@@ -83,6 +84,7 @@ class StudySettings(BaseModel):
     select: Literal["last", "best"] = Field("last", description="Checkpoint to keep: the last, or the best on dev.")
     patience: int = Field(0, ge=0, description="Judged evaluations without a better one before stopping; 0: never.")
     save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    shuffled: bool = Field(True, description="Train the first arm once more under wrong embeddings, as a control.")
     samples: int = Field(4, ge=0, description="Conversions whose audio is kept for the report.")
     device: str = Field("cpu", description="cpu, cuda, or cuda:N.")
     plugins: tuple[str, ...] = Field((), description="Plugin files.")

@@ -11,6 +11,8 @@ from torch import Tensor
 from runner.config import StudySettings
 from runner.data import Corpus, CropLoader, PairList, References, conversion_pairs, open_corpus
 from runner.embeddings import speaker_embeddings
+from runner.evaluate.calibration import Calibration, calibration_of
+from runner.evaluate.codes import SpeakerProbe
 from runner.evaluate.conversions import Conversions
 from runner.evaluate.judging import check_judge
 from snac_core.codec import SNAC
@@ -118,6 +120,16 @@ class Materials:
     def test(self) -> Conversions:
         """Conversions of test speakers, which only the report sees."""
         return self._conversions(self.test_pairs)
+
+    @cached_property
+    def probe(self) -> SpeakerProbe:
+        """Hears who speaks in the codes of test conversions."""
+        return SpeakerProbe(self.codec, self.test)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What `runner evaluate --calibrate` found of this judge, speech and base; None where it was not run."""
+        return calibration_of(self.judge, self.corpus, self.codec)
 
     @cached_property
     def test_pairs(self) -> PairList:

@@ -26,7 +26,8 @@ def choose_rates(
 ) -> list[ArmSettings]:
     """Give each arm the learning rate with the best dev score, found with equal trials on the first seed.
 
-    The trials are runs like any other, under trials/; the chosen one is the arm's run of that seed.
+    The trials are trained like any run, under trials/, and never judged on test: only the chosen one is, as the arm's
+    run of that seed.
     """
     trials = {
         (arm.title, rate): arm.model_copy(update={"name": f"{arm.title} lr={rate:g}", "lr": rate})
@@ -36,7 +37,7 @@ def choose_rates(
     first = study.model_copy(update={"seeds": study.seeds[:1]})
     seed = first.seeds[0]
     places = {(trial.title, seed): folder / "trials" / trial.title / f"seed{seed}" for trial in trials.values()}
-    run_arms(first, list(trials.values()), places, materials, console)
+    run_arms(first, list(trials.values()), places, materials, console, judge=False)
     chosen = []
     for arm in arms:
         scores = {}
@@ -58,15 +59,13 @@ def choose_rates(
 
 
 def _adopt(trial: Path, folder: Path, arm: ArmSettings) -> None:
-    """Copy a finished trial to be the arm's run of its seed: the very run that would be made again."""
+    """Copy a trained trial to be the arm's run of its seed: the very run that would be made again, not judged yet."""
     if folder.exists():
         return
     working = folder.with_name(f".{folder.name}.adopted")
     shutil.rmtree(working, ignore_errors=True)
-    shutil.copytree(trial, working)
-    config, result = (json.loads((working / name).read_text()) for name in ("config.json", "result.json"))
-    config["arm"]["name"] = result["config"]["arm"]["name"] = arm.name
-    result["arm"] = arm.title
+    shutil.copytree(trial, working, ignore=shutil.ignore_patterns("result.json"))
+    config = json.loads((working / "config.json").read_text())
+    config["arm"]["name"] = arm.name
     atomic.write_json(working / "config.json", config)
-    atomic.write_json(working / "result.json", result)
     working.replace(folder)

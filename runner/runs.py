@@ -19,6 +19,7 @@ import soundfile
 import torch
 
 from runner.config import ArmSettings, StudySettings
+from runner.evaluate.calibration import ACCEPTANCE
 from runner.evaluate.judging import Scores
 from runner.materials import Materials
 from snac_core import atomic
@@ -27,7 +28,19 @@ from snac_core.errors import UserError
 SCHEMA = 1
 # What does not change the numbers of a run: names, places, and how often it is saved.
 _BESIDE_THE_POINT = {
-    "study": {"name", "data", "base", "teacher", "judge", "seeds", "save_every", "samples", "device", "plugins"},
+    "study": {
+        "name",
+        "data",
+        "base",
+        "teacher",
+        "judge",
+        "seeds",
+        "save_every",
+        "samples",
+        "device",
+        "plugins",
+        "shuffled",
+    },
     "arm": {"name"},
 }
 
@@ -153,6 +166,7 @@ def write_result(
             "cost": cost or {},
             "codes": scores.codes if scores else {},
             "noise_floor": noise_floor or {},
+            "calibration": _calibration(materials),
             "versions": versions(materials, settings),
             "hardware": hardware(),
             "git": git_state(),
@@ -163,6 +177,14 @@ def write_result(
             "command": command_line(),
         },
     )
+
+
+def _calibration(materials: Materials) -> dict[str, Any]:
+    """From which cosine on the judge takes an output for the target, and what it errs by on real speech."""
+    found = materials.calibration
+    if found is None:
+        return {}
+    return {"threshold": found.threshold, "eer": found.kinds[ACCEPTANCE].eer, "splits": list(found.splits)}
 
 
 def write_wav(path: Path, audio: torch.Tensor, sample_rate: int) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,18 @@ from safetensors.torch import save
 
 from runner.arm import Arm
 from runner.config import ArmSettings, StudySettings
+from runner.controls import CONTROLS, Console, fit_metrics, judged, run_controls, shuffled_arm
 from runner.data import PairList
-from runner.evaluate import systems
-from runner.evaluate.judging import Scores, noise_floor, score
+from runner.evaluate.noise import noise_floor
+from runner.evaluate.systems import conditioned
 from runner.materials import Materials
 from runner.preflight import preflight
-from runner.runs import check_folder, now, peak_memory, read_result, result_status, run_config, write_result
+from runner.runs import check_folder, now, peak_memory, read_result, run_config, write_result
 from runner.train import Interrupted, train_side_by_side
 from snac_core import atomic
 from snac_core.checkpoint import state_of
 from snac_core.containment import described
 from snac_core.errors import UserError
-
-CONTROLS = {
-    "source": lambda codec: systems.source(),
-    "floor": systems.floor,
-    "ceiling": systems.ceiling,
-}
-
-
-@dataclass
-class Console:
-    """Where a study says how far it is.
-
-    Attributes:
-        line: prints a line.
-        step: called with (title of the work, done, of how many, short text).
-    """
-
-    line: Callable[[str], None]
-    step: Callable[[str, int, int, str], None]
 
 
 def run_arms(
@@ -49,8 +30,20 @@ def run_arms(
     folders: dict[tuple[str, int], Path],
     materials: Materials,
     console: Console,
+    *,
+    controls: Path | None = None,
+    judge: bool = True,
 ) -> None:
     """Train and judge every (arm, seed) of `folders` that is not finished; finished ones are left alone.
+
+    Args:
+        study: the shared settings.
+        arms: what to train.
+        folders: (arm, seed) to its run folder.
+        materials: what they share.
+        console: where to say how far it is.
+        controls: the folder to judge the controls into, before the first arm is judged; None: no controls.
+        judge: False: train, and hear nothing of the test split.
 
     Raises:
         UserError: if a folder holds a run of another configuration (nothing is trained then), or an arm cannot learn.
@@ -65,7 +58,7 @@ def run_arms(
     for seed in study.seeds:
         todo = [arm for arm in arms if states.get((arm.title, seed)) in ("new", "unfinished")]
         if todo:
-            _run_seed(study, todo, seed, folders, configs, materials, console)
+            _run_seed(study, todo, seed, folders, configs, materials, console, controls, judge)
 
 
 def _run_seed(
@@ -76,6 +69,8 @@ def _run_seed(
     configs: dict[tuple[str, int], dict[str, Any]],
     materials: Materials,
     console: Console,
+    controls: Path | None,
+    judge: bool,
 ) -> None:
     started = now()
     training = []
@@ -100,7 +95,8 @@ def _run_seed(
         title = arm.settings.title
         write_result(
             arm.folder, study=study, materials=materials, status=status, arm=title, seed=seed,
-            settings=arm.settings, config=configs[title, seed], cost=_cost(arm), started=started, **extra,
+            kind="control" if arm.settings.shuffled else "arm", settings=arm.settings, config=configs[title, seed],
+            cost=_cost(arm), started=started, **extra,
         )  # fmt: skip
 
     try:
@@ -109,6 +105,8 @@ def _run_seed(
         for arm in training:
             finish(arm, "cancelled", error=f"interrupted at step {arm.progress.step} of {study.steps}")
         raise
+    if judge and controls is not None and len(failures) < len(training):
+        run_controls(study, controls, materials, console)
     for arm in training:
         title = arm.settings.title
         if title in failures:
@@ -116,8 +114,16 @@ def _run_seed(
             finish(arm, "failed", error=failures[title])
             continue
         arm.model.save_pretrained(arm.folder / "model")
+        if not judge:
+            finish(arm, "success")
+            continue
         try:
-            scores = _judged(f"judging {title}, seed {seed}", systems.conditioned(arm.model), study, materials, console)
+            metrics, missing = fit_metrics(controls, materials)
+            scores = judged(
+                f"judging {title}, seed {seed}", conditioned(arm.model), arm.folder / "judged.jsonl",
+                {"run": configs[title, seed]["hash"]}, study, materials, console, metrics,
+            )  # fmt: skip
+            scores.missing = missing
             floor = noise_floor(arm.model, materials.test, materials.catalogue.metrics["secs"]())
         except OSError:
             raise
@@ -126,20 +132,6 @@ def _run_seed(
             finish(arm, "failed", error=f"in judging: {described(error)}")
             continue
         finish(arm, "success", scores=scores, noise_floor={"secs": floor})
-
-
-def run_controls(study: StudySettings, folder: Path, materials: Materials, console: Console) -> None:
-    """Judge source, floor and ceiling, each once for all arms; what is there already is kept."""
-    for name, system in CONTROLS.items():
-        place = folder / "controls" / name
-        if result_status(place) == "success":
-            continue
-        started = now()
-        scores = _judged(f"judging the control {name}", system(materials.codec), study, materials, console)
-        write_result(
-            place, study=study, materials=materials, status="success", arm=name, kind="control", scores=scores,
-            started=started,
-        )  # fmt: skip
 
 
 def check_study(
@@ -196,13 +188,6 @@ def write_study(
     )
 
 
-def _judged(title: str, system: systems.System, study: StudySettings, materials: Materials, console: Console) -> Scores:
-    def told(done: int, of: int) -> None:
-        console.step(title, done, of, "")
-
-    return score(system, materials.test, materials.catalogue, keep=study.samples, progress=told)
-
-
 def _cost(arm: Arm) -> dict[str, Any]:
     progress = arm.progress
     return {
@@ -217,5 +202,12 @@ def _cost(arm: Arm) -> dict[str, Any]:
 
 
 __all__ = [
-    "CONTROLS", "Console", "Interrupted", "check_study", "run_arms", "run_controls", "write_study",
-]  # fmt: skip
+    "CONTROLS",
+    "Console",
+    "Interrupted",
+    "check_study",
+    "run_arms",
+    "run_controls",
+    "shuffled_arm",
+    "write_study",
+]

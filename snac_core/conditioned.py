@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,8 @@ from snac_core.settings import validated
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.strategy import Strategy
 from snac_core.taps import Taps, is_before_vq
+
+Seen = Callable[[str, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class ConditionedCodec(nn.Module):
         if settings:
             raise UserError(f"settings for {sorted(settings)[0]!r}, which is not among {list(self.strategies)}")
         self._edits = edits_at_taps(list(self.attached.values()), taps)
+        self._seen: Seen | None = None
 
     # ---------------------------------------------------------------- the path
 
@@ -190,9 +194,21 @@ class ConditionedCodec(nn.Module):
         return self.codec.advance(x, at, upto) if at != upto else x
 
     def _edit(self, x: Tensor, tap: str, cond: Conditioning) -> Tensor:
+        edited = x
         for edit in self._edits[tap]:
-            x = edit(x, cond)
-        return x
+            edited = edit(edited, cond)
+        if self._seen is not None:
+            self._seen(tap, x, edited)
+        return edited
+
+    @contextmanager
+    def observed(self, seen: Seen) -> Iterator[None]:
+        """Within this, `seen(tap, before, after)` is called with every edited activation (B, C, F)."""
+        self._seen = seen
+        try:
+            yield
+        finally:
+            self._seen = None
 
     # ---------------------------------------------------------------- what acts where
 

@@ -20,10 +20,15 @@ class Conversion:
         converted: the output under the target's embedding (T,).
         identity: the output under the source speaker's own embedding (T,); None where there is no such output.
         other: the output under a third speaker's embedding (T,); None likewise.
-        embeddings: the judge's unit vectors (S,) of "source", "converted", "identity", "other".
+        embeddings: the judge's unit vectors (S,) of "converted", "identity", "other", and "roughened": the converted
+            output after a 7 kHz low-pass and with noise at 30 dB.
         references: the judge's unit vectors (S,) of the speakers "source" and "target", from audio kept for scoring.
         teacher_embeddings, teacher_references: the same by the teacher; empty where there is none.
         text: what is said, where known.
+        target: some real speech of the target (T,), of the audio kept for scoring; None where there is none.
+        target_speaker: name of the target.
+        candidates: the judge's unit vectors (S,) of every target speaker, by name.
+        same_words: whether the output should say what the source says; False for another utterance of the target.
     """
 
     pair: str
@@ -37,6 +42,10 @@ class Conversion:
     teacher_embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_references: Mapping[str, Tensor] = field(default_factory=dict)
     text: str | None = None
+    target: Tensor | None = None
+    target_speaker: str = ""
+    candidates: Mapping[str, Tensor] = field(default_factory=dict)
+    same_words: bool = True
 
 
 class Metric:

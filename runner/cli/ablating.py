@@ -15,7 +15,7 @@ from runner.planning import describe_plan
 from runner.rates import choose_rates
 from runner.report import build, summary
 from runner.runs import result_status
-from runner.study import Console, check_study, run_arms, run_controls, write_study
+from runner.study import Console, check_study, run_arms, run_controls, shuffled_arm, write_study
 from snac_core.errors import UserError
 from snac_core.plugins import Catalogue
 
@@ -80,7 +80,7 @@ def train_one(
         materials = _materials(study, catalogue, console)
         _check_names([arm], catalogue)
         try:
-            run_arms(study, [arm], {(arm.title, seed): out}, materials, console)
+            run_arms(study, [arm], {(arm.title, seed): out}, materials, console, controls=out)
         except KeyboardInterrupt as stop:
             begun = (out / "config.json").is_file()
             again = f"go on with: runner train --resume {out}" if begun else "nothing was trained yet"
@@ -155,7 +155,9 @@ def _study(
         if rates:
             arms = choose_rates(study, arms, rates, out, materials, console)
         folders = {(arm.title, seed): out / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
-        run_arms(study, arms, folders, materials, console)
+        wrong = shuffled_arm(study, arms)
+        beside = {(arm.title, study.seeds[0]): out / "controls" / arm.title for arm in wrong}
+        run_arms(study, [*arms, *wrong], folders | beside, materials, console, controls=out)
         run_controls(study, out, materials, console)
     except KeyboardInterrupt as stop:
         raise Stopped(f"{str(stop) or 'stopped'}; give the same command again to go on in {out}") from None

@@ -59,6 +59,7 @@ class Conversions:
         self.sample_rate = sample_rate
         self.teacher = teacher
         self.judge = judge
+        self._heard: dict[tuple[str, str], Tensor] = {}
 
         def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
             def told(done: int, of: int) -> None:
@@ -87,6 +88,18 @@ class Conversions:
     def ceiling_audio(self, item: Item) -> Tensor:
         """Another, real utterance of the target (1, T) that neither conditions nor scores beyond its share."""
         return self._audio(self.pairs.references[item.pair.target]["ceiling"][0])
+
+    @cached_property
+    def candidates(self) -> dict[str, Tensor]:
+        """The judge's embedding (S,) of every target speaker."""
+        return {pair.target: self.reference[pair.target] for pair in self.pairs.pairs}
+
+    def target_audio(self, speaker: str, role: str = "scoring") -> Tensor:
+        """The first stretch of a speaker's speech (T,) of that role, at most 8 s."""
+        if (speaker, role) not in self._heard:
+            first = self.pairs.references[speaker][role][0]
+            self._heard[speaker, role] = self._audio(first._replace(seconds=min(8.0, first.seconds)))[0]
+        return self._heard[speaker, role]
 
     def _audio(self, segment: Segment) -> Tensor:
         utterance = self.corpus.utterance(segment.utterance)

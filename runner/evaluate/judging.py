@@ -7,14 +7,17 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from runner.evaluate.codes import SpeakerProbe, summary
 from runner.evaluate.conversions import Conversions, Item
-from runner.evaluate.systems import Rendering, System, conditioned
-from snac_core.conditioned import ConditionedCodec
+from runner.evaluate.journal import Journal
+from runner.evaluate.robustness import roughened
+from runner.evaluate.systems import Rendering, System
 from snac_core.errors import UserError
 from snac_core.metric import Conversion, Metric
 from snac_core.plugins import Catalogue
@@ -31,16 +34,16 @@ class Scores:
     """What judging one system gave.
 
     Attributes:
-        pooled: metric to mean, n_ok, n, unit, direction.
+        pooled: metric to mean, n_ok, n, unit, direction, and role and margin where it has a role.
         utterances: one row a conversion: pair, speakers, metrics.
-        codes: share of codes changed by the conditioning and perplexity, per level, coarse first.
+        codes: what the conditioning does inside; see `runner.evaluate.codes.summary`.
         missing: metric to what it would need.
         renderings: the audio of the first conversions, by pair id.
     """
 
     pooled: dict[str, dict[str, Any]] = field(default_factory=dict)
     utterances: list[dict[str, Any]] = field(default_factory=list)
-    codes: dict[str, list[float]] = field(default_factory=dict)
+    codes: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     renderings: dict[str, Rendering] = field(default_factory=dict)
 
@@ -80,6 +83,9 @@ def score(
     *,
     only: Mapping[str, Metric] | None = None,
     keep: int = 0,
+    journal: Path | None = None,
+    key: Mapping[str, Any] | None = None,
+    probe: SpeakerProbe | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Render and judge every conversion.
@@ -90,35 +96,45 @@ def score(
         catalogue: where the metrics come from.
         only: these metrics instead of all that can run here.
         keep: of how many conversions to keep the audio.
+        journal: file of judged conversions; those in it are not judged again, where it belongs to the same `key`.
+        key: all that identifies the system, for the journal.
+        probe: hears who speaks in the codes.
         progress: called with (done, of how many).
     """
     metrics, missing = (dict(only), {}) if only is not None else available(catalogue)
+    belongs = {**(key or {}), "pairs": conversions.pairs.digest, "metrics": sorted(metrics)}
+    kept = Journal(journal, belongs) if journal is not None else None
     scores = Scores(missing=missing)
-    counts = _CodeCounts()
+    rows: list[dict[str, Any]] = []
     items = conversions.items
     for number, item in enumerate(items):
-        rendering = system(conversions, item)
-        counts.add(rendering)
-        scores.utterances.append(judged_row(item, rendering, conversions, metrics))
-        if number < keep:
-            scores.renderings[item.pair.id] = rendering
+        row = kept.rows.get(item.pair.id) if kept else None
+        if row is None or number < keep:
+            rendering = system(conversions, item)
+            if number < keep:
+                scores.renderings[item.pair.id] = rendering
+            if row is None:
+                row = {**judged_row(item, rendering, conversions, metrics), **_inside(rendering)}
+                if kept:
+                    kept.add(row)
+        rows.append(row)
         if progress:
             progress(number + 1, len(items))
+    scores.utterances = [{k: v for k, v in row.items() if k not in _INSIDE} for row in rows]
     scores.pooled = _pooled(scores.utterances, metrics)
-    scores.codes = counts.summary()
+    scores.codes = summary(rows, probe)
     return scores
 
 
-def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metric, *, items: int = 4) -> float:
-    """Standard deviation of a metric over decodes with different noise, the mean over the first `items` conversions."""
-    spreads = []
-    for item in conversions.items[:items]:
-        values = [
-            judged_row(item, conditioned(model, noise_seed=seed)(conversions, item), conversions, {metric.name: metric})
-            for seed in (1, 2, 3)
-        ]
-        spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
-    return float(torch.stack(spreads).mean())
+_INSIDE = ("codes", "bare_codes", "edits")  # of a row: what only the summary of codes needs
+
+
+def _inside(rendering: Rendering) -> dict[str, Any]:
+    return {
+        "codes": [level.tolist() for level in rendering.codes],
+        "bare_codes": [level.tolist() for level in rendering.bare_codes],
+        "edits": rendering.edits,
+    }
 
 
 def judged_row(
@@ -130,6 +146,8 @@ def judged_row(
         "other": rendering.other,
     }
     sounding = {name: audio for name, audio in parts.items() if audio is not None and _sounds(audio)}
+    if "converted" in sounding:
+        sounding["roughened"] = roughened(rendering.converted, conversions.sample_rate)
     pair = item.pair
     conversion = Conversion(
         pair=pair.id,
@@ -140,9 +158,13 @@ def judged_row(
         other=rendering.other,
         embeddings=_embedded(sounding, conversions.judge, conversions.sample_rate),
         references=_references(conversions.reference, pair.source_speaker, pair.target),
-        teacher_embeddings=_embedded(sounding, conversions.teacher, conversions.sample_rate),
+        teacher_embeddings=_embedded(_without_roughened(sounding), conversions.teacher, conversions.sample_rate),
         teacher_references=_references(conversions.teacher_reference, pair.source_speaker, pair.target),
         text=pair.text,
+        target=conversions.target_audio(pair.target),
+        target_speaker=pair.target,
+        candidates=conversions.candidates,
+        same_words=rendering.same_words,
     )
     broken = any(audio is not None and name not in sounding for name, audio in parts.items())
     values: dict[str, float | None] = {}
@@ -166,6 +188,10 @@ def judged_row(
         "same_sex": pair.same_sex,
         "metrics": values,
     }
+
+
+def _without_roughened(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: audio for name, audio in parts.items() if name != "roughened"}
 
 
 def _sounds(audio: Tensor) -> bool:
@@ -205,32 +231,3 @@ def _pooled(rows: list[dict[str, Any]], metrics: Mapping[str, Metric]) -> dict[s
                 **({"role": metric.role, "margin": metric.margin} if metric.role else {}),
             }
     return pooled
-
-
-class _CodeCounts:
-    """Share of codes that the conditioning changed, and perplexity of the converted codes, per level."""
-
-    def __init__(self) -> None:
-        self.changed: list[int] = []
-        self.total: list[int] = []
-        self.used: list[list[Tensor]] = []
-
-    def add(self, rendering: Rendering) -> None:
-        for level, (codes, bare) in enumerate(zip(rendering.codes, rendering.bare_codes, strict=True)):
-            if level == len(self.total):
-                self.changed.append(0)
-                self.total.append(0)
-                self.used.append([])
-            self.changed[level] += int((codes != bare).sum())
-            self.total[level] += codes.numel()
-            self.used[level].append(codes)
-
-    def summary(self) -> dict[str, list[float]]:
-        if not self.total:
-            return {}
-        perplexity = []
-        for used in self.used:
-            share = torch.bincount(torch.cat(used)).double()
-            share = share[share > 0] / share.sum()
-            perplexity.append(float((-(share * share.log()).sum()).exp()))
-        return {"changed": [c / t for c, t in zip(self.changed, self.total, strict=True)], "perplexity": perplexity}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from runner.evaluate.prosody import F0Correlation, F0Error, VoicingError
+from runner.evaluate.words import CER, WER
 from snac_core.hookspecs import hookimpl
 from snac_core.losses import MultiScaleSTFT, mel_distance
 from snac_core.metric import Conversion, Metric
@@ -54,6 +56,30 @@ class Specificity(Metric):
         right = _cosine(conversion.embeddings, "converted", conversion.references, "target")
         wrong = _cosine(conversion.embeddings, "other", conversion.references, "target")
         return None if right is None or wrong is None else right - wrong
+
+
+class SECSRoughened(Metric):
+    """SECS after a 7 kHz low-pass and with noise at 30 dB: a gain that this takes away was an inaudible attack."""
+
+    name, unit, direction, worst = "secs_roughened", "cosine", "up", -1.0
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(conversion.embeddings, "roughened", conversion.references, "target")
+
+
+class Top1(Metric):
+    """Whether the judge, asked who of all target speakers speaks, names the target: 1 or 0."""
+
+    name, unit, direction, worst = "top1", "share", "up", 0.0
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if "converted" not in conversion.embeddings or conversion.target_speaker not in conversion.candidates:
+            return None
+        scores = {
+            name: float(conversion.embeddings["converted"].double() @ reference.double())
+            for name, reference in conversion.candidates.items()
+        }
+        return float(max(scores, key=scores.__getitem__) == conversion.target_speaker)
 
 
 class SpkVC(Metric):
@@ -168,6 +194,7 @@ class SISDR(Metric):
 def register_metrics(register: Callable[[type], None]) -> None:
     """Offer the metrics."""
     for metric in (
-        SECS, SECSSource, SECSOther, Specificity, SpkID, SpkVC, Gap, TeacherSECS, STOI, PESQ, Mel, STFT, SISDR,
+        SECS, SECSSource, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, Gap, TeacherSECS, WER, CER,
+        F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

@@ -44,10 +44,13 @@ class MetricTrial:
             converted,
             identity=identity,
             other=other,
-            embeddings=vectors("source", "converted", "identity", "other"),
+            embeddings=vectors("source", "converted", "identity", "other", "roughened"),
             references=vectors("source", "target"),
             teacher_embeddings=vectors("source", "converted", "identity", "other"),
             teacher_references=vectors("source", "target"),
+            target=source.flip(0),
+            target_speaker="b",
+            candidates=vectors("a", "b"),
             text="the boat sank near the shore",
         )
 

@@ -10,7 +10,7 @@ import torch
 from small_study import BASE, PHASES, Bench, runner
 
 from runner.data import synthesize
-from runner.evaluate.metrics import PESQ, STOI
+from runner.evaluate.metrics import CER, PESQ, STOI, WER
 from snac_core.codec import SNAC
 
 
@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SNAC_CACHE", str(folder))
-        for metric in (STOI, PESQ):
+        for metric in (STOI, PESQ, WER, CER):
             patch.setattr(metric, "requires", ("left_out_in_these_tests",))
         yield folder
 

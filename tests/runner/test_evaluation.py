@@ -18,7 +18,8 @@ from runner.arm import Arm
 from runner.evaluate import metrics as measures
 from runner.evaluate import systems
 from runner.evaluate.conversions import Conversions, Item
-from runner.evaluate.judging import available, noise_floor, score
+from runner.evaluate.judging import available, score
+from runner.evaluate.noise import noise_floor
 from runner.evaluate.systems import Rendering
 from runner.materials import Materials
 from snac_core.metric import Conversion, Metric

@@ -1,0 +1,119 @@
+"""What arms are compared with: controls, judged once for all arms of a study, and what they say of the judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from runner.config import ArmSettings, StudySettings
+from runner.evaluate import systems
+from runner.evaluate.judging import Scores, available, score
+from runner.evaluate.moved_voice import moved_voice
+from runner.evaluate.verdict import MIN_RANGE
+from runner.materials import Materials
+from runner.runs import now, read_result, result_status, write_result
+from snac_core.codec import SNAC
+from snac_core.metric import Metric
+
+CONTROLS: dict[str, Callable[[SNAC], systems.System]] = {
+    "source": lambda codec: systems.source(),
+    "floor": systems.floor,
+    "ceiling": systems.ceiling,
+    "mismatched": systems.mismatched,
+    "moved_voice": moved_voice,
+}
+NEEDS = {"moved_voice": "parselmouth"}  # control to the package that it needs
+SHUFFLED = "shuffled"
+"""Name of the control arm that is trained under wrong embeddings."""
+
+
+@dataclass
+class Console:
+    """Where a study says how far it is.
+
+    Attributes:
+        line: prints a line.
+        step: called with (title of the work, done, of how many, short text).
+    """
+
+    line: Callable[[str], None]
+    step: Callable[[str, int, int, str], None]
+
+
+def run_controls(study: StudySettings, folder: Path, materials: Materials, console: Console) -> None:
+    """Judge what arms are compared with, each once for all; what is there already is kept."""
+    usable, _ = available(materials.catalogue)
+    content = {name: metric for name, metric in usable.items() if metric.role == "content"}
+    for name, system in CONTROLS.items():
+        place = folder / "controls" / name
+        if result_status(place) == "success":
+            continue
+        if (need := NEEDS.get(name)) and find_spec(need) is None:
+            console.line(f"control {name} left out: it needs {need}")
+            continue
+        metrics = content if name == "mismatched" else usable
+        if not metrics:
+            continue
+        started = now()
+        scores = judged(
+            f"judging the control {name}", system(materials.codec), place / "judged.jsonl",
+            {"control": name, **materials.digests}, study, materials, console, metrics,
+        )  # fmt: skip
+        write_result(
+            place, study=study, materials=materials, status="success", arm=name, kind="control", scores=scores,
+            started=started,
+        )  # fmt: skip
+
+
+def fit_metrics(folder: Path | None, materials: Materials) -> tuple[dict[str, Metric], dict[str, str]]:
+    """The metrics worth an arm's time, and for each other why not.
+
+    A content judge that finds the bare codec's words hardly more right than another utterance's says nothing of an arm,
+    and is not asked. `folder` is the one whose controls tell, None where there are none.
+    """
+    metrics, missing = available(materials.catalogue)
+    if folder is None:
+        return metrics, missing
+    bare, other = (read_result(folder / "controls" / name).get("metrics", {}) for name in ("floor", "mismatched"))
+    for name in [name for name, metric in metrics.items() if metric.role == "content"]:
+        ends = [control.get(name, {}).get("mean") for control in (bare, other)]
+        if None in ends:
+            continue
+        span = ends[1] - ends[0]
+        if span < MIN_RANGE:
+            del metrics[name]
+            missing[name] = (
+                f"on this base it tells right words from wrong ones by {100 * span:.0f} points, {100 * MIN_RANGE:.0f} "
+                "are needed"
+            )
+    return metrics, missing
+
+
+def shuffled_arm(study: StudySettings, arms: Sequence[ArmSettings]) -> list[ArmSettings]:
+    """The first arm once more, under wrong embeddings; nothing where the study does without."""
+    first = arms[0].model_copy(update={"name": SHUFFLED, "shuffled": True})
+    return [first] if study.shuffled else []
+
+
+def judged(
+    title: str,
+    system: systems.System,
+    journal: Path,
+    key: dict[str, Any],
+    study: StudySettings,
+    materials: Materials,
+    console: Console,
+    metrics: dict[str, Metric],
+) -> Scores:
+    """Judge a system on the test conversions, going on from its journal; see `runner.evaluate.judging.score`."""
+
+    def told(done: int, of: int) -> None:
+        console.step(title, done, of, "")
+
+    return score(
+        system, materials.test, materials.catalogue, only=metrics, keep=study.samples, journal=journal, key=key,
+        probe=materials.probe, progress=told,
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+"""Pitch of the converted output, by Praat: whether the melody is the source's and its height the target's."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snac_core.metric import Conversion, Metric
+
+STEP = 0.01  # s between pitch values
+LOWEST, HIGHEST = 60.0, 500.0  # Hz
+LEAST = 5  # voiced frames that a correlation or a mean needs
+OCTAVE = 12.0  # semitones
+
+
+class F0Correlation(Metric):
+    """Correlation of the log-F0 contours of output and source where both are voiced; 0 where hardly anything is.
+
+    The mean is removed, so that a change of register costs nothing (plain F0 distance punishes correct conversion).
+    """
+
+    name, unit, direction, worst, requires = "f0_correlation", "r", "up", -1.0, ("parselmouth",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if not conversion.same_words:
+            return None
+        source, output = _contours(conversion)
+        if (source > 0).sum() < LEAST:
+            return None
+        both = (source > 0) & (output > 0)
+        if both.sum() < LEAST:
+            return 0.0
+        a, b = np.log(source[both]), np.log(output[both])
+        spread = float(a.std() * b.std())
+        return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 1e-9 else 0.0
+
+
+class F0Error(Metric):
+    """Distance of the output's mean log-F0 to the target speaker's, in semitones; 24 where nothing is voiced."""
+
+    name, unit, direction, worst, requires = "f0_error", "semitones", "down", 24.0, ("parselmouth",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if conversion.target is None:
+            return None
+        target, output = (
+            mean_log2(audio, conversion.sample_rate) for audio in (conversion.target, conversion.converted)
+        )
+        if target is None:
+            return None
+        return self.worst if output is None else min(self.worst, OCTAVE * abs(output - target))
+
+
+class VoicingError(Metric):
+    """Share of frames that are voiced in one of output and source and not in the other."""
+
+    name, unit, direction, worst, requires = "voicing_error", "share", "down", 1.0, ("parselmouth",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if not conversion.same_words:
+            return None
+        source, output = _contours(conversion)
+        return float(((source > 0) != (output > 0)).mean()) if len(source) else None
+
+
+def pitch(audio: Tensor, sample_rate: int) -> NDArray[np.float64]:
+    """F0 in Hz every 10 ms, 0 where unvoiced (Boersma 1993, by autocorrelation)."""
+    import parselmouth
+
+    sound = parselmouth.Sound(audio.double().numpy(), sampling_frequency=sample_rate)
+    found: NDArray[np.float64] = sound.to_pitch(STEP, LOWEST, HIGHEST).selected_array["frequency"]
+    return found
+
+
+def mean_log2(audio: Tensor, sample_rate: int) -> float | None:
+    """Mean of log2 F0 over voiced frames; None where there are hardly any."""
+    contour = pitch(audio, sample_rate)
+    voiced = contour[contour > 0]
+    return float(np.log2(voiced).mean()) if len(voiced) >= LEAST else None
+
+
+def _contours(conversion: Conversion) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    source, output = (pitch(audio, conversion.sample_rate) for audio in (conversion.source, conversion.converted))
+    frames = min(len(source), len(output))
+    return source[:frames], output[:frames]

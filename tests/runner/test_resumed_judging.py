@@ -1,0 +1,161 @@
+"""Judging goes on where it was stopped, conversion by conversion, and no recogniser reads a stretch twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_study import Bench, result
+
+from runner.controls import Console, run_controls
+from runner.evaluate import systems
+from runner.evaluate.journal import Journal
+from runner.evaluate.judging import score
+from runner.evaluate.readings import remembered
+from runner.materials import Materials
+from snac_core.metric import Conversion, Metric
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from small_study import SMALL
+from runner.config import StudySettings
+from runner.evaluate import systems
+from runner.evaluate.judging import score
+from runner.materials import Materials
+from snac_core.metric import Metric
+from snac_core.plugins import discover
+
+class Slow(Metric):
+    name = "slow"
+    def __call__(self, conversion):
+        with open({called!r}, "a") as file:
+            file.write(conversion.pair + "\\n")
+        time.sleep({pause})
+        return float(conversion.converted.double().square().sum())
+
+study = StudySettings(**{{**SMALL, "data": {data!r}, "base": {base!r}, "test_pairs": 6, "pair_seconds": 0.7}})
+materials = Materials(study, discover())
+score(systems.floor(materials.codec), materials.test, materials.catalogue, only={{"slow": Slow()}},
+      journal=Path({journal!r}), key={{"control": "floor"}})
+"""
+
+
+class Energy(Metric):
+    """What the metric of the killed process measures, at once."""
+
+    name = "slow"
+    calls: list[str] = []  # noqa: RUF012
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        self.calls.append(conversion.pair)
+        return float(conversion.converted.double().square().sum())
+
+
+def rows(path: Path) -> list[str]:
+    """The lines of a journal after its first."""
+    return path.read_text().splitlines()[1:] if path.is_file() else []
+
+
+def test_killed_judging_goes_on_with_the_conversion_it_was_at(bench: Bench, tmp_path: Path) -> None:
+    journal, called = tmp_path / "judged.jsonl", tmp_path / "called"
+    script = DRIVER.format(
+        tests=str(Path(__file__).parent), called=str(called), data=str(bench.speech), base=str(bench.base),
+        journal=str(journal), pause=0.4,
+    )  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], env=os.environ)
+    deadline = time.monotonic() + 120
+    while len(rows(journal)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(rows(journal))
+    assert 2 <= done < 6
+    materials = bench.materials(bench.study(test_pairs=6, pair_seconds=0.7))
+    floor, only = systems.floor(materials.codec), {"slow": Energy()}
+    resumed = score(floor, materials.test, materials.catalogue, only=only, journal=journal, key={"control": "floor"})
+    assert len(Energy.calls) == 6 - done
+    again = called.read_text().split() + Energy.calls
+    assert len(set(again)) == 6
+    assert len(again) <= 7  # only the conversion that the kill cut short is judged twice
+    assert resumed.utterances == score(floor, materials.test, materials.catalogue, only=only).utterances
+
+
+def test_rows_of_another_system_or_other_metrics_are_not_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "judged.jsonl"
+    Journal(path, {"run": "a"}).add({"pair": "1", "metrics": {"x": 0.1}})
+    assert list(Journal(path, {"run": "a"}).rows) == ["1"]
+    assert Journal(path, {"run": "b"}).rows == {}
+
+
+def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "judged.jsonl"
+    journal = Journal(path, {"run": "a"})
+    journal.add({"pair": "1", "x": 1 / 3})
+    with path.open("a") as file:
+        file.write('{"pair": "2", "x"')
+    again = Journal(path, {"run": "a"})
+    assert again.rows == {"1": {"pair": "1", "x": 1 / 3}}
+    again.add({"pair": "2", "x": 2.0})
+    assert [json.loads(line)["pair"] for line in rows(path)] == ["1", "2"]
+
+
+def test_a_stretch_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNAC_CACHE", str(tmp_path))
+    made: list[str] = []
+
+    def read() -> str:
+        made.append("x")
+        return "the boat sank"
+
+    audio = torch.linspace(-1, 1, 100)
+    for _ in range(3):
+        assert remembered("r 1", audio, 16000, read) == "the boat sank"
+    assert len(made) == 1
+    for other in (("r 2", audio, 16000), ("r 1", audio, 24000), ("r 1", audio + 1e-6, 16000)):
+        remembered(*other, read)
+    assert len(made) == 4
+
+
+class Counting(Metric):
+    """Counts how often it is asked about each conversion."""
+
+    name = "counting"
+    calls: list[str] = []  # noqa: RUF012
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        self.calls.append(conversion.pair)
+        return 0.5
+
+
+def test_controls_are_judged_once_for_all_arms(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    materials = Materials.__new__(Materials)
+    vars(materials).update(vars(bench.materials(bench.study())))
+    monkeypatch.setattr("runner.controls.available", lambda _: ({"counting": Counting()}, {}))
+    console = Console(lambda _: None, lambda *_: None)
+    for _ in range(2):
+        run_controls(materials.study, tmp_path, materials, console)
+    judged = len(list((tmp_path / "controls").iterdir()))
+    assert judged >= 3
+    assert len(Counting.calls) == judged * len(materials.test.items)
+    assert result(tmp_path / "controls" / "floor")["metrics"]["counting"]["mean"] == 0.5
+
+
+def test_a_resumed_score_equals_an_uninterrupted_one(bench: Bench, tmp_path: Path) -> None:
+    materials = bench.materials(bench.study())
+    journal = tmp_path / "judged.jsonl"
+    first, again, plain = (
+        score(systems.floor(materials.codec), materials.test, materials.catalogue, keep=1, **how)
+        for how in ({"journal": journal}, {"journal": journal}, {})
+    )
+    assert first.utterances == again.utterances == plain.utterances
+    assert first.pooled == again.pooled
+    assert list(again.renderings) == list(first.renderings)
