@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
     monkeypatch.setattr(train, "dev_score", lambda pooled: scores[len(states)])
     pooled = {name: {"mean": 0.0} for name in train.DEV_METRICS}
     monkeypatch.setattr(train, "score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("runner.study._judged", lambda *_: Scores())
+    monkeypatch.setattr("runner.study.judged", lambda *_: Scores())
     best = bench.train([arm(PHASES[2], lr=0.1)], tmp_path / "best", steps=3, eval_every=1, select="best")
     assert not torch.equal(*(states[step]["phase6_encoder_adapter.adapters.latent.output.weight"] for step in (2, 3)))
     assert all(torch.equal(value, states[2][key]) for key, value in weights(best[PHASES[2]]).items())
@@ -118,8 +118,9 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
         return {"score": wanted[one.settings.strategies[0], one.settings.lr]}
 
     monkeypatch.setattr(train, "_judge_on_dev", judging)
-    monkeypatch.setattr("runner.study._judged", lambda *_: Scores())  # test speakers have no say in this
-    monkeypatch.setattr("runner.study.noise_floor", lambda *_: 0.0)
+    heard: list[Any] = []  # test speakers have no say in this, and are not heard
+    monkeypatch.setattr("runner.study.judged", lambda *given: heard.append(given))
+    monkeypatch.setattr("runner.study.noise_floor", lambda *given: heard.append(given))
     chosen = choose_rates(study, arms, rates, tmp_path, materials, Console(lambda _: None, lambda *_: None))
     assert sorted(tried) == [(name, rate, 0) for name in PHASES[1:] for rate in rates]  # equal trials, on one seed
     assert [one.lr for one in chosen] == [1e-3, 1e-1]
@@ -128,6 +129,8 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
     choose_rates(study, arms, rates, tmp_path, materials, Console(lambda _: None, lambda *_: None))
     assert contents(tmp_path) == before
     assert all("dev" in read_metrics(path)[-1] for path in tmp_path.rglob("metrics.jsonl"))
+    assert not heard
+    assert not any((tmp_path / one.title / "seed0" / "result.json").exists() for one in arms)  # the winner is yet to be
 
 
 def test_targets_are_other_training_speakers_and_differ_from_step_to_step(bench: Bench, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
     assert result(tmp_path / "run")["status"] == "cancelled"
     study = ["ablate", "--strategies", PHASES[2], "--out", tmp_path / "study", *bench.options(steps=1)]
     with monkeypatch.context() as patch:
-        patch.setattr("runner.study.score", pressed)
+        patch.setattr("runner.controls.score", pressed)
         assert runner(*study) == 130
     again = f"error: stopped; give the same command again to go on in {tmp_path / 'study'}"
     assert capsys.readouterr().err.strip().splitlines()[-1] == again

@@ -23,7 +23,7 @@ from snac_core.conditioned import ConditionedCodec
 def test_a_study_folder_holds_what_it_should(finished: Path) -> None:
     expected = {"study.toml", "study.json", "pairs.json", "report.html", "report.md", "report.json", "tables"}
     assert expected | {"controls", *PHASES} == {path.name for path in finished.iterdir()}
-    assert {path.name for path in (finished / "controls").iterdir()} == {"source", "floor", "ceiling"}
+    assert {path.name for path in (finished / "controls").iterdir()} == {"source", "floor", "ceiling", "moved_voice"}
     for name in PHASES:
         run = {path.name for path in (finished / name / "seed0").iterdir()}
         files = {"config.json", "metrics.jsonl", "training.log", "checkpoint", "model", "result.json", "samples"}
@@ -112,7 +112,7 @@ def test_a_result_says_what_it_cost_and_what_it_was_made_with(finished: Path) ->
     assert {"torch", "python", "snac-conditioning", "plugins"} <= found["versions"].keys()
     assert set(found["versions"]["plugins"]) == {PHASES[2], "voice_conversion"}
     assert len(found["utterances"]) == found["pairs"]["n"] == 2
-    assert found["codes"].keys() == {"changed", "perplexity"}
+    assert {"changed", "perplexity", "used", "probe_source", "probe_target", "edits"} <= found["codes"].keys()
     assert found["noise_floor"]["secs"] >= 0
     assert found["started"] <= found["ended"]
     assert found["command"].split()[0] == "runner"
