@@ -154,7 +154,7 @@ def _frames(sample_rate: int, audio: Tensor) -> tuple[int, Tensor]:
     n_fft = 2 ** math.ceil(math.log2(0.04 * sample_rate))
     while n_fft // 2 >= audio.shape[-1]:
         n_fft //= 2
-    return n_fft, torch.hann_window(n_fft, device=audio.device)
+    return n_fft, torch.hann_window(n_fft, dtype=audio.dtype, device=audio.device)
 
 
 def _predictor(spectrum: Tensor, sample_rate: int, n_fft: int) -> Tensor:

@@ -93,7 +93,7 @@ class SpectralCritic(nn.Module):
         audio = F.pad(audio, (0, max(0, self.n_fft // 2 + 1 - audio.shape[-1])))  # what reflection needs
         with torch.autocast(audio.device.type, enabled=False):
             spectrum = torch.stft(
-                audio.squeeze(1).float(),
+                audio.squeeze(1).to(self.window.dtype),
                 self.n_fft,
                 self.n_fft // 4,
                 window=self.window,
@@ -132,7 +132,7 @@ class Critics(nn.Module):
 
     def forward(self, audio: Tensor) -> list[Features]:
         """(B, 1, T) to the features of every critic, which hear all items at one level."""
-        level = audio.detach().square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
+        level = audio.square().mean(-1, keepdim=True).clamp(min=1e-8).sqrt()
         return [critic(audio / level) for critic in self.critics]
 
 
@@ -151,12 +151,12 @@ def listening(critic: nn.Module) -> Iterator[nn.Module]:
 def critic_loss(real: Sequence[Features], fake: Sequence[Features]) -> Tensor:
     """Hinge: real speech above 1, made speech below -1 (Lim and Ye 2017); the mean over critics, a scalar."""
     terms = [F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(real, fake, strict=True)]
-    return torch.stack(terms).float().mean()
+    return _wide(torch.stack(terms)).mean()
 
 
 def adversarial_loss(fake: Sequence[Features]) -> Tensor:
     """What the generator makes small: minus the score of what it made; the mean over critics, a scalar."""
-    return -torch.stack([f[-1].mean() for f in fake]).float().mean()
+    return -_wide(torch.stack([f[-1].mean() for f in fake])).mean()
 
 
 def feature_loss(real: Sequence[Features], fake: Sequence[Features]) -> Tensor:
@@ -169,7 +169,12 @@ def feature_loss(real: Sequence[Features], fake: Sequence[Features]) -> Tensor:
         for r, f in zip(real, fake, strict=True)
         for a, b in zip(r[:-1], f[:-1], strict=True)
     ]
-    return torch.stack(terms).float().mean()
+    return _wide(torch.stack(terms)).mean()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Single precision at least: what comes out of mixed precision is too coarse for a mean."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _through(layers: nn.ModuleList, score: nn.Module, x: Tensor) -> Features:

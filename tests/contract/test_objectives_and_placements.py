@@ -1,0 +1,103 @@
+"""Every registered objective with every registered placement: its gradient is that of finite differences.
+
+Rounding to codes has no derivative, so here the codec's quantiser lets everything pass; what is left is smooth, but for
+the corners of a few absolute values. Numbers are of double precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snac_core import ConditionedCodec, UserError, discover
+from snac_core.testing import Surroundings, small_codec
+from snac_core.testing.probes import gradients, perturbed
+from snac_core.testing.trial import hooks_of
+
+CATALOGUE = discover()
+HOOKS = {name: set(hooks_of(CATALOGUE.strategies[name])) for name in CATALOGUE.strategies}
+EDITS = {"before_vq", "after_vq"}
+PLACEMENTS = [name for name, hooks in HOOKS.items() if hooks & EDITS]
+OBJECTIVES = [
+    name
+    for name, hooks in HOOKS.items()
+    if "loss" in hooks and (not hooks & EDITS or "path" in CATALOGUE.strategies[name].Config.model_fields)
+]
+REVERSED = {"codebook_adversary/speaker"}  # terms whose gradient is turned round on purpose
+SPEAKER_DIM, LATE = 8, 10**6  # a step after every warm-up
+EPSILON = 1e-6
+
+
+class Passing(nn.Module):
+    """A quantiser that rounds nothing: (B, C, F) to itself and no codes."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return z, []
+
+
+@pytest.fixture(scope="module")
+def surroundings() -> Surroundings:
+    codec = small_codec(encoder_dim=2, decoder_dim=16)
+    around = Surroundings(codec, SPEAKER_DIM)
+    codec.double().quantizer = Passing()
+    around.audio, around.teacher = around.audio.double(), around.teacher.double()
+    table = around.table
+    table = replace(table, conditioning=table.conditioning.double(), reference=table.reference.double())
+    around.table = around.sampler.table = table
+    return around
+
+
+def test_there_are_pairs_to_look_at() -> None:
+    assert len(PLACEMENTS) >= 3
+    assert len(OBJECTIVES) >= 6
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences(
+    surroundings: Surroundings, placement: str, objective: str
+) -> None:
+    names = list(dict.fromkeys([placement, objective]))
+    alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and placement != objective
+    config = {objective: {"path": False}} if alone else {}
+    model = ConditionedCodec(
+        surroundings.codec, names, speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE
+    ).double()
+    try:
+        for _, start in model.callers("training_start"):
+            start(context=surroundings.context(model))
+    except UserError as refusal:
+        if objective not in str(refusal) or placement not in str(refusal):
+            raise
+        return
+    model = perturbed(model.double(), seed=0)
+    hook = dict(model.callers("loss"))[objective]
+    parameters = dict(model.attached[placement].adapted_parameters())
+    way = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
+
+    def terms() -> dict[str, Tensor]:
+        with model.codec.fixed_noise(0):
+            found: dict[str, Tensor] = hook(step=surroundings.step(model, LATE))
+            return found
+
+    def go(distance: float) -> None:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.add_(way[name], alpha=distance)
+
+    tables = {name: gradients(model, term)[placement] for name, term in terms().items()}
+    go(EPSILON)
+    further = terms()
+    go(-2 * EPSILON)
+    nearer = terms()
+    for name, table in tables.items():
+        slope = sum(float((grad * way[key]).sum()) for key, grad in table.items() if grad is not None)
+        measured = float(further[name].detach() - nearer[name].detach()) / (2 * EPSILON)
+        if f"{objective}/{name}" in REVERSED:
+            measured = -measured
+        assert measured != 0, f"{objective}/{name} does not depend on {placement}"
+        assert slope == pytest.approx(measured, rel=1e-2), f"{objective}/{name}"
+    assert all(parameter.grad is None for parameter in model.codec.parameters())
