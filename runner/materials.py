@@ -14,7 +14,7 @@ from runner.embeddings import speaker_embeddings
 from runner.evaluate.calibration import Calibration, calibration_of
 from runner.evaluate.codes import SpeakerProbe
 from runner.evaluate.conversions import Conversions
-from runner.evaluate.judging import check_judge
+from runner.evaluate.separation import check_judge, check_scores
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_core.plugins import Catalogue
@@ -66,6 +66,7 @@ class Materials:
         """The encoder of the scores, checked to be none that the arms learn from."""
         judge = load_speaker_encoder(self.study.judge, plugins=self.catalogue).to(self.device)
         check_judge(judge, self.teacher, self.catalogue)
+        check_scores(judge, self.teacher, self.corpus, self.catalogue)
         return judge
 
     @cached_property

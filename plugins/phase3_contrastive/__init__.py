@@ -17,7 +17,8 @@ from torch import Tensor
 from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
 from snac_core.film import FiLM
 from snac_core.losses import contrastive, margin_ranking
-from snac_core.speakers.sampling import NEAR_DUPLICATE
+from snac_core.speakers.sampling import Choice
+from snac_core.speakers.strata import NEAR_DUPLICATE, Strata
 
 
 class Phase3Contrastive(Strategy):
@@ -33,6 +34,8 @@ class Phase3Contrastive(Strategy):
         temperature: float = Field(0.1, gt=0, description="Divides the cosines of the infonce form.")
         margin: float = Field(0.1, ge=0, description="Distance by which negatives must be farther, in the margin form.")
         max_negatives: int = Field(8, ge=1, description="Other speakers drawn as negatives for each output.")
+        negatives: Choice = Field("random", description="How they are drawn; stratified: easy, medium and hard ones.")
+        strata: Strata = Field(Strata(), description="Shares and limits of the stratified choice, by cosine.")
         batch_negatives: bool = Field(True, description="Count the other speakers of the batch as negatives too.")
         source_negative: bool = Field(True, description="Count the source speaker as a negative too.")
 
@@ -67,8 +70,11 @@ class Phase3Contrastive(Strategy):
         """Rows (M, N) of the sampler's table that each of the M outputs must not sound like; -1 where there is none."""
         config, targets = self.config, step.target_ids
         sources = step.speaker_ids.repeat(len(targets) // len(step.speaker_ids))
-        found = [step.sampler.negatives(sources, targets, step.index, config.max_negatives)]
-        if config.batch_negatives:
+        drawn = step.sampler.negatives(
+            sources, targets, step.index, config.max_negatives, choice=config.negatives, strata=config.strata
+        )
+        found = [drawn]
+        if config.batch_negatives and config.negatives != "in_batch":  # those are drawn already
             others: Tensor = torch.unique(torch.cat([sources, targets])).expand(len(targets), -1)
             reference = step.sampler.table.reference
             legal = reference[targets] @ reference[others[0]].T < NEAR_DUPLICATE

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from runner.cli import converting, data, evaluating, measuring, plugins, pretraining, studies
+from runner.cli import converting, data, evaluating, indexing, measuring, plugins, pretraining, studies
 from runner.cli.console import Stopped
 from snac_core.errors import UserError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 for module in (studies, evaluating, converting, plugins, pretraining, measuring):
     module.add_to(app)
 app.add_typer(data.app, name="data")
+app.add_typer(indexing.app, name="index")
 
 
 def _version(asked: bool) -> None:

@@ -109,7 +109,7 @@ def _deal(utterances: tuple[Utterance, ...], conditioning_seconds: float, scorin
         first = (Segment(only.id, 0.0, half),)
         second = (Segment(only.id, half, _whole_ms(only.seconds - half)),)
         return Roles(_capped(first, conditioning_seconds), _capped(second, scoring_seconds), first)
-    whole = tuple(Segment(u.id, 0.0, _whole_ms(u.seconds)) for u in order)
+    whole = tuple(whole_of(u) for u in order)
     if len(order) == 2:
         return Roles(_capped(whole[:1], conditioning_seconds), _capped(whole[1:], scoring_seconds), whole[:1])
     sources = len(order) // 2
@@ -125,6 +125,11 @@ def _place(utterance: Utterance) -> tuple[str, str]:
     """Where an utterance comes in its speaker's order: by its words, so that a sentence has one role in all voices."""
     words = same_words(utterance.text) if utterance.text else utterance.id
     return hashlib.sha256(words.encode()).hexdigest(), utterance.id
+
+
+def whole_of(utterance: Utterance) -> Segment:
+    """All of an utterance."""
+    return Segment(utterance.id, 0.0, _whole_ms(utterance.seconds))
 
 
 def _whole_ms(seconds: float) -> float:

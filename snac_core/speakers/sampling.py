@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from snac_core.errors import UserError, nearest
 from snac_core.seeding import generator
+from snac_core.speakers.strata import NEAR_DUPLICATE, Strata, draw_distinct, draw_strata
 
-NEAR_DUPLICATE = 0.85
-"""Cosine above which two speakers may be one person under two labels; such a pair is never a negative."""
+Choice = Literal["random", "in_batch", "stratified"]
+CHOICES: tuple[Choice, ...] = ("random", "in_batch", "stratified")
+_REDRAWS = 32  # of a target that turns out to be the anchor's own speaker, or a near-duplicate of it
+
+_log = logging.getLogger(__name__)
+
+
+class Gallery(Protocol):
+    """Embeddings to draw from, a row each: speakers, or the utterances of a bank (`snac_core.speakers.mining`)."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def speakers(self) -> int:
+        """How many speakers there are."""
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """Unit embeddings (K, S) of rows (K,)."""
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """Speakers of rows, as whole numbers of the same shape."""
+
+    def candidates(self, queries: list[Tensor], hard: bool, draw: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+        """Rows (M, C) or (1, C) to draw from, and their cosines (M, C) to each of the queries (M, S).
+
+        All rows where they are few; else rows at random, with those nearest to the first queries where `hard` ones are
+        wanted.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,6 +60,14 @@ class SpeakerTable:
     reference: Tensor
     encoder: str
 
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def speakers(self) -> int:
+        """P: every row is a speaker."""
+        return len(self.names)
+
     def rows(self, speakers: Sequence[str]) -> Tensor:
         """Row numbers (len(speakers),) of these speakers."""
         index = {name: row for row, name in enumerate(self.names)}
@@ -39,52 +76,171 @@ class SpeakerTable:
                 raise UserError(f"no embedding of speaker {speaker!r}{nearest(speaker, self.names)}")
         return torch.tensor([index[speaker] for speaker in speakers])
 
+    def vectors(self, rows: Tensor) -> Tensor:
+        """References (K, S)."""
+        return self.reference[rows]
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """The rows themselves."""
+        return rows
+
+    def candidates(self, queries: list[Tensor], hard: bool, draw: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+        """All speakers (1, P), and their exact cosines (M, P)."""
+        return torch.arange(len(self)).unsqueeze(0), [of @ self.reference.T for of in queries]
+
 
 class SpeakerSampler:
-    """Draws targets and negatives; every draw depends on (seed, step, purpose) alone.
+    """Draws targets and negatives; every draw depends on (seed, step, purpose) and the rank alone.
 
     Args:
-        table: the speakers to draw from.
+        gallery: the speakers (a table), or the utterances of a bank, to draw from.
         seed: of the run.
+        rank: of the process, where several train together: each draws for its own part of the batch.
+
+    Attributes:
+        notes: what was drawn instead of what was asked for, a sentence each; also logged, once each.
     """
 
-    def __init__(self, table: SpeakerTable, seed: int) -> None:
-        if len(table.names) < 2:
-            raise UserError(f"converting needs at least 2 training speakers; got {len(table.names)}")
-        self.table = table
+    def __init__(self, gallery: Gallery, seed: int, *, rank: int = 0) -> None:
+        if gallery.speakers < 2:
+            raise UserError(f"converting needs at least 2 training speakers; got {gallery.speakers}")
+        self.gallery = gallery
         self.seed = seed
+        self.rank = rank
+        self.notes: list[str] = []
 
-    def targets(self, anchors: Tensor, step: int, count: int) -> Tensor:
-        """For each anchor speaker `count` other speakers, each drawn uniformly: an unbiased mean over all targets.
+    @property
+    def table(self) -> SpeakerTable:
+        """The speakers' embeddings, which condition and teach."""
+        if not isinstance(self.gallery, SpeakerTable):
+            raise UserError(
+                "this sampler draws from the utterances of a bank; conditioning needs its table of speakers"
+            )
+        return self.gallery
+
+    def targets(
+        self, anchors: Tensor, step: int, count: int, *, choice: Choice = "random", strata: Strata | None = None
+    ) -> Tensor:
+        """For each anchor `count` rows of other speakers: by default uniform, an unbiased mean over all targets.
 
         Args:
             anchors: rows of the source speakers (B,).
             step: of training.
             count: targets of each source.
+            choice: "random"; "in_batch": from the other anchors; "stratified": a share of easy, medium and hard ones.
+            strata: shares and limits of the stratified choice; the defaults when not given.
 
         Returns:
-            rows (count * B,), anchors fastest; never the anchor itself.
+            rows (count * B,), anchors fastest; never of the anchor's own speaker, and no near-duplicate of it unless
+            there is nobody else.
         """
-        speakers = len(self.table.names)
-        shift = torch.randint(1, speakers, (count, len(anchors)), generator=generator(self.seed, step, "targets"))
-        return ((anchors + shift) % speakers).flatten()
+        random = self._random_targets(anchors, step, count)
+        if choice == "random":
+            return random
+        queries, avoid = self.gallery.vectors(anchors), self.gallery.labels(anchors).unsqueeze(1)
+        rows = self._chosen(choice, [queries], avoid, anchors, step, count, strata, "targets", again=True)
+        if bool((rows < 0).any()):
+            self._state(f"no {choice} target for some speakers: theirs are drawn at random")
+        drawn = rows.T.flatten()
+        return torch.where(drawn < 0, random, drawn)
 
-    def negatives(self, anchors: Tensor, targets: Tensor, step: int, count: int) -> Tensor:
-        """Speakers that the output must not sound like: neither anchor nor target, nor a near-duplicate of the target.
+    def negatives(
+        self,
+        anchors: Tensor,
+        targets: Tensor,
+        step: int,
+        count: int,
+        *,
+        choice: Choice = "random",
+        strata: Strata | None = None,
+    ) -> Tensor:
+        """Rows that the output must not sound like: of neither anchor's nor target's speaker, nor near-duplicates.
 
         Args:
             anchors, targets: rows (M,) of the source and target speaker of each output.
             step: of training.
             count: negatives of each output; at least one is legal where there are three distinct speakers.
+            choice: "random" with replacement; "in_batch": anchors and targets of the other outputs, each at most once;
+                "stratified": a share of easy, medium and hard ones, by cosine to the target.
+            strata: shares and limits of the stratified choice; the defaults when not given.
 
         Returns:
-            rows (M, count), drawn with replacement from what is legal; -1 where an output has no legal negative.
+            rows (M, count); -1 where an output has no (or, in the batch, no further) legal negative.
         """
-        similarity = self.table.reference[targets] @ self.table.reference.T
-        legal = similarity < NEAR_DUPLICATE
-        legal.scatter_(1, targets.unsqueeze(1), False)
-        legal.scatter_(1, anchors.unsqueeze(1), False)
-        possible = legal.any(dim=1)
-        weights = torch.where(possible.unsqueeze(1), legal, True).float()
-        drawn = torch.multinomial(weights, count, replacement=True, generator=generator(self.seed, step, "negatives"))
-        return torch.where(possible.unsqueeze(1), drawn, -1)
+        queries = [self.gallery.vectors(targets), self.gallery.vectors(anchors)]
+        avoid = torch.stack([self.gallery.labels(anchors), self.gallery.labels(targets)], dim=1)
+        batch = torch.cat([anchors, targets])
+        return self._chosen(choice, queries, avoid, batch, step, count, strata, "negatives", again=False)
+
+    def _chosen(
+        self,
+        choice: Choice,
+        queries: list[Tensor],
+        avoid: Tensor,
+        batch: Tensor,
+        step: int,
+        count: int,
+        strata: Strata | None,
+        purpose: str,
+        *,
+        again: bool,
+    ) -> Tensor:
+        """(M, count) rows, or -1: of none of the labels `avoid` (M, A), and no near-duplicates of `queries` (M, S)."""
+        if choice not in CHOICES:
+            raise UserError(f"unknown choice {choice!r}{nearest(str(choice), CHOICES)}")
+        draw = self._generator(step, purpose if choice == "random" else f"{choice} {purpose}")
+        if choice == "in_batch":
+            rows = torch.unique(batch).unsqueeze(0)
+            vectors = self.gallery.vectors(rows[0])
+            cosines = [of @ vectors.T for of in queries]
+        else:
+            rows, cosines = self.gallery.candidates(queries, choice == "stratified", draw)
+        strata = strata or Strata()
+        limit = strata.same_speaker_threshold if choice == "stratified" else NEAR_DUPLICATE
+        legal = torch.stack(cosines).amax(0) < limit
+        labels = self.gallery.labels(rows)
+        for label in avoid.unbind(1):
+            legal &= labels != label.unsqueeze(1)
+        if not bool(legal.any(dim=1).all()):
+            self._state(f"some speakers have no legal {choice} {purpose[:-1]}")
+        if choice == "stratified":
+            places = draw_strata(cosines[0], legal, count, strata, draw, self._state)
+        elif choice == "in_batch":
+            places = draw_distinct(legal, count, draw, again=again)
+        else:
+            places = self._uniform(legal, count, draw)
+        found = rows.expand(len(places), -1).gather(1, places.clamp(min=0))
+        return torch.where(places < 0, -1, found)
+
+    def _uniform(self, legal: Tensor, count: int, draw: torch.Generator) -> Tensor:
+        possible = legal.any(dim=1, keepdim=True)
+        places = torch.multinomial(torch.where(possible, legal, True).float(), count, replacement=True, generator=draw)
+        return torch.where(possible, places, -1)
+
+    def _random_targets(self, anchors: Tensor, step: int, count: int) -> Tensor:
+        """(count * B,): a row that is not the anchor, drawn again while it is of its speaker or a near-duplicate."""
+        draw = self._generator(step, "targets")
+        own, source = self.gallery.labels(anchors).repeat(count), self.gallery.vectors(anchors).repeat(count, 1)
+        size, rows = len(self.gallery), torch.empty(0, dtype=torch.long)
+        again = torch.ones(count * len(anchors), dtype=torch.bool)
+        for _ in range(_REDRAWS):
+            shift = torch.randint(1, size, (count, len(anchors)), generator=draw)
+            drawn = ((anchors + shift) % size).flatten()
+            rows = torch.where(again, drawn, rows) if len(rows) else drawn
+            same = self.gallery.labels(rows) == own
+            again = same | ((self.gallery.vectors(rows) * source).sum(1) >= NEAR_DUPLICATE)
+            if not bool(again.any()):
+                return rows
+        self._state("near-duplicates of some speakers are their targets: there is hardly anybody else")
+        for place in same.nonzero().flatten().tolist():  # a speaker with nearly all of the rows
+            others = self.gallery.labels(torch.arange(size)) != own[place]
+            rows[place] = int(others.nonzero()[int(rows[place]) % int(others.sum())])
+        return rows
+
+    def _generator(self, step: int, purpose: str) -> torch.Generator:
+        return generator(self.seed, step, purpose, *([self.rank] if self.rank else []))
+
+    def _state(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+            _log.warning("%s", note)

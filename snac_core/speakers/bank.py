@@ -1,0 +1,296 @@
+"""Embeddings of a whole corpus on disk: written once, mapped into memory, read only where they are needed.
+
+A bank is a folder of numpy arrays named by their content, and a `bank.json` that names them. Writing puts the arrays
+there first and the header last, by rename: a reader sees the old bank or the new one, whole, also while one is written.
+Rows are utterances, those of a split together, sorted by id within it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from snac_core import atomic
+from snac_core.errors import UserError
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.speakers.sampling import SpeakerTable
+
+HEADER = "bank.json"
+FORMAT = 1
+ARRAYS: dict[str, tuple[Any, int]] = {
+    "embeddings": (np.float32, 2),  # (N, S) unit norm, an utterance each
+    "labels": (np.int32, 1),  # (N,) row of the utterance's speaker
+    "keys": (np.uint8, 2),  # (N, 32) sha256 of what was heard
+    "conditioning": (np.float32, 2),  # (P, S) unit norm; what a strategy is conditioned with
+    "reference": (np.float32, 2),  # (P, S) unit norm; what outputs are compared with
+    "speaker_keys": (np.uint8, 2),  # (P, 32) sha256 of what both were made of
+}
+TEXTS = ("utterances", "speakers")  # ids (N) and names (P), a JSON string a line
+
+
+@dataclass(frozen=True)
+class BankHeader:
+    """What a bank is of.
+
+    Attributes:
+        encoder: name of the speaker encoder.
+        encoder_digest: of its weights and computation.
+        dim: S.
+        audio: digest over the keys of all utterances: other audio, other digest.
+        splits: split to (first, past the last) row of its utterances.
+        speaker_splits: split to (first, past the last) row of its speakers.
+        files: array or text to (file name, sha256, bytes).
+    """
+
+    encoder: str
+    encoder_digest: str
+    dim: int
+    audio: str
+    splits: dict[str, tuple[int, int]]
+    speaker_splits: dict[str, tuple[int, int]]
+    files: dict[str, tuple[str, str, int]]
+
+
+class Bank:
+    """An open bank. Arrays are mapped: they cost no memory until rows are read.
+
+    Attributes:
+        folder: where it lies.
+        header: what it is of.
+        embeddings, labels, keys, conditioning, reference, speaker_keys: see `ARRAYS`.
+    """
+
+    embeddings: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    keys: NDArray[np.uint8]
+    conditioning: NDArray[np.float32]
+    reference: NDArray[np.float32]
+    speaker_keys: NDArray[np.uint8]
+
+    def __init__(self, folder: Path, header: BankHeader) -> None:
+        self.folder = folder
+        self.header = header
+        for name, (kind, axes) in ARRAYS.items():
+            setattr(self, name, _mapped(folder / header.files[name][0], kind, axes))
+        lengths = {len(self.embeddings), len(self.labels), len(self.keys)}
+        if len(lengths) > 1 or self.embeddings.shape[1:] != (header.dim,):
+            raise UserError(f"{folder} is damaged: its arrays do not fit each other; build it anew")
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The utterances' ids, by row."""
+        return self._lines("utterances")
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The speakers' names, by label."""
+        return self._lines("speakers")
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(size for _, _, size in self.header.files.values())
+
+    def rows_of(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Rows (K,) of the utterances with these keys (K, 32); -1 for what is not here."""
+        return _find(self.keys, keys)
+
+    def speaker_rows_of(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Rows (K,) of the speakers whose embeddings are made of what these keys (K, 32) say; -1 for others."""
+        return _find(self.speaker_keys, keys)
+
+    def table(self, split: str) -> SpeakerTable:
+        """The speakers of a split as training sees them."""
+        first, last = self.header.speaker_splits.get(split, (0, 0))
+        if first == last:
+            filled = ", ".join(s for s, (a, b) in self.header.speaker_splits.items() if a < b)
+            raise UserError(f"the bank {self.folder} has no {split} speakers; splits with speakers: {filled}")
+        rows = [torch.from_numpy(np.array(values[first:last])) for values in (self.conditioning, self.reference)]
+        return SpeakerTable(tuple(self.names[first:last]), rows[0], rows[1], self.header.encoder_digest)
+
+    def verify(self) -> None:
+        """Read every byte and compare with the header; UserError where something has changed."""
+        for name, (file, digest, _) in self.header.files.items():
+            if _sha256(self.folder / file) != digest:
+                raise UserError(f"{self.folder / file} is damaged ({name}): its bytes have changed; build it anew")
+
+    def _lines(self, name: str) -> list[str]:
+        text = (self.folder / self.header.files[name][0]).read_bytes().decode()
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None, audio: str | None = None) -> Bank:
+    """Open a bank; nothing of its arrays is read.
+
+    Args:
+        folder: where it lies.
+        encoder: the encoder that it must be of.
+        audio: the `BankHeader.audio` that it must be of.
+
+    Raises:
+        UserError: if there is none, it is truncated, of another encoder, or of other audio.
+    """
+    folder = Path(folder)
+    for attempt in range(3):  # between reading the header and its files a build may replace both
+        header = _read_header(folder)
+        try:
+            _check_sizes(folder, header)
+            bank = Bank(folder, header)
+            break
+        except UserError:
+            if attempt == 2 or _read_header(folder) == header:
+                raise
+    if encoder is not None and encoder.digest != header.encoder_digest:
+        raise UserError(
+            f"{folder} is a bank of speaker encoder {header.encoder!r} (digest {header.encoder_digest[:12]}); expected "
+            f"{encoder.name!r} (digest {encoder.digest[:12]}): build one with `runner index build --encoder "
+            f"{encoder.name}`"
+        )
+    if audio is not None and audio != header.audio:
+        raise UserError(f"{folder} is stale: it was made of other audio; bring it up to date with `runner index build`")
+    return bank
+
+
+def write_bank(
+    folder: str | Path,
+    *,
+    encoder: str,
+    encoder_digest: str,
+    arrays: dict[str, NDArray[Any]],
+    ids: Sequence[str],
+    names: Sequence[str],
+    splits: dict[str, tuple[int, int]],
+    speaker_splits: dict[str, tuple[int, int]],
+) -> Bank:
+    """Write a bank, or replace one; the same content gives the same bytes.
+
+    Args:
+        folder: where to.
+        encoder, encoder_digest: whose embeddings these are.
+        arrays: by name, see `ARRAYS`.
+        ids: of the utterances (N).
+        names: of the speakers (P).
+        splits, speaker_splits: see `BankHeader`.
+
+    Raises:
+        UserError: for embeddings that are NaN or infinite, naming the first.
+    """
+    folder = Path(folder)
+    for name, of in (("embeddings", ids), ("conditioning", names), ("reference", names)):
+        check_finite(arrays[name], of, encoder)
+    files = {
+        name: _store(folder, name, ".npy", np.ascontiguousarray(arrays[name], dtype=kind))
+        for name, (kind, _) in ARRAYS.items()
+    }
+    for name, lines in zip(TEXTS, (ids, names), strict=True):
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        files[name] = _store(folder, name, ".jsonl", text.encode())
+    audio = audio_digest(arrays["keys"], arrays["labels"])
+    dim = int(arrays["embeddings"].shape[1])
+    header = BankHeader(encoder, encoder_digest, dim, audio, splits, speaker_splits, files)
+    atomic.write_json(folder / HEADER, {"format": FORMAT, **vars(header)})
+    _clear(folder, {file for file, _, _ in files.values()})
+    return open_bank(folder)
+
+
+def _clear(folder: Path, kept: set[str]) -> None:
+    """Remove the arrays of an older bank, and what a killed writer left half written."""
+    for path in folder.iterdir():
+        begun = path.name.lstrip(".").split(".")[0].partition("-")[0]
+        if path.is_file() and path.name not in {*kept, HEADER} and begun in {*ARRAYS, *TEXTS, "bank"}:
+            path.unlink(missing_ok=True)
+
+
+def audio_digest(keys: NDArray[np.uint8], labels: NDArray[Any]) -> str:
+    """sha256 over what was heard (N, 32) of whom (N,)."""
+    digest = hashlib.sha256(np.ascontiguousarray(keys).tobytes())
+    digest.update(np.ascontiguousarray(labels, dtype=np.int32).tobytes())
+    return digest.hexdigest()
+
+
+def check_finite(embeddings: NDArray[np.float32], of: Sequence[str], encoder: str) -> None:
+    """Raise UserError, naming the first, where embeddings (N, S) of these names (N) are NaN or infinite."""
+    for first in range(0, len(embeddings), 65536):
+        bad = ~np.isfinite(embeddings[first : first + 65536]).all(axis=1)
+        if bad.any():
+            name = of[first + int(bad.argmax())]
+            raise UserError(f"speaker encoder {encoder!r} gives NaN or infinite values for {name!r}; leave it out")
+
+
+def _store(folder: Path, name: str, suffix: str, content: NDArray[Any] | bytes) -> tuple[str, str, int]:
+    """Write one file under the name of its content; (file name, sha256, bytes)."""
+    whole = folder / f"{name}{suffix}"
+    with atomic.writing(whole) as temporary:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            np.save(temporary, content)
+    digest = _sha256(whole)
+    file = f"{name}-{digest[:16]}{suffix}"
+    whole.replace(folder / file)
+    return file, digest, (folder / file).stat().st_size
+
+
+def _read_header(folder: Path) -> BankHeader:
+    path = folder / HEADER
+    try:
+        stored = json.loads(path.read_text())
+        if stored.pop("format") != FORMAT:
+            raise UserError(f"{path} is of another version of this format; build it anew")
+        for key in ("splits", "speaker_splits", "files"):
+            stored[key] = {name: tuple(value) for name, value in stored[key].items()}
+        return BankHeader(**stored)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no bank at {folder}: it has no {HEADER}; make one with `runner index build`") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no header of a bank; build it anew with `runner index build`") from error
+
+
+def _check_sizes(folder: Path, header: BankHeader) -> None:
+    for name in (*ARRAYS, *TEXTS):
+        if name not in header.files:
+            raise UserError(f"{folder / HEADER} names no {name}; build it anew with `runner index build`")
+        file, _, size = header.files[name]
+        there = (folder / file).stat().st_size if (folder / file).is_file() else None
+        if there != size:
+            got = "is missing" if there is None else f"is truncated: {there} of {size} bytes"
+            raise UserError(f"{folder / file} {got}; build it anew with `runner index build`")
+
+
+def _mapped(path: Path, kind: Any, axes: int) -> NDArray[Any]:
+    try:
+        values: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; build it anew") from error
+    if values.dtype != kind or values.ndim != axes:
+        raise UserError(f"{path} holds {values.dtype} with {values.ndim} axes; expected {np.dtype(kind)} with {axes}")
+    return values
+
+
+def _find(among: NDArray[np.uint8], keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    if not len(among) or not len(keys):
+        return np.full(len(keys), -1, dtype=np.int64)
+    stored, wanted = (np.ascontiguousarray(k).view("V32").ravel().view("S32") for k in (among, keys))
+    order = np.argsort(stored, kind="stable")
+    place = np.minimum(np.searchsorted(stored, wanted, sorter=order), len(stored) - 1)
+    rows: NDArray[np.int64] = order[place]
+    return np.where((among[rows] == keys).all(axis=1), rows, -1)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
