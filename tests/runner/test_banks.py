@@ -1,0 +1,285 @@
+"""A bank holds what training computes, bit for bit, however it came about; and only new audio is embedded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from small_study import Bench, runner
+
+from runner.banks.building import build_bank
+from runner.banks.embedding import EncoderSource
+from runner.data import References, load_audio, open_corpus
+from runner.data.references import whole_of
+from runner.embeddings import bank_folder, mean_embedding, segment_embedding, speaker_embeddings
+from snac_core.errors import UserError
+from snac_core.speakers import load_speaker_encoder
+from snac_core.speakers.bank import open_bank
+
+ENCODER = '''
+import os
+import time
+
+import torch
+from torch import nn
+
+from snac_core import hookimpl
+from snac_core.speakers import SpeakerEncoder
+
+
+class Slow(SpeakerEncoder):
+    """Four band energies; tells a file of each stretch it hears."""
+
+    name, family, training_data = "slow", "slow", "none"
+
+    def __init__(self, weights=None):
+        super().__init__()
+        self.dim, self.sample_rate = 4, 16000
+        self.scale = nn.Parameter(torch.ones(1))
+        self.freeze()
+
+    def embed(self, audio):
+        if "HEARD" in os.environ:
+            with open(os.environ["HEARD"], "a") as file:
+                file.write(f"{os.getpid()} {audio.shape[-1]}\\n")
+            time.sleep(float(os.environ["SECONDS"]))
+        if os.environ.get("BROKEN") == str(audio.shape[-1]):
+            return audio[:, :4] * float("nan")
+        power = torch.fft.rfft(audio).abs()[:, :4000]
+        return self.scale * torch.stack([part.mean(1) for part in power.chunk(4, dim=1)], dim=1)
+
+
+@hookimpl
+def register_speaker_encoders(register):
+    register(Slow)
+'''
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugin") / "slow.py"
+    path.write_text(ENCODER)
+    return path
+
+
+@pytest.fixture
+def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that the slow encoder tells of each stretch that it embeds."""
+    path = tmp_path / "heard.txt"
+    path.touch()
+    monkeypatch.setenv("HEARD", str(path))
+    monkeypatch.setenv("SECONDS", "0")
+    return path
+
+
+def source(plugin: Path) -> EncoderSource:
+    return EncoderSource("slow", plugins=(str(plugin),))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def noise(path: Path, seconds: float, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 0.1 * torch.randn(round(16000 * seconds), generator=torch.Generator().manual_seed(seed))
+    soundfile.write(path, samples.numpy(), 16000)
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """Three train speakers with four utterances, one long among them; two dev speakers with one utterance."""
+    for number, speaker in enumerate("abc"):
+        for take in range(4):
+            noise(
+                tmp_path / "speech" / "train" / speaker / f"{take}.wav",
+                9.5 if take == 2 else 1.1 + 0.1 * number,
+                10 * number + take,
+            )
+    for number, speaker in enumerate("de"):
+        noise(tmp_path / "speech" / "dev" / speaker / "0.wav", 2.3, 100 + number)
+    return tmp_path / "speech"
+
+
+def test_a_bank_holds_bit_for_bit_what_training_computes(bench: Bench, tmp_path: Path) -> None:
+    corpus, encoder = open_corpus(bench.speech), load_speaker_encoder("ecapa_tiny")
+    bank = build_bank(corpus, tmp_path / "bank", EncoderSource("ecapa_tiny"), workers=1).bank
+    materials = bench.materials(bench.study(teacher="ecapa_tiny"))
+    vars(materials).pop("teacher")
+    vars(materials).pop("table")
+    trained = materials.table
+    table = bank.table("train")
+    assert table.names == trained.names
+    assert table.encoder == trained.encoder
+    assert torch.equal(table.conditioning, trained.conditioning)
+    assert torch.equal(table.reference, trained.reference)
+    rows = {u: row for row, u in enumerate(bank.ids)}
+    for utterance in corpus.split("train")[:5]:
+        wave = load_audio(utterance, encoder.sample_rate, seconds=whole_of(utterance).seconds)
+        row = torch.from_numpy(np.array(bank.embeddings[rows[utterance.id]]))
+        assert torch.equal(row, mean_embedding(encoder, [wave]))
+
+
+def test_the_number_of_threads_changes_no_bit(bench: Bench) -> None:
+    corpus, encoder = open_corpus(bench.speech), load_speaker_encoder("ecapa_tiny")
+    utterance = corpus.split("train")[0]
+    embeddings = []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        embeddings.append(segment_embedding(encoder, utterance, whole_of(utterance)))
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+    assert torch.equal(*embeddings)
+
+
+def test_training_reads_the_bank_instead_of_the_audio(
+    speech: Path, plugin: Path, heard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNAC_CACHE", str(tmp_path / "cache"))
+    corpus, encoder = open_corpus(speech), source(plugin).load()
+    references = References(corpus, "train")
+    segments = {speaker: references.scoring(speaker) for speaker in references.speakers}
+    computed = speaker_embeddings(corpus, segments, encoder)
+    shutil.rmtree(tmp_path / "cache" / "embeddings")
+    build_bank(corpus, bank_folder(corpus, encoder), source(plugin), workers=1)
+    heard.write_text("")
+    read = speaker_embeddings(corpus, segments, encoder)
+    assert lines(heard) == []
+    assert all(torch.equal(read[speaker], computed[speaker]) for speaker in segments)
+
+
+def test_a_speaker_with_one_utterance_conditions_and_scores_with_its_halves(
+    speech: Path, plugin: Path, tmp_path: Path
+) -> None:
+    corpus, encoder = open_corpus(speech), source(plugin).load()
+    table = build_bank(corpus, tmp_path / "bank", source(plugin), workers=1).bank.table("dev")
+    wave = load_audio(corpus.of_speaker("d")[0], 16000)
+    half = round(1.15 * 16000)
+    assert torch.equal(table.conditioning[0], mean_embedding(encoder, [wave[:, :half]]))
+    assert torch.equal(table.reference[0], mean_embedding(encoder, [wave[:, half:]]))
+
+
+def test_only_new_files_are_embedded_and_the_result_is_that_of_a_fresh_build(
+    speech: Path, plugin: Path, heard: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bank"
+    build_bank(open_corpus(speech), folder, source(plugin), workers=1)
+    heard.write_text("")
+    again = build_bank(open_corpus(speech), folder, source(plugin), workers=1)
+    assert (lines(heard), again.embedded) == ([], 0)
+    noise(speech / "train" / "b" / "9.wav", 1.77, 77)
+    (speech / "train" / "a" / "0.wav").unlink()
+    more = build_bank(open_corpus(speech), folder, source(plugin), workers=1)
+    assert [line.split()[1] for line in lines(heard)] == [str(round(1.77 * 16000))]
+    assert (more.embedded, len(more.bank)) == (1, 14)
+    fresh = build_bank(open_corpus(speech), tmp_path / "fresh", source(plugin), workers=1)
+    assert files(folder) == files(fresh.bank.folder)
+
+
+def test_a_killed_build_goes_on_and_ends_identical(bench: Bench, plugin: Path, heard: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bank"
+    command = [
+        sys.executable,
+        "-c",
+        "from runner.cli import main; main()",
+        "index",
+        "build",
+        "--data",
+        str(bench.speech),
+    ]
+    command += ["--encoder", "slow", "--plugin", str(plugin), "--out", str(folder), "--workers", "2"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "SECONDS": "0.05"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    started = time.monotonic()
+    while not list(folder.glob("partial-*/*.safetensors")):
+        assert process.poll() is None, "the build ended before it could be killed"
+        assert time.monotonic() - started < 120
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "bank.json").exists()
+    for pid in {int(line.split()[0]) for line in lines(heard)}:
+        _wait_for_the_end_of(pid)
+    heard.write_text("")
+    resumed = build_bank(open_corpus(bench.speech), folder, source(plugin), workers=1)
+    assert resumed.reused >= 16
+    assert len(lines(heard)) == resumed.embedded > 0
+    whole = build_bank(open_corpus(bench.speech), tmp_path / "whole", source(plugin), workers=1)
+    assert files(folder) == files(whole.bank.folder)
+    assert not list(folder.glob("partial-*"))
+
+
+def _wait_for_the_end_of(pid: int) -> None:
+    """A worker does not outlive a parent that was killed."""
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail(f"worker {pid} is still there")
+
+
+def test_a_folder_with_another_encoders_bank_is_refused(speech: Path, plugin: Path, tmp_path: Path) -> None:
+    built = build_bank(open_corpus(speech), tmp_path / "bank", source(plugin), workers=1)
+    before = files(built.bank.folder)
+    with pytest.raises(UserError, match=r"is a bank of speaker encoder 'slow' .*expected 'ecapa_tiny'"):
+        build_bank(open_corpus(speech), tmp_path / "bank", EncoderSource("ecapa_tiny"), workers=1)
+    assert files(built.bank.folder) == before
+
+
+def test_two_builds_of_one_bank_do_not_write_at_the_same_time(speech: Path, plugin: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="needs POSIX locks")
+    (tmp_path / "bank").mkdir()
+    with (tmp_path / "bank" / "building.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is building the bank"):
+            build_bank(open_corpus(speech), tmp_path / "bank", source(plugin), workers=1)
+
+
+def test_an_encoder_that_gives_nan_names_the_file_and_keeps_what_is_done(
+    speech: Path, plugin: Path, heard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKEN", str(round(1.3 * 16000)))
+    with pytest.raises(UserError, match=r"'slow' gives NaN or infinite values for .*/c/0\.wav; leave the file out"):
+        build_bank(open_corpus(speech), tmp_path / "bank", source(plugin), workers=1)
+    assert not (tmp_path / "bank" / "bank.json").exists()
+
+
+def test_the_command_builds_shows_and_refuses_what_is_stale(
+    speech: Path, plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", speech, "--encoder", "slow", "--plugin", plugin, "--out", tmp_path / "bank"]
+    assert runner("index", "show", *options) == 2
+    assert "make one with `runner index build`" in capsys.readouterr().err
+    assert runner("index", "build", *options) == 0
+    said = capsys.readouterr().out
+    assert "embedded: 18; there already: 0" in said, "14 utterances, and the halves of two single ones"
+    assert "14 utterances, 5 speakers, 4 dimensions by slow" in said
+    assert "index: Flat" in said
+    assert "recall@100 1.000, built in" in said
+    assert runner("index", "show", *options) == 0
+    noise(speech / "train" / "c" / "new.wav", 1.5, 5)
+    capsys.readouterr()
+    assert runner("index", "show", *options) == 2
+    assert "is stale: it was made of other audio" in capsys.readouterr().err
+    assert runner("index", "build", *options) == 0
+    assert "embedded: 1; there already: 14" in capsys.readouterr().out
+    assert len(open_bank(tmp_path / "bank")) == 15

@@ -1,0 +1,46 @@
+"""Banks of synthetic embeddings: speakers in a space of few directions, utterances around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snac_core.speakers.bank import Bank, write_bank
+
+
+def arrays(speakers: int, each: int, dim: int = 16, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """What `write_bank` takes: `each` utterances of every speaker."""
+    draw = np.random.default_rng(seed)
+    centres = draw.normal(size=(speakers, dim))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(speakers), each)
+    embeddings = centres[labels] + 0.5 * draw.normal(size=(len(labels), dim)) / np.sqrt(dim)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return {
+        "embeddings": embeddings.astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "keys": draw.integers(0, 256, (len(labels), 32), dtype=np.uint8),
+        "conditioning": centres.astype(np.float32),
+        "reference": centres.astype(np.float32),
+        "speaker_keys": draw.integers(0, 256, (speakers, 32), dtype=np.uint8),
+    }
+
+
+def written(folder: Path, parts: dict[str, NDArray[Any]], encoder: str = "e" * 64) -> Bank:
+    """A bank of these arrays; all utterances are of the train split, but those of the last fifth of the speakers."""
+    rows, speakers = len(parts["labels"]), len(parts["reference"])
+    train = speakers - speakers // 5
+    cut = int((parts["labels"] < train).sum())
+    return write_bank(
+        folder,
+        encoder="synthetic",
+        encoder_digest=encoder,
+        arrays=parts,
+        ids=[f"u{row:06d}" for row in range(rows)],
+        names=[f"s{label:04d}" for label in range(speakers)],
+        splits={"train": (0, cut), "dev": (cut, rows), "test": (rows, rows)},
+        speaker_splits={"train": (0, train), "dev": (train, speakers), "test": (speakers, speakers)},
+    )
