@@ -107,6 +107,7 @@ def judged(
     materials: Materials,
     console: Console,
     metrics: dict[str, Metric],
+    worst: int = 0,
 ) -> Scores:
     """Judge a system on the test conversions, going on from its journal; see `runner.evaluate.judging.score`."""
 
@@ -114,6 +115,6 @@ def judged(
         console.step(title, done, of, "")
 
     return score(
-        system, materials.test, materials.catalogue, only=metrics, keep=study.samples, journal=journal, key=key,
-        probe=materials.probe, progress=told,
+        system, materials.test, materials.catalogue, only=metrics, keep=study.samples, worst=worst,
+        journal=journal, key=key, probe=materials.probe, progress=told,
     )  # fmt: skip

@@ -141,6 +141,9 @@ def write_result(
                 if audio is not None:
                     name = f"{pair}.wav" if part == "converted" else f"{pair}.identity.wav"
                     write_wav(folder / "samples" / name, audio, materials.codec.sampling_rate)
+        for pair, parts in scores.worst.items():
+            for part, audio in parts.items():
+                write_wav(folder / "samples" / "worst" / f"{pair}.{part}.wav", audio, materials.codec.sampling_rate)
     pairs = materials.test_pairs
     atomic.write_json(
         folder / "result.json",

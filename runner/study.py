@@ -23,6 +23,8 @@ from snac_core.checkpoint import state_of
 from snac_core.containment import described
 from snac_core.errors import UserError
 
+WORST = 10  # conversions least like their target whose audio is kept for the report
+
 
 def run_arms(
     study: StudySettings,
@@ -122,6 +124,7 @@ def _run_seed(
             scores = judged(
                 f"judging {title}, seed {seed}", conditioned(arm.model), arm.folder / "judged.jsonl",
                 {"run": configs[title, seed]["hash"]}, study, materials, console, metrics,
+                worst=WORST if study.samples else 0,
             )  # fmt: skip
             scores.missing = missing
             floor = noise_floor(arm.model, materials.test, materials.catalogue.metrics["secs"]())

@@ -55,7 +55,7 @@ def train_one(
         if resume is not None:
             if strategies or config or out or options or assignments:
                 raise UserError("--resume goes on with the run as it was configured; give no other settings with it")
-            study, arm = _stored(resume)
+            study, arm = stored_run(resume)
             out = resume
         else:
             values = read_values(config) if config else {}
@@ -77,7 +77,7 @@ def train_one(
         catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugins]), disable, console.line)
         seed = study.seeds[0]
         out = out or Path("runs") / study.name / arm.title / f"seed{seed}"
-        materials = _materials(study, catalogue, console)
+        materials = materials_of(study, catalogue, console)
         _check_names([arm], catalogue)
         try:
             run_arms(study, [arm], {(arm.title, seed): out}, materials, console, controls=out)
@@ -145,7 +145,7 @@ def _study(
         raise UserError(f"{where} has no [[arm]]; expected at least one, with strategies = [...]")
     _check_names(arms, catalogue)
     out = out or Path("runs") / study.name
-    materials = _materials(study, catalogue, console)
+    materials = materials_of(study, catalogue, console)
     if dry_run:
         say(describe_plan(study, arms, rates, materials))
         return
@@ -169,7 +169,7 @@ def _study(
         raise UserError(f"every run of the study failed; {page} says why")
 
 
-def _stored(folder: Path) -> tuple[StudySettings, ArmSettings]:
+def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:
     """The settings of the run at `folder`."""
     path = folder / "config.json"
     try:
@@ -213,7 +213,8 @@ def _with_plugins(shared: dict[str, Any], plugins: Sequence[str]) -> dict[str, A
     return {**shared, "plugins": files} if files else dict(shared)
 
 
-def _materials(study: StudySettings, catalogue: Catalogue, console: Console) -> Materials:
+def materials_of(study: StudySettings, catalogue: Catalogue, console: Console) -> Materials:
+    """What a study works with, telling the console of long work."""
     return Materials(
         study, catalogue,
         progress=lambda title, done, of: console.step(title, done, of, ""),

@@ -1,4 +1,4 @@
-"""`runner evaluate`."""
+"""`runner evaluate`: a judge, a trained run on other speech, or another system's audio."""
 
 from __future__ import annotations
 
@@ -12,24 +12,57 @@ from snac_core.errors import UserError
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: runner evaluate --calibrate --data speech/")(evaluate)
+    app.command(epilog="Example: runner evaluate --audio wavs/ --pairs runs/study/pairs.json --name other_system")(
+        evaluate
+    )
 
 
 def evaluate(
-    data: Annotated[Path | None, typer.Option(help="Folder of speech, or a manifest.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Trained run to judge on other speech.", show_default=False)
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of speech, or a manifest.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="pairs.json of a study: the conversions to judge.", show_default=False)
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the pairs' audio there for another system.", show_default=False)
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="Another system's output: <pair>.wav for every pair.", show_default=False)
+    ] = None,
+    name: Annotated[str, typer.Option(help="What to call that system.")] = "other system",
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure the judge itself, on real trials.")] = False,
-    judge: Annotated[str, typer.Option(help="Speaker encoder of the scores.")] = "ge2e",
+    judge: Annotated[str, typer.Option(help="Speaker encoder to calibrate.")] = "ge2e",
     base: Annotated[str, typer.Option(help="Codec that resynthesises the trials: tiny, a folder, a hub id.")] = "tiny",
-    split: Annotated[list[str], typer.Option(help="Whose speakers; may be repeated.")] = ["dev"],  # noqa: B006
+    split: Annotated[list[str], typer.Option(help="Whose speakers to calibrate on; may be repeated.")] = ["dev"],  # noqa: B006
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
     plugin: Annotated[list[str], typer.Option("--plugin", help="Python file with a plugin; may be repeated.")] = [],  # noqa: B006
 ) -> None:
-    """Measure a judge: its equal error rate, threshold and scores on real speech, and after the codec."""
-    if not calibrate:
-        raise UserError("nothing to evaluate; give --calibrate")
-    if data is None:
-        raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
-    _calibrate(data, judge, base, split, device, plugin)
+    """Judge a trained run on other speech (RUN --data), another system's audio (--audio --pairs), or a judge itself."""
+    wanted = [what for what, given in (("RUN", run), ("--pairs", pairs), ("--calibrate", calibrate)) if given]
+    if len(wanted) != 1:
+        raise UserError(
+            f"{' and '.join(wanted) or 'nothing to evaluate'}; give one of: RUN with --data, "
+            "--pairs with --audio or --export, --calibrate with --data"
+        )
+    if run is not None or calibrate:
+        if data is None:
+            raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
+        if calibrate:
+            return _calibrate(Path(data), judge, base, split, device, plugin)
+    if pairs is not None and (audio is None) == (export is None):
+        raise UserError(
+            "--pairs needs one of --audio DIR (judge what is there) and --export DIR (write what to convert)"
+        )
+    from runner.cli.elsewhere import judge_audio, judge_run
+
+    if run is not None:
+        judge_run(run, str(data), out, device, plugin)
+    elif pairs is not None:
+        judge_audio(pairs, audio, export, name, data, device, plugin)
+    return None
 
 
 def _calibrate(data: Path, judge: str, base: str, splits: list[str], device: str, plugins: list[str]) -> None:

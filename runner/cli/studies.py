@@ -95,12 +95,27 @@ def ablate(
     ablate_study(study, strategies, out, dry_run, options, set_, plugin, disable_plugin)
 
 
-def report(folder: Annotated[Path, typer.Argument(help="Study folder, or the folder of a run.")]) -> None:
-    """Write report.html, .md, .json and tables from the result files of a study."""
-    from runner.report import build, summary
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Study folder, or a run's; several make a leaderboard.")],
+    votes: Annotated[
+        list[Path], typer.Option(help="Votes that abx.html exported; may be repeated.", show_default=False)
+    ] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder of a leaderboard.")] = Path("leaderboard"),
+) -> None:
+    """Write report.html, .md, .json and tables from result files: of a study, or of several that can be compared."""
+    from runner.report import add_votes, build, build_leaderboard, summary
+    from snac_core.errors import UserError
 
-    page = build(folder)
-    print(summary(folder))
+    if len(folders) > 1:
+        if votes:
+            raise UserError("--votes belong to one study; give its folder alone")
+        page, text, refused = build_leaderboard(folders, out)
+        print("\n".join([*refused, text, str(page)]))
+        return
+    for file in votes:
+        add_votes(folders[0], file)
+    page = build(folders[0])
+    print(summary(folders[0]))
     print(page)
 
 

@@ -20,7 +20,8 @@ class Item:
     Attributes:
         pair: source, target, and what is known of them.
         audio: the source (1, T) at the codec's rate.
-        other: a third speaker of the split, neither source nor target; "" where there is none.
+        other: a third speaker of the split, neither source nor target, of the target's sex where there is one (a mere
+            change of sex is not specific); "" where there is none.
     """
 
     pair: Pair
@@ -82,12 +83,13 @@ class Conversions:
             # the next speaker in the list that is neither: fixed by the list alone
             place = speakers.index(pair.target)
             others = [s for s in speakers[place:] + speakers[:place] if s not in (pair.target, pair.source_speaker)]
-            items.append(Item(pair, self._audio(pair.source), others[0] if others else ""))
+            others.sort(key=lambda s: self.corpus.sex(s) != self.corpus.sex(pair.target))
+            items.append(Item(pair, self.segment_audio(pair.source), others[0] if others else ""))
         return items
 
     def ceiling_audio(self, item: Item) -> Tensor:
         """Another, real utterance of the target (1, T) that neither conditions nor scores beyond its share."""
-        return self._audio(self.pairs.references[item.pair.target]["ceiling"][0])
+        return self.segment_audio(self.pairs.references[item.pair.target]["ceiling"][0])
 
     @cached_property
     def candidates(self) -> dict[str, Tensor]:
@@ -98,9 +100,10 @@ class Conversions:
         """The first stretch of a speaker's speech (T,) of that role, at most 8 s."""
         if (speaker, role) not in self._heard:
             first = self.pairs.references[speaker][role][0]
-            self._heard[speaker, role] = self._audio(first._replace(seconds=min(8.0, first.seconds)))[0]
+            self._heard[speaker, role] = self.segment_audio(first._replace(seconds=min(8.0, first.seconds)))[0]
         return self._heard[speaker, role]
 
-    def _audio(self, segment: Segment) -> Tensor:
+    def segment_audio(self, segment: Segment) -> Tensor:
+        """A stretch of the corpus (1, T) at the codec's rate."""
         utterance = self.corpus.utterance(segment.utterance)
         return load_audio(utterance, self.sample_rate, start=segment.start, seconds=segment.seconds)

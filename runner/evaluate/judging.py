@@ -38,6 +38,8 @@ class Scores:
         codes: what the conditioning does inside; see `runner.evaluate.codes.summary`.
         missing: metric to what it would need.
         renderings: the audio of the first conversions, by pair id.
+        worst: the audio of the conversions least like their target, worst first, by pair id: "converted", "source" and
+            "target" (T,).
     """
 
     pooled: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Scores:
     codes: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     renderings: dict[str, Rendering] = field(default_factory=dict)
+    worst: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def available(catalogue: Catalogue) -> tuple[dict[str, Metric], dict[str, str]]:
@@ -67,6 +70,7 @@ def score(
     *,
     only: Mapping[str, Metric] | None = None,
     keep: int = 0,
+    worst: int = 0,
     journal: Path | None = None,
     key: Mapping[str, Any] | None = None,
     probe: SpeakerProbe | None = None,
@@ -80,6 +84,7 @@ def score(
         catalogue: where the metrics come from.
         only: these metrics instead of all that can run here.
         keep: of how many conversions to keep the audio.
+        worst: of how many of the worst as well.
         journal: file of judged conversions; those in it are not judged again, where it belongs to the same `key`.
         key: all that identifies the system, for the journal.
         probe: hears who speaks in the codes.
@@ -107,6 +112,14 @@ def score(
     scores.utterances = [{k: v for k, v in row.items() if k not in _INSIDE} for row in rows]
     scores.pooled = _pooled(scores.utterances, metrics)
     scores.codes = summary(rows, probe)
+    scored = [n for n, row in enumerate(rows) if row["metrics"].get("secs") is not None]
+    for number in sorted(scored, key=lambda n: (rows[n]["metrics"]["secs"], n))[:worst]:
+        item = items[number]
+        scores.worst[item.pair.id] = {
+            "converted": system(conversions, item).converted,
+            "source": item.audio[0],
+            "target": conversions.target_audio(item.pair.target)[: round(4 * conversions.sample_rate)],
+        }
     return scores
 
 

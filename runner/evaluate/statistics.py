@@ -166,6 +166,15 @@ def level_means(values: Array, factor: Labels) -> Array:
     return means
 
 
+def equal_error_rate(genuine: Array, impostors: Array) -> float:
+    """Where a threshold on the score misses as many of `genuine` as it lets in of `impostors`: the mean of the two."""
+    thresholds = np.unique(np.concatenate([genuine, impostors]))
+    misses = np.searchsorted(np.sort(genuine), thresholds, side="left") / len(genuine)
+    alarms = 1 - np.searchsorted(np.sort(impostors), thresholds, side="left") / len(impostors)
+    at = int(np.argmin(np.abs(misses - alarms)))
+    return float((misses[at] + alarms[at]) / 2)
+
+
 def sign_flip(means: Array, *, flips: int = 10_000, seed: int = 0) -> float:
     """Two-sided p of "symmetric about zero" for one mean difference per target speaker (T,).
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from runner.report.results import Run, Study, finite
 
-MOST_BYTES = 14_000_000  # of wav data in the page; base64 makes four bytes of three
+MOST_BYTES = 11_000_000  # of wav data in the page; base64 makes four bytes of three
 MOST_PAIRS = 12
+MOST_WORST = 10
+WORST_BYTES = 5_000_000
 OWN = ".identity"  # ends the name of a sample under the source's own embedding
 IMAGE = (150, 56)  # spectrogram, in pixels
 
@@ -85,6 +87,37 @@ def groups(study: Study) -> tuple[list[Group], int]:
     return found, len(names_of) - len(found)
 
 
+def worst(study: Study) -> list[Group]:
+    """The conversions least like their target over all arms' first successful seeds, worst first."""
+    scored: list[tuple[float, str, int, str, Run]] = []
+    for mark, (arm, runs) in enumerate(study.arms.items()):
+        run = next((r for r in runs if r.ok and r.result is not None), None)
+        if run is None or run.result is None:
+            continue
+        kept = {p.name.removesuffix(".converted.wav") for p in (run.folder / "samples/worst").glob("*.converted.wav")}
+        scored += [
+            (score, arm, mark, item.pair, run)
+            for item in run.result.utterances
+            if item.pair in kept and (score := finite(item.metrics.get("secs"))) is not None
+        ]
+    found: list[Group] = []
+    spent = 0
+    for _, arm, mark, pair, run in sorted(scored, key=lambda s: (s[0], s[1], s[3]))[:MOST_WORST]:
+        parts = {part: run.folder / "samples" / "worst" / f"{pair}.{part}.wav" for part in ("source", "target")}
+        beside = [
+            replace(_clip(part, None, run, pair, path if path.is_file() else None), score=None)
+            for part, path in parts.items()
+        ]
+        clips = (*beside, _clip(arm, mark, run, pair, run.folder / "samples" / "worst" / f"{pair}.converted.wav"))
+        spent += sum(len(c.audio) for c in clips) * 3 // 4
+        if found and spent > WORST_BYTES:
+            break
+        item = next(u for u in run.result.utterances if u.pair == pair) if run.result else None
+        speakers = (item.source_speaker, item.target_speaker) if item else ("", "")
+        found.append(Group(f"{pair} by {arm}", *speakers, clips))
+    return found
+
+
 def _clip(label: str, mark: int | None, run: Run, pair: str, path: Path | None) -> Clip:
     if path is None:
         return Clip(label, mark, 0.0, problem="no sample")
@@ -92,17 +125,22 @@ def _clip(label: str, mark: int | None, run: Run, pair: str, path: Path | None) 
     if run.result is not None:
         item = next((u for u in run.result.utterances if u.pair == pair), None)
         score = finite(item.metrics.get("secs")) if item is not None else None
+    return replace(clip_of(path), label=label, mark=mark, score=score)
+
+
+def clip_of(path: Path) -> Clip:
+    """A file's sound and spectrogram, or why there is none."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, ValueError) as error:
-        return Clip(label, mark, 0.0, score=score, problem=f"cannot be read ({type(error).__name__})")
+        return Clip("", None, 0.0, problem=f"cannot be read ({type(error).__name__})")
     mono = samples.mean(axis=1)
     if not mono.size:
-        return Clip(label, mark, 0.0, score=score, problem="empty")
+        return Clip("", None, 0.0, problem="empty")
     if not np.isfinite(mono).all():
-        return Clip(label, mark, mono.size / rate, score=score, problem="NaN in the audio")
+        return Clip("", None, mono.size / rate, problem="NaN in the audio")
     wav, png = encode_wav(mono, rate), spectrogram_png(mono, rate)
-    return Clip(label, mark, mono.size / rate, _base64(wav), _base64(png), score)
+    return Clip("", None, mono.size / rate, _base64(wav), _base64(png))
 
 
 def _base64(data: bytes) -> str:

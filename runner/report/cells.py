@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from runner.evaluate.spread import Array, Labels
@@ -9,7 +12,17 @@ from runner.evaluate.statistics import labels
 from runner.report.results import Study, finite
 from runner.report.schema import Result
 
-DERIVED = {"specificity": ("secs", "secs_other"), "gap": ("spk_vc", "spk_id"), "overrating": ("teacher_secs", "secs")}
+DERIVED = {
+    "specificity": ("secs", "secs_other"),
+    "gap": ("spk_vc", "spk_id"),
+    "overrating": ("teacher_secs", "secs"),
+    "fragility": ("secs", "secs_roughened"),
+}
+COUNTED: dict[str, tuple[str, Callable[[Array, Any], Any]]] = {
+    "lost": ("wer", lambda value, _: value > 0.5),
+    "accepted": ("secs", lambda value, at: value >= at),
+}
+"""Metric to the one whose values it counts, and which of them; `at` is the judge's calibrated threshold."""
 
 
 class Cells:
@@ -36,6 +49,13 @@ class Cells:
         row = np.full(len(self.pairs), np.nan)
         for item in result.utterances:
             row[self.index[item.pair]] = value if (value := finite(item.metrics.get(name))) is not None else np.nan
+        if name in COUNTED and not np.isfinite(row).any():
+            of, counts = COUNTED[name]
+            values = self.row(result, of)
+            at = finite(result.calibration.get("threshold"))
+            if name == "accepted" and at is None:
+                return row
+            return np.where(np.isfinite(values), counts(values, at), np.nan)
         if name in DERIVED and not np.isfinite(row).any():
             left, right = DERIVED[name]
             return self.row(result, left) - self.row(result, right)

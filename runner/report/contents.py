@@ -9,10 +9,24 @@ from dataclasses import replace
 from runner.evaluate.statistics import Estimate
 from runner.report.metrics import KNOWN, Metric, present
 from runner.report.numbers import Numbers
-from runner.report.results import Study, finite
+from runner.report.results import Run, Study, finite
 from runner.report.sentences import bracket, number
 from runner.report.tables import Cell, Column, Row, Table, text_cell
 
+COMPUTED = (
+    *(
+        "normalised",
+        "normalised_content",
+        "specificity",
+        "gap",
+        "overrating",
+        "fragility",
+        "accepted",
+        "eer",
+        "preferred",
+        "lost",
+    ),
+)  # here, from what the results measure
 EMPTY = Cell("—")
 BLANK = Cell("")  # what does not apply to a control
 
@@ -85,6 +99,9 @@ def metric_table(
 
 
 _CONTROLS = {
+    "mismatched": "mismatched: bare codec of another utterance",
+    "moved_voice": "moved voice: pitch and formants, bare codec",
+    "shuffled": "shuffled embeddings",
     "source": "source, unchanged",
     "floor": "floor: bare codec of the source",
     "ceiling": "ceiling: bare codec of the target",
@@ -143,24 +160,69 @@ def sex_table(study: Study, numbers: Numbers) -> Table | None:
 
 
 def codes_table(study: Study) -> Table | None:
-    """Per codebook level, mean over seeds: share of codes changed by the conditioning, and perplexity."""
-    rows, depth = [], 0
-    averages: dict[str, tuple[list[float | None], list[float | None]]] = {}
-    for arm in study.finished():
-        codes = [r.result.codes for r in study.arms[arm] if r.ok and r.result is not None]
-        averages[arm] = (_levels([c.changed for c in codes]), _levels([c.perplexity for c in codes]))
-        depth = max(depth, *(len(x) for x in averages[arm]))
-    if not depth:
-        return None
-    columns = [Column("Arm", numeric=False)]
-    columns += [Column(f"Changed, level {i + 1}", "%") for i in range(depth)]
-    columns += [Column(f"Perplexity, level {i + 1}") for i in range(depth)]
+    """Per codebook level, mean over seeds: codes changed by the conditioning, perplexity, and what a probe hears."""
+    fields = (
+        ("changed", "Changed", "%", 100.0, 1, "share of codes that the conditioning changes"),
+        ("perplexity", "Perplexity", "", 1.0, 0, "of the converted output's codes"),
+        ("probe_source", "Source heard", "%", 100.0, 0,
+         "a linear probe, trained on real speech through the bare codec, hears the source speaker in the codes"),
+        ("probe_target", "Target heard", "%", 100.0, 0, "the same probe hears the target"),
+    )  # fmt: skip
+    runs = {name: [r.result.codes for r in runs if r.ok and r.result is not None] for name, runs in _with_codes(study)}
     marks = list(study.arms)
-    for arm, (changed, perplexity) in averages.items():
-        cells = [Cell(number(100 * v, 1), 100 * v) if v is not None else EMPTY for v in _padded(changed, depth)]
-        cells += [Cell(number(v, 0), v) if v is not None else EMPTY for v in _padded(perplexity, depth)]
-        rows.append(Row([text_cell(arm), *cells], "arm", marks.index(arm)))
-    return Table("codes", "Codes, level 1 the coarsest", columns, rows)
+    columns, grid = [Column("Arm", numeric=False)], {name: [text_cell(_CONTROLS.get(name, name))] for name in runs}
+    for field, label, unit, scale, digits, meaning in fields:
+        averages = {name: _levels([getattr(c, field) for c in codes]) for name, codes in runs.items()}
+        depth = max((len(x) for x in averages.values()), default=0)
+        columns += [Column(f"{label}, level {i + 1}", unit, "", meaning) for i in range(depth)]
+        for name, levels in averages.items():
+            grid[name] += [
+                Cell(number(scale * v, digits), scale * v) if v is not None else EMPTY for v in _padded(levels, depth)
+            ]
+    rows = [
+        Row(cells, "arm" if name in marks else "control", marks.index(name) if name in marks else None)
+        for name, cells in grid.items()
+        if any(cell.value is not None for cell in cells[1:])
+    ]
+    speakers = {c.probe_speakers for codes in runs.values() for c in codes if c.probe_speakers}
+    note = f"By chance the probe would be right in {100 / min(speakers):.1f} %." if speakers else ""
+    return Table("codes", "Codes, level 1 the coarsest", columns, rows, note) if rows else None
+
+
+def taps_table(study: Study) -> Table | None:
+    """Size of the edit at every tap, mean over seeds, relative to what is edited there."""
+    edits = {
+        name: [r.result.codes.edits for r in runs if r.ok and r.result is not None] for name, runs in _with_codes(study)
+    }
+    taps = sorted({tap for of in edits.values() for e in of for tap in e}, key=_place_of_tap)
+    if not taps:
+        return None
+    marks, rows = list(study.arms), []
+    for name, of in edits.items():
+        means = [_mean([v for e in of if (v := finite(e.get(tap))) is not None]) for tap in taps]
+        if any(m is not None for m in means):
+            cells = [Cell(number(100 * m, 1), 100 * m) if m is not None else BLANK for m in means]
+            mark = marks.index(name) if name in marks else None
+            rows.append(Row([text_cell(_CONTROLS.get(name, name)), *cells], "control" if mark is None else "arm", mark))
+    columns = [Column("Arm", numeric=False), *(Column(tap, "%") for tap in taps)]
+    return Table("taps", "Size of the edit at every tap, of what is edited there", columns, rows)
+
+
+def _with_codes(study: Study) -> list[tuple[str, tuple[Run, ...]]]:
+    """The arms that finished, and the control that is trained like one."""
+    beside = [
+        (name, (run,)) for name, run in study.controls.items() if run.result is not None and run.result.codes.edits
+    ]
+    return [*((arm, study.arms[arm]) for arm in study.finished()), *beside]
+
+
+def _place_of_tap(tap: str) -> tuple[int, str]:
+    order = ("encoder", "latent", "quantized", "decoder")
+    return next((i for i, start in enumerate(order) if tap.startswith(start)), len(order)), tap
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _padded(values: list[float | None], depth: int) -> list[float | None]:
@@ -206,9 +268,7 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
     """Every table with something in it, by name, in the page's order."""
     metrics = present(study.results())
     groups: dict[str, list[Metric]] = {}
-    named = {n: KNOWN[n] for n in ("normalised", "normalised_content", "specificity", "gap", "overrating")} | {
-        m.name: m for m in metrics
-    }
+    named = {n: KNOWN[n] for n in COMPUTED} | {m.name: m for m in metrics}
     for m in sorted(named.values(), key=lambda m: list(KNOWN).index(m.name) if m.name in KNOWN else len(KNOWN)):
         groups.setdefault(m.group, []).append(m)
     speaker = groups["speaker"]
@@ -220,10 +280,11 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
         metric_table(
             study, numbers, "identity", "Identity quality, under the own embedding", groups.get("identity", [])
         ),
-        metric_table(study, numbers, "teacher", "Teacher's score minus judge's", _teacher(groups), controls=False),
+        metric_table(study, numbers, "teacher", "Is the judge fooled?", _teacher(groups)),
         sex_table(study, numbers),
         metric_table(study, numbers, "other", "Other measures", groups.get("other", [])),
         codes_table(study),
+        taps_table(study),
         cost_table(study),
     ]
     return {t.name: t for t in tables if t is not None}
@@ -231,4 +292,6 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
 
 def _teacher(groups: dict[str, list[Metric]]) -> list[Metric]:
     measured = any(m.name == "teacher_secs" for m in groups["teacher"])
-    return [KNOWN["teacher_secs"], KNOWN["secs"], KNOWN["overrating"]] if measured else []
+    rough = any(m.name == "secs_roughened" for m in groups["teacher"])
+    shown = [*(("teacher_secs", "overrating") if measured else ()), *(("secs_roughened", "fragility") if rough else ())]
+    return [KNOWN["secs"], *(KNOWN[name] for name in shown)] if shown else []

@@ -10,11 +10,14 @@ import numpy as np
 
 from runner.evaluate.comparing import Comparison, Judged, compare
 from runner.evaluate.spread import Array
-from runner.evaluate.statistics import Estimate, estimates
+from runner.evaluate.statistics import Estimate, equal_error_rate, estimates
 from runner.evaluate.verdict import is_dead
-from runner.report.cells import DERIVED, Cells
+from runner.report.abx import preferences
+from runner.report.cells import COUNTED, DERIVED, Cells
 from runner.report.content import Content, content_judges, primary_content
 from runner.report.results import Study, finite
+
+ENDS = ("floor", "ceiling", "mismatched")  # the controls that the scales are made of
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
     keys: list[tuple[str, str]] = []
     arrays: list[Array] = []
     over: list[Array | None] = []
-    wanted = [n for n in dict.fromkeys([*names, *DERIVED]) if n != "normalised"]
+    wanted = [n for n in dict.fromkeys([*names, *DERIVED, *COUNTED]) if n != "normalised"]
     for arm in arms:
         for name in wanted:
             values = cells.arm(arm, name)
@@ -59,31 +62,38 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
     floor, ceiling = cells.control("floor", "secs"), cells.control("ceiling", "secs")
     span = ceiling - floor
     usable = bool(np.isfinite(span).any()) and float(np.nanmean(span)) > 0
-    if usable:
-        for arm in arms:
-            values = cells.arm(arm, "secs") - floor
-            if np.isfinite(values + span).any():
-                keys.append((arm, "normalised"))
-                arrays.append(np.where(np.isfinite(span), values, np.nan))
-                over.append(np.where(np.isfinite(values), span, np.nan))
     judges = content_judges(study, cells)
     content = primary_content(judges)
+    scales: list[tuple[str, str, Array, Array]] = []  # normalised metric, of which metric, where it is 0, its unit
+    if usable:
+        scales.append(("normalised", "secs", floor, span))
     if content is not None:
-        for arm in arms:
-            values = cells.arm(arm, content.name) - content.bare
-            both = np.isfinite(values + content.span)
+        scales.append(("normalised_content", content.name, content.bare, content.span))
+    for normalised, name, zero, unit in scales:
+        for who, values in [
+            *((arm, cells.arm(arm, name)) for arm in arms),
+            *((c, cells.control(c, name)) for c in study.controls if c not in ENDS),
+        ]:
+            above = values - zero
+            both = np.isfinite(above) & np.isfinite(unit)
             if both.any():
-                keys.append((arm, "normalised_content"))
-                arrays.append(np.where(both, values, np.nan))
-                over.append(np.where(both, content.span, np.nan))
-    arm_estimates = dict(zip(keys, estimates(arrays, cells.target, cells.source, over=over), strict=True))
+                keys.append((who, normalised))
+                arrays.append(np.where(both, above, np.nan))
+                over.append(np.where(both, unit, np.nan))
+    found = dict(zip(keys, estimates(arrays, cells.target, cells.source, over=over), strict=True))
+    arm_estimates = {key: e for key, e in found.items() if key[0] in arms}
     masks = {same: np.array([s is same for s in cells.same_sex], dtype=bool) for same in (True, False)}
     halves = {
         (a, same): np.where(m, cells.arm(a, "secs"), np.nan) for same, m in masks.items() if m.any() for a in arms
     }
     by_sex = dict(zip(halves, estimates(list(halves.values()), cells.target, cells.source), strict=True))
     arm_estimates |= _pooled_only(study, arms, wanted, arm_estimates)
-    control_estimates = _controls(study, cells, wanted)
+    control_estimates = _controls(study, cells, wanted) | {k: e for k, e in found.items() if k[0] not in arms}
+    arm_estimates |= _eer(cells, {arm: cells.arm(arm, "secs") for arm in arms})
+    control_estimates |= _eer(cells, {c: cells.control(c, "secs") for c in study.controls if c not in ENDS})
+    preferred = preferences(study)
+    arm_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name in arms}
+    control_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name not in arms}
     ok = _counts(study, cells, arms, [*wanted])
     obstacles = _obstacles(study, usable, floor, ceiling)
     comparisons = _compare(cells, arms, span if usable else None, content, ok, obstacles)
@@ -101,6 +111,18 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
         arm_estimates, control_estimates, ok, by_sex, comparisons, tuple(dead), obstacles, tuple(ranked),
         cells.targets, int(cells.source.max()) + 1 if cells.pairs else 0, len(cells.pairs), content, tuple(judges),
     )  # fmt: skip
+
+
+def _eer(cells: Cells, scores: dict[str, Array]) -> dict[tuple[str, str], Estimate]:
+    """Equal error rate of the judge between real utterances of the target (the ceiling) and each of these outputs."""
+    nan, genuine = math.nan, cells.control("ceiling", "secs")
+    found = {}
+    for name, values in scores.items():
+        real, made = genuine[np.isfinite(genuine)], values[np.isfinite(values)]
+        if real.size and made.size:
+            rate = equal_error_rate(real, made)
+            found[name, "eer"] = Estimate(rate, nan, nan, nan, nan, "none", len(values), cells.targets, 0, made.size)
+    return found
 
 
 def _pooled_only(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -12,7 +14,7 @@ from markupsafe import Markup, escape
 from runner.evaluate.statistics import Estimate
 from runner.report import audio, curves
 from runner.report.metrics import KNOWN, Metric, present
-from runner.report.numbers import Numbers
+from runner.report.numbers import ENDS, Numbers
 from runner.report.plots import COLOURS, Bar, Point, key_mark, pareto, ranking
 from runner.report.results import Study
 from runner.report.sentences import Verdict, bracket, number, plural
@@ -24,20 +26,8 @@ INTERVALS = (
 )
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
-    *(
-        "speaker",
-        "comparisons",
-        "content",
-        "prosody",
-        "identity",
-        "teacher",
-        "sexes",
-        "other",
-        "codes",
-        "cost",
-        "settings",
-        "failures",
-    ),
+    *("speaker", "comparisons", "content", "prosody", "identity", "teacher", "sexes", "other"),
+    *("codes", "taps", "cost", "settings", "failures"),
 )
 
 
@@ -49,8 +39,7 @@ class Trade:
     svg: Markup
 
 
-def render(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, Table]) -> str:
-    """The whole page as one HTML text."""
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -59,6 +48,18 @@ def render(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, T
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = breakable
+    return environment
+
+
+def render_abx(study: Study, asked: dict[str, Any]) -> str:
+    """The blind listening test as one HTML text."""
+    data = Markup(json.dumps(asked))  # numbers, base64 and hexadecimal digits only
+    return _environment().get_template("abx.html").render(study=study, data=data)
+
+
+def render(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, Table], *, asks: int = 0) -> str:
+    """The whole page as one HTML text; `asks` is the number of questions of the listening test beside it."""
+    environment = _environment()
     bars, marks = _ranking(study, numbers)
     groups, more = audio.groups(study)
     return environment.get_template("report.html").render(
@@ -68,6 +69,9 @@ def render(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, T
         bars=bars,
         ticks=marks,
         score=KNOWN[numbers.score],
+        asks=asks,
+        content=numbers.content,
+        worst=audio.worst(study),
         trades=_trades(study, numbers),
         tables=dict.fromkeys(SECTIONS) | tables,
         panels=curves.panels(study),
@@ -131,11 +135,10 @@ def _ranking(study: Study, numbers: Numbers) -> tuple[list[Bar], list[tuple[floa
 
 
 def _trades(study: Study, numbers: Numbers) -> list[Trade]:
-    """Speaker similarity against each identity measure that was taken."""
+    """Speaker similarity against content where it is judged, and against each identity measure that was taken."""
     found = []
-    for metric in present(study.results()):
-        if metric.group != "identity":
-            continue
+    content = [KNOWN["normalised_content"]] if numbers.content is not None else []
+    for metric in [*content, *(m for m in present(study.results()) if m.group == "identity")]:
         points = []
         for mark, arm in enumerate(study.arms):
             x, y = numbers.arms.get((arm, metric.name)), numbers.arms.get((arm, numbers.score))
@@ -143,10 +146,15 @@ def _trades(study: Study, numbers: Numbers) -> list[Trade]:
                 points.append(Point(arm, mark, x.mean, y.mean, *_known(x), *_known(y)))
         if not points:
             continue
+        zero = 0.0 if metric.name == "normalised_content" else None
         floor = numbers.controls.get(("floor", metric.name))
-        level = 0.0 if numbers.score == "normalised" else None
-        if floor is not None and level is not None:
-            points.append(Point("bare codec", None, floor.mean, level))
+        at = zero if zero is not None else floor.mean if floor is not None else None
+        if at is not None and numbers.score == "normalised":
+            points.append(Point("bare codec", None, at, 0.0))
+        for name in study.controls:
+            x, y = (numbers.controls.get((name, m)) for m in (metric.name, numbers.score))
+            if x is not None and y is not None and name not in ENDS and name != "source":
+                points.append(Point(name, None, x.mean, y.mean, *_known(x), *_known(y)))
         good = {"up": "right is better", "down": "left is better"}.get(metric.direction, "")
         unit = f" ({metric.unit})" if metric.unit else ""
         label = f"{KNOWN[numbers.score].label} against {metric.label}, every arm with its intervals"

@@ -43,7 +43,7 @@ class Study:
     name: str
     title: str
     arms: dict[str, tuple[Run, ...]]  # in the study's order, runs by seed
-    controls: dict[str, Run]
+    controls: dict[str, Run]  # and other systems
     sources: dict[str, str]  # pair -> source utterance, where a pair list is at hand
     notes: tuple[str, ...] = field(default=())
 
@@ -138,7 +138,8 @@ def _read_single(folder: Path) -> Study:
 
 
 def _read_controls(folder: Path) -> dict[str, Run]:
-    paths = sorted(folder.glob("controls/*/result.json"))
+    """Controls, and beside them the other systems that were judged on the same pairs."""
+    paths = [*sorted(folder.glob("controls/*/result.json")), *sorted(folder.glob("systems/*/result.json"))]
     return {path.parent.name: read_run(path, path.parent.name, None) for path in paths}
 
 

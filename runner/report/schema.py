@@ -56,10 +56,15 @@ class Cost(BaseModel):
 
 
 class Codes(BaseModel):
-    """Per codebook level, coarse first: share of codes changed by the conditioning, and perplexity."""
+    """Per codebook level, coarse first: share of codes changed by the conditioning, perplexity, and how often a linear
+    probe hears source and target in the codes; per tap, the relative size of the edit."""
 
     changed: list[float | None] = Field(default_factory=list)
     perplexity: list[float | None] = Field(default_factory=list)
+    probe_source: list[float | None] = Field(default_factory=list)
+    probe_target: list[float | None] = Field(default_factory=list)
+    probe_speakers: int | None = None
+    edits: dict[str, float | None] = Field(default_factory=dict)
 
 
 class PairList(BaseModel):
@@ -73,7 +78,7 @@ class Result(BaseModel):
     schema_: int = Field(SCHEMA, alias="schema")
     study: str = ""
     arm: str
-    kind: Literal["arm", "control"] = "arm"
+    kind: Literal["arm", "control", "system"] = "arm"
     seed: int | None = None
     status: Literal["success", "failed", "cancelled"]
     error: str | None = None
@@ -91,6 +96,7 @@ class Result(BaseModel):
     cost: Cost = Cost()
     codes: Codes = Codes()
     noise_floor: dict[str, float | None] = Field(default_factory=dict)
+    calibration: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     hardware: dict[str, Any] = Field(default_factory=dict)
     git: dict[str, Any] = Field(default_factory=dict)
@@ -107,6 +113,7 @@ class Result(BaseModel):
             "pairs",
             "metrics",
             "noise_floor",
+            "calibration",
             "versions",
             "hardware",
             "git",

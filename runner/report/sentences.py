@@ -12,6 +12,7 @@ from runner.evaluate.verdict import ALPHA, MIN_RANGE
 from runner.report.numbers import Numbers
 from runner.report.results import Study
 
+FRAGILE = 0.05  # cosine that an arm may lose to roughening beyond what the bare codec loses
 MOST_PAIRS = 5  # pairs told in words; the table has all
 NO_CONTENT = (
     "these are statements about speaker similarity only, and no arm is called better. "
@@ -62,7 +63,14 @@ def plural(n: int, noun: str) -> str:
 
 def verdict(study: Study, numbers: Numbers) -> Verdict:
     """What the numbers allow to be said."""
-    cautions = [*_unfinished(study), *_dead(study, numbers), *_cautions(study, numbers), *_content(numbers)]
+    cautions = [
+        *_unfinished(study),
+        *_dead(study, numbers),
+        *_unspecific(numbers),
+        *_fragile(numbers),
+        *_cautions(study, numbers),
+        *_content(numbers),
+    ]
     finished = study.finished()
     if not finished:
         return Verdict("no verdict", "No verdict: no arm has finished.", cautions=tuple(cautions))
@@ -188,6 +196,38 @@ def _dead(study: Study, numbers: Numbers) -> list[str]:
         return []
     verb = "is" if len(names) == 1 else "are"
     return [f"{listed(names)} {verb} dead: the embedding moves the judge's score by less than repeated decodes do."]
+
+
+def _unspecific(numbers: Numbers) -> list[str]:
+    """Arms that move towards the target no more under its embedding than under another speaker's."""
+    found = []
+    for arm in numbers.ranked:
+        e = numbers.arms.get((arm, "specificity"))
+        if arm in numbers.dead or e is None or not math.isfinite(e.low) or e.low > 0:
+            continue
+        found.append(f"{arm} {number(e.mean, 3)} {bracket(e, 3)}")
+    if not found:
+        return []
+    return [
+        "Not shown to follow the speaker that it is given (specificity does not clear zero; an average voice, or a "
+        f"mere change of sex, would score the same): {listed(found)}."
+    ]
+
+
+def _fragile(numbers: Numbers) -> list[str]:
+    """Arms whose score suffers from an inaudible change more than the bare codec's does."""
+    bare = numbers.controls.get(("floor", "fragility"))
+    found = [
+        f"{arm} loses {number(e.mean, 3)}"
+        for arm in numbers.ranked
+        if bare is not None and (e := numbers.arms.get((arm, "fragility"))) and e.mean > bare.mean + FRAGILE
+    ]
+    if not found or bare is None:
+        return []
+    return [
+        "A 7 kHz low-pass and noise at 30 dB take more from the judge's score than from the bare codec's "
+        f"({number(bare.mean, 3)}): {listed(found)}. That is what an inaudible attack on the judge looks like."
+    ]
 
 
 def _cautions(study: Study, numbers: Numbers) -> list[str]:

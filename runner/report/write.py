@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from runner.evaluate.statistics import Estimate
+from runner.report import abx
 from runner.report.contents import all_tables, estimate_cell
 from runner.report.metrics import KNOWN, present
 from runner.report.numbers import Numbers, compute
-from runner.report.page import markdown, render
+from runner.report.page import markdown, render, render_abx
 from runner.report.provenance import failures_table, origin_table, settings_table
-from runner.report.results import Study, read
+from runner.report.results import Study
 from runner.report.sentences import Verdict, verdict
 from runner.report.tables import Cell, Column, Row, Table, as_csv, as_tex, as_text, text_cell
 from snac_core import atomic
 
 
-def write(folder: Path) -> Path:
-    """Read, compute, and write every file of the report."""
-    study = read(folder)
+def write(study: Study) -> Path:
+    """Compute, and write every file of the report into the study's folder."""
+    folder = study.folder
     numbers = compute(study, [m.name for m in present(study.results())])
     said = verdict(study, numbers)
     tables = all_tables(study, numbers)
@@ -33,8 +34,11 @@ def write(folder: Path) -> Path:
         atomic.write_text(folder / "tables" / f"{name}.tex", as_tex(table))
     atomic.write_json(folder / "report.json", plain(study, numbers, said))
     atomic.write_text(folder / "report.md", markdown(study, numbers, said, tables))
+    asked = abx.contents(abx.trials(study))
+    if asked["trials"]:
+        atomic.write_text(folder / "abx.html", render_abx(study, asked))
     page = folder / "report.html"
-    atomic.write_text(page, render(study, numbers, said, tables))
+    atomic.write_text(page, render(study, numbers, said, tables, asks=len(asked["trials"])))
     return page
 
 
@@ -75,9 +79,8 @@ def plain(study: Study, numbers: Numbers, said: Verdict) -> dict[str, Any]:
     return clean(report)  # type: ignore[no-any-return]
 
 
-def summarise(folder: Path) -> str:
+def summarise(study: Study) -> str:
     """Headline, arms ranked, cautions; plain text."""
-    study = read(folder)
     numbers = compute(study, [m.name for m in present(study.results())])
     said = verdict(study, numbers)
     names = [n for n in ("normalised", "secs", "specificity", "gap", "stoi") if any(m == n for _, m in numbers.arms)]
