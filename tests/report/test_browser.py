@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import Page, browsing, executable
+
+from runner.report import add_votes
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs chromium")
 
@@ -61,3 +64,27 @@ def test_switching_clips_within_a_pair_keeps_the_position(page: Page) -> None:
 def test_nothing_is_wider_than_a_phone(page: Page, simulated: Path) -> None:
     page.open(simulated / "report.html", width=390, dark=True)
     assert page.run("document.documentElement.scrollWidth") == 390
+
+
+def test_the_listening_test_plays_votes_by_key_and_exports(page: Page, simulated: Path) -> None:
+    page.open(simulated / "abx.html")
+    assert page.errors == []
+    length = page.run("listen(1).then(() => sound.duration)")
+    assert length > 0.5
+    for key in ("1", "ArrowRight", "2", "ArrowRight", "0"):
+        page.run(f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{ key: '{key}', bubbles: true }}))")
+    exported = json.loads(page.run("text()"))
+    assert [vote["choice"] for vote in exported["votes"]] == ["a", "b", "same"]
+    file = simulated.parent / "votes.json"
+    file.write_text(json.dumps(exported))
+    add_votes(simulated, file).unlink()  # the runner takes what the page gives
+
+
+def test_pages_are_whole_in_both_themes_and_widths(page: Page, simulated: Path, tmp_path: Path) -> None:
+    for name in ("report.html", "abx.html"):
+        for width in (390, 1280):
+            for dark in (False, True):
+                page.open(simulated / name, width=width, dark=dark)
+                page.screenshot(tmp_path / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+                assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.errors == []
