@@ -21,6 +21,7 @@ from snac_core.errors import UserError, nearest
 from snac_core.settings import checked
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a TOML key that needs no quotes
+_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')  # a string of JSON, or a comment outside of one
 
 
 class ArmSettings(BaseModel):
@@ -107,14 +108,14 @@ class StudySettings(BaseModel):
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Plain values of a TOML or JSON file.
+    """Plain values of a TOML file, or of a JSON file in which // may begin a comment.
 
     Raises:
         UserError: naming the file and what is wrong with it.
     """
     try:
         text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        values = json.loads(_COMMENT.sub(_kept, text)) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"no file {path}; expected settings as TOML or JSON") from None
     except (OSError, ValueError) as error:
@@ -123,6 +124,11 @@ def read_values(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; expected keys and values")
     return values
+
+
+def _kept(found: re.Match[str]) -> str:
+    """A string of JSON as it is; of a comment nothing."""
+    return "" if found[0].startswith("//") else found[0]
 
 
 def to_toml(values: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from runner.cli.console import Stopped, progress, say
 from runner.cli.plugin_options import catalogue_of
 from runner.config import ArmSettings, StudySettings, compose, read_values, to_toml, with_overrides
 from runner.materials import Materials
+from runner.original_settings import is_original, translated
 from runner.planning import describe_plan
 from runner.rates import choose_rates
 from runner.report import build, summary
@@ -58,7 +59,7 @@ def train_one(
             study, arm = stored_run(resume)
             out = resume
         else:
-            values = read_values(config) if config else {}
+            values = _original(read_values(config), str(config), console) if config else {}
             for name in strategies:
                 if "+" in name or "," in name:
                     raise UserError(f"--strategy {name!r}: give --strategy once for each strategy of the arm")
@@ -109,6 +110,9 @@ def ablate_study(
     with progress() as console:
         if file is not None:
             values = read_values(file)
+            if is_original(values):
+                flat = _original(values, str(file), console)
+                values = {"study": flat, "arm": [{key: flat.pop(key) for key in ("strategies", "objectives")}]}
             _check_tables(values, str(file))
         else:
             named = [[name.strip() for name in arm.split("+")] for arm in strategies.split(",")]
@@ -194,6 +198,16 @@ def _check_tables(values: dict[str, Any], where: str) -> None:
     arms = values.get("arm", [])
     if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
         raise UserError(f"{where}: arm is no list of tables; expected [[arm]], with two brackets, for every arm")
+
+
+def _original(values: dict[str, Any], where: str, console: Console) -> dict[str, Any]:
+    """Settings of an original phase 3, 4 or 6 file as those of today; others as they are."""
+    if not is_original(values):
+        return values
+    settings, remarks = translated(values, where)
+    for remark in remarks:
+        console.line(f"warning: {remark}")
+    return settings
 
 
 def _located(shared: dict[str, Any], file: Path | None) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""Configuration files of the original phases 3, 4 and 6, in JSON: a table of renames into settings of today.
+
+The table is `original_keys.toml` beside this file. What it cannot say stands here: switches, the weight of the
+adversary, which multiplies two others, and the layers of an adapter, which were counted with its heads.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runner.config import ArmSettings, StudySettings
+from snac_core.errors import UserError, nearest
+
+_HERE = {  # keys whose meaning is in this file
+    "freeze_base", "lambda_adv", "lambda_fm", "use_stratified_negatives", "use_faiss_hard_negatives",
+    "use_formant_shift",
+}  # fmt: skip
+_TODAY = {*StudySettings.model_fields, *ArmSettings.model_fields}
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("original_keys.toml").read_text())
+
+
+def _known() -> set[str]:
+    table = _table()
+    return {*table["renamed"], *table["turns_on"], *table["without_meaning"], *_HERE}
+
+
+def is_original(values: Mapping[str, Any]) -> bool:
+    """Whether these are settings of an original file: any key that only those have."""
+    return bool((values.keys() & _known()) - _TODAY)
+
+
+def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Settings of today for one arm and its study, flat, from those of an original file.
+
+    Args:
+        values: of the file.
+        where: its name, for errors.
+
+    Returns:
+        the settings, and a line for each key that has no meaning here, with the reason.
+
+    Raises:
+        UserError: for an unknown key, with the nearest known one; or a value that cannot be what the key means.
+    """
+    table, found, remarks = _table(), dict[str, Any](), list[str]()
+    for key in values:
+        if key not in _known() | _TODAY:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, _known() | _TODAY)}")
+    if values.get("freeze_base", True) is not True:
+        raise UserError(f"{where}: freeze_base = {values['freeze_base']!r}; the base is always frozen here")
+    phase = next(p for p in table["phase"] if not p["known_by"] or values.keys() & set(p["known_by"]))
+    strategies, objectives = list(phase["strategies"]), ["voice_conversion"]
+    for key, name in table["turns_on"].items():
+        if _number(values, key, 0, where) and name not in strategies:
+            objectives.append(name)
+    found |= {"strategies": strategies, "objectives": objectives}
+    for key, value in values.items():
+        if key in table["without_meaning"]:
+            remarks.append(f"{where}: {key} has no meaning here: {table['without_meaning'][key]}")
+        elif key in _TODAY - set(table["renamed"]):
+            found[key] = value
+        elif key in table["renamed"]:
+            _rename(found, key, value, {*strategies, *objectives})
+    _finish(found, values, strategies, objectives, where)
+    return found, remarks
+
+
+def _number(values: Mapping[str, Any], key: str, default: float, where: str) -> float:
+    """A number, or a switch, of the file."""
+    value = values.get(key, default)
+    if not isinstance(value, int | float):
+        raise UserError(f"{where}: {key} = {value!r}; expected a number, or true or false")
+    return value
+
+
+def _rename(found: dict[str, Any], key: str, value: Any, used: set[str]) -> None:
+    """Put a value where its key points to, in the strategies that are used."""
+    table = _table()
+    if isinstance(value, str):
+        value = table["values"].get(key, {}).get(value, value)
+    places = table["renamed"][key]
+    for place in [places] if isinstance(places, str) else places:
+        head, _, rest = place.partition(".")
+        if rest and (rest.partition("/")[0] if head == "weights" else head) not in used:
+            continue  # a setting of what this file does not use, e.g. of the adversary with gan_weight 0
+        if head == "weights":
+            found.setdefault("weights", {})[rest] = value
+            continue
+        *above, last = place.split(".")
+        inner = found
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+
+
+def _finish(
+    found: dict[str, Any], values: Mapping[str, Any], strategies: list[str], objectives: list[str], where: str
+) -> None:
+    """What more than one key decides."""
+    contrastive, synthetic, adversary = _table()["turns_on"].values()
+    if contrastive in strategies + objectives:
+        settings = found.setdefault(contrastive, {})
+        settings |= {"path": contrastive in strategies, "batch_negatives": False}
+        if "contrastive_margin" in values:
+            settings["form"] = "margin"
+        if values.get("use_stratified_negatives") or values.get("use_faiss_hard_negatives"):
+            settings["negatives"] = "stratified"
+    if synthetic in objectives:
+        settings = found.setdefault(synthetic, {})
+        settings["equaliser_db"] = 0.0
+        if not values.get("use_formant_shift", True):
+            settings["formants"] = []
+    if adversary in objectives:
+        found.setdefault("betas", [0.5, 0.9])
+        whole, weights = _number(values, "gan_weight", 1, where), found.setdefault("weights", {})
+        weights[f"{adversary}/adv"] = whole * _number(values, "lambda_adv", 1, where)
+        weights[f"{adversary}/features"] = whole * _number(values, "lambda_fm", 2, where)
+    layers = values.get("adapter_num_layers")
+    if isinstance(layers, int):
+        if layers < 2:
+            raise UserError(f"{where}: adapter_num_layers = {layers}; it counts the heads too, so at least 2")
+        found[strategies[0]]["num_layers"] = layers - 1

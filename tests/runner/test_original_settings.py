@@ -1,0 +1,148 @@
+"""Configuration files of the original phases 3, 4 and 6 mean here what they meant, and say what has no meaning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_study import Bench, result, runner
+
+from runner.config import ArmSettings, StudySettings, compose, read_values
+from runner.original_settings import is_original, translated
+from snac_core.errors import UserError
+from snac_core.plugins import discover
+from snac_core.settings import validated
+
+ORIGINAL = Path(__file__).parent / "original"
+NATIVE = Path(__file__).parents[2] / "configs" / "native.toml"
+PHASES = ("phase3", "phase4", "phase6")
+STRATEGIES = discover().strategies
+
+
+def loaded(phase: str, **changes: Any) -> tuple[StudySettings, ArmSettings, list[str]]:
+    """Study, arm and remarks of an original file, with changes."""
+    settings, remarks = translated({**read_values(ORIGINAL / f"{phase}.json"), **changes}, f"{phase}.json")
+    arm = {key: settings.pop(key) for key in ("strategies", "objectives")}
+    study, arms, _ = compose(settings, [arm], phase)
+    return study, arms[0], remarks
+
+
+def full(arm: ArmSettings) -> dict[str, Any]:
+    """Everything an arm is trained with, defaults written out."""
+    return {
+        "settings": {name: validated(STRATEGIES[name], arm.settings.get(name, {})) for name in arm.all_strategies},
+        **arm.model_dump(exclude={"name", "settings"}),
+    }
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_original_file_means_what_the_native_recipe_says(phase: str) -> None:
+    _, arm, _ = loaded(phase)
+    values = read_values(NATIVE)
+    native = {a.title: a for a in compose(values["study"], values["arm"], "native")[1]}[phase]
+    assert full(arm) == full(native)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_what_all_arms_share_comes_along(phase: str) -> None:
+    study, _, _ = loaded(phase)
+    assert study.base == "hubertsiuzdak/snac_24khz"
+    assert study.data == "data/train"
+    assert (study.batch_size, study.crop_seconds) == {"phase3": (4, 4.0), "phase4": (24, 2.0), "phase6": (32, 2.0)}[
+        phase
+    ]
+    assert study.teacher == ("ecapa" if phase == "phase3" else "eres2netv2")
+    assert study.name.startswith(phase)
+
+
+def test_every_key_without_meaning_is_named_with_its_reason() -> None:
+    remarks = loaded("phase4")[2]
+    for key in ("speaker_emb_dim", "val_data", "num_workers", "num_epochs", "early_stopping_patience", "output_dir",
+                "faiss_index_path", "embedding_cache_path", "comment"):  # fmt: skip
+        assert sum(f": {key} has no meaning here: " in remark for remark in remarks) == 1, key
+    assert len(remarks) == 9, "and nothing else is"
+
+
+def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"phase6\.json: unknown key 'lambda_speaker_vcc'.*'lambda_speaker_vc'"):
+        loaded("phase6", lambda_speaker_vcc=2.0)
+
+
+def test_what_is_switched_off_is_left_out() -> None:
+    _, arm, _ = loaded("phase6", gan_weight=0, use_synthetic_vc=False, contrastive_weight=0)
+    assert arm.all_strategies == ["phase6_encoder_adapter", "voice_conversion"]
+    assert set(arm.settings) == {"phase6_encoder_adapter", "voice_conversion"}
+    assert {term.split("/")[0] for term in arm.weights} == {"voice_conversion"}
+    assert arm.betas == (0.9, 0.999), "those of Adam where there is no adversary"
+    assert loaded("phase4", use_formant_shift=False)[1].settings["synthetic_vc"]["formants"] == []
+    _, random, _ = loaded("phase4", use_stratified_negatives=False, use_faiss_hard_negatives=False)
+    assert "negatives" not in random.settings["phase3_contrastive"]
+
+
+def test_the_adversarys_weight_multiplies_its_two_terms() -> None:
+    weights = loaded("phase4", gan_weight=0.5, lambda_adv=3.0)[1].weights
+    assert (weights["adversarial/adv"], weights["adversarial/features"]) == (1.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("freeze_base", False, "always frozen"),
+        ("gan_weight", "much", "expected a number"),
+        ("adapter_num_layers", 1, "at least 2"),
+        ("segment_length", "long", "crop_seconds"),
+        ("max_negatives", 0, "max_negatives"),
+        ("learning_rate", -1.0, "lr = -1.0"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(key: str, value: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        full(loaded("phase6", **{key: value})[1])
+
+
+def test_settings_of_today_are_no_original_file_and_may_stand_in_one() -> None:
+    assert not is_original({"strategies": ["phase4_decoder_film"], "batch_size": 4, "lr": 1e-3})
+    assert not is_original(read_values(NATIVE))
+    study, arm, _ = loaded("phase3", steps=7, warmup_steps=3)
+    assert (study.steps, arm.warmup_steps) == (7, 3)
+
+
+def test_comments_of_json_are_left_out_and_strings_are_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{ // one\n"base": "https://host//x", "name": "a \\"// b", // "data": "no"\n"steps": 3}//end')
+    assert read_values(path) == {"base": "https://host//x", "name": 'a "// b', "steps": 3}
+    path.write_text('{"steps": 3 / 4}')
+    with pytest.raises(UserError, match="no JSON file"):
+        read_values(path)
+
+
+def small_original(folder: Path, bench: Bench) -> Path:
+    """A phase 6 file on the small base, as somebody who adapts an old file would write it."""
+    values = read_values(ORIGINAL / "phase6.json") | {
+        "pretrained_model": str(bench.base), "train_data": str(bench.speech), "speaker_encoder_type": "simple",
+        "segment_length": 0.4, "batch_size": 3, "adapter_hidden_dim": 8, "save_every_steps": 2,
+        "gan_weight": 0.1, "n_ffts": [512],
+    }  # fmt: skip
+    (folder / "phase6.json").write_text("// adapted\n" + json.dumps(values, indent=1))
+    return folder / "phase6.json"
+
+
+def test_train_and_ablate_run_an_original_file(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = small_original(tmp_path, bench)
+    options = ["--steps", 2, "--judge", "ge2e", "--set", "test_pairs=2", "--set", "dev_pairs=2",
+               "--set", "pair_seconds=1.0", "--set", "samples=0"]  # fmt: skip
+    assert runner("train", "--config", file, "--out", tmp_path / "run", *options) == 0
+    said = " ".join(capsys.readouterr().err.split()) + " "
+    found = result(tmp_path / "run")
+    assert found["status"] == "success"
+    assert found["config"]["arm"]["strategies"] == ["phase6_encoder_adapter"]
+    assert "num_epochs has no meaning here" in said
+    assert runner("ablate", file, "--dry-run", "--seeds", 2, *options) == 0
+    assert "phase6_encoder_adapter" in capsys.readouterr().out
+    file.write_text(file.read_text().replace('"lambda_fm"', '"lambda_gm"'))
+    assert runner("train", "--config", file, "--out", tmp_path / "other", *options) == 2
+    assert "lambda_gm" in capsys.readouterr().err
