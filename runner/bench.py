@@ -45,7 +45,7 @@ def codec_against_upstream(base: str, rounds: int) -> list[str]:
         theirs.load_state_dict(ours.state_dict())
         works |= {"upstream encode": lambda: theirs.encode(audio), "upstream decode": lambda: theirs.decode(codes)}
     with torch.inference_mode():
-        taken = _alternating(works, rounds)
+        taken = alternating(works, rounds)
     lines = []
     for verb in ("encode", "decode"):
         line = f"{verb} {base}: {SECONDS / taken[verb]:.1f} times faster than real time"
@@ -83,7 +83,7 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
         for name, group in {"all": trained, **{arm.settings.title: [arm] for arm in trained}}.items():
             kept = shared[name] = []
             works[name] = lambda group=group, kept=kept: step(group, kept)  # type: ignore[misc]
-        taken = _alternating(works, rounds)
+        taken = alternating(works, rounds)
         common = {name: statistics.median(values) for name, values in shared.items()}
         expected = common["all"] + sum(taken[arm.settings.title] - common[arm.settings.title] for arm in trained)
         lines = [f"side by side, {len(trained)} arms, batch {study.batch_size} x {study.crop_seconds} s:"]
@@ -94,7 +94,7 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
         alone = sum(taken[arm.settings.title] for arm in trained)
         lines.append(f"  one step of all: {taken['all']:.3f} s = {taken['all'] / expected:.2f} x (shared + own)")
         lines.append(f"  against one after the other: {taken['all'] / alone:.2f} of {alone:.3f} s")
-        lines += [f"  passes of a step of {arm.settings.title}: {_passes(arm, materials, study)}" for arm in trained]
+        lines += [f"  passes of a step of {arm.settings.title}: {passes(arm, materials, study)}" for arm in trained]
         lines.append(f"peak memory of this process: {peak_memory(materials.device) / 2**30:.2f} GiB")
     return lines
 
@@ -111,7 +111,7 @@ def start_up() -> list[str]:
     return [f"runner --help: {min(taken):.2f} s"]
 
 
-def _passes(arm: Arm, materials: Materials, study: StudySettings) -> str:
+def passes(arm: Arm, materials: Materials, study: StudySettings) -> str:
     """Calls (and rows) of codec encoder, quantiser, decoder and teacher in one training step."""
     codec = materials.codec
     watched = {
@@ -144,7 +144,7 @@ def counting(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[int]]]:
             handle.remove()
 
 
-def _alternating(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def alternating(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each work, after one round to warm up; rounds alternate so that noise hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):

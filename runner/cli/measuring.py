@@ -33,6 +33,7 @@ def bench(
     from runner.cli.ablating import placements
     from runner.config import ArmSettings, StudySettings
     from runner.data import synthesize
+    from runner.objective_costs import objective_costs
 
     if threads:
         torch.set_num_threads(threads)
@@ -46,4 +47,6 @@ def bench(
         speech = synthesize(Path(folder) / "speech", 24, 6)
         study = StudySettings(data=str(speech), base=base, teacher=teacher)
         for line in measure.side_by_side(study, arms, catalogue, rounds):
+            print(line, flush=True)
+        for line in objective_costs(study, catalogue, rounds):
             print(line, flush=True)
