@@ -24,7 +24,26 @@ from snac_core.errors import UserError
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS of speak_lib.h
 _UTF8 = 1  # espeakCHARS_UTF8
 _LANGUAGE = "en-us"
+_RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
+_PHONEME_EVENTS = 1  # espeakINITIALIZE_PHONEME_EVENTS
+_PHONEME, _END = 7, 0  # espeak_EVENT_TYPE: a phoneme begins; the list of events ends
+_MARKS = "',%=;:-|!_"  # of stress, length and pauses, in names of phonemes
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 8),
+    )
 
 
 def _installed() -> tuple[Path, Path]:
@@ -56,8 +75,9 @@ class Voice:
     def __init__(self, library: ctypes.CDLL, name: str, data: Path, seed: int) -> None:
         self._library = library
         self._parts: list[bytes] = []
+        self._begun: list[tuple[str, int]] = []  # phonemes and the samples they begin at
         self._callback = _CALLBACK(self._take)  # must outlive the calls
-        self.sample_rate: int = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data.parent), 0)
+        self.sample_rate: int = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data.parent), _PHONEME_EVENTS)
         if self.sample_rate <= 0:
             raise UserError(f"espeak-ng does not start with its data in {data} (code {self.sample_rate})")
         library.espeak_SetSynthCallback(self._callback)
@@ -68,20 +88,48 @@ class Voice:
         c_library = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
         c_library.srand(ctypes.c_uint(seed & 0x7FFFFFFF))
 
-    def _take(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
+    def _take(self, samples: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
         if samples and count > 0:
             self._parts.append(ctypes.string_at(samples, 2 * count))
+        while events and (event := _Event.from_address(events)).type != _END:
+            if event.type == _PHONEME:
+                self._begun.append((event.name.decode(errors="replace"), event.sample))
+            events += ctypes.sizeof(_Event)
         return 0
 
     def say(self, text: str) -> np.ndarray:
         """The samples (T,) of a text, float32 in [-1, 1), at `sample_rate` Hz."""
         self._parts.clear()
+        self._begun.clear()
         words = text.encode()
         # text, bytes with the final zero, from position 0, counted in characters (1), to the end (0), flags
         code = self._library.espeak_Synth(words, ctypes.c_size_t(len(words) + 1), 0, 1, 0, _UTF8, None, None)
         if code != 0 or self._library.espeak_Synchronize() != 0:
             raise UserError(f"espeak-ng could not say {text!r} (code {code})")
         return np.frombuffer(b"".join(self._parts), dtype="<i2").astype(np.float32) / 32768
+
+    def adjust(self, *, rate: int = 175, pitch: int = 50, spread: int = 50) -> None:
+        """Say what follows at `rate` words a minute (80 to 450), with `pitch` and its `spread` from 0 to 100."""
+        for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, spread)):
+            if self._library.espeak_SetParameter(parameter, value, 0) != 0:
+                raise UserError(f"espeak-ng does not take {value} for its parameter {parameter}")
+
+    @property
+    def begun(self) -> list[tuple[str, int]]:
+        """What `say` said last: phonemes, without marks of stress, and the samples they begin at; "" is a pause."""
+        return [(name.strip(_MARKS), sample) for name, sample in self._begun]
+
+    def phonemes(self, text: str) -> list[str]:
+        """espeak-ng's names of the phonemes of a text, e.g. "aI", without marks of stress; silence has none."""
+        translate = self._library.espeak_TextToPhonemes
+        translate.restype = ctypes.c_char_p
+        words = ctypes.create_string_buffer(text.encode())
+        left = ctypes.c_void_p(ctypes.addressof(words))
+        clauses = []
+        while left.value:  # it takes a clause, and moves the pointer behind it; NULL at the end
+            clauses.append(translate(ctypes.byref(left), _UTF8, ord("_") << 8) or b"")  # "_" between phonemes
+        names = re.split(r"[ _\n]+", b" ".join(clauses).decode())
+        return [name for name in (n.strip(_MARKS) for n in names) if name]
 
 
 @contextmanager

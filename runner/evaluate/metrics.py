@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from runner.evaluate.phones import PER, PERAboveHalf
 from runner.evaluate.prosody import F0Correlation, F0Error, VoicingError
 from runner.evaluate.words import CER, WER
 from snac_core.hookspecs import hookimpl
@@ -195,6 +196,6 @@ def register_metrics(register: Callable[[type], None]) -> None:
     """Offer the metrics."""
     for metric in (
         SECS, SECSSource, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, Gap, TeacherSECS, WER, CER,
-        F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
+        PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

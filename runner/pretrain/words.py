@@ -33,14 +33,30 @@ class Recogniser:
 
     def __call__(self, audio: Tensor, sample_rate: int) -> str:
         """Words in audio (1, T)."""
+        self._listen(audio, sample_rate)
+        best = self._decoder.hyp()
+        return "" if best is None else str(best.hypstr)
+
+    def timed(self, audio: Tensor, sample_rate: int) -> list[tuple[str, float, float]]:
+        """(word, start, end) in s, for audio (1, T), one after another; what is not a word is ""."""
+        self._listen(audio, sample_rate)
+        return [
+            # "<sil>", "[NOISE]" and "++BREATH++" are no words, "the(2)" is the second way to say one
+            (
+                "" if s.word[0] in "<[+" else re.sub(r"\(\d+\)$", "", s.word),
+                s.start_frame / 100,
+                (s.end_frame + 1) / 100,
+            )
+            for s in self._decoder.seg() or ()
+        ]
+
+    def _listen(self, audio: Tensor, sample_rate: int) -> None:
         wave = resample(audio, sample_rate, RATE)[0]
         # the decoder adapts to what it heard before; the same audio shall always give the same words
         self._decoder.reinit_feat()
         self._decoder.start_utt()
         self._decoder.process_raw((wave.clamp(-1, 1) * 32767).short().numpy().tobytes(), full_utt=True)
         self._decoder.end_utt()
-        best = self._decoder.hyp()
-        return "" if best is None else str(best.hypstr)
 
 
 def wer_cost(items: Sequence[Item], made: Sequence[Tensor], rate: int, read: Callable[[Tensor, int], str]) -> float:

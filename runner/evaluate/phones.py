@@ -1,0 +1,46 @@
+"""Content by phones: how many of those that were to be said the recogniser of this project hears otherwise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from runner.evaluate.readings import remembered
+from runner.phones.alphabet import phones_of
+from runner.phones.recogniser import bundled, error_rate
+from snac_core.metric import Conversion, Metric
+
+
+class PER(Metric):
+    """Phone error rate of the converted output: against the text where it is known, else as the source is read."""
+
+    name, unit, direction, worst = "per", "share", "down", 1.0
+    role, margin = "content", 0.05
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _errors(conversion)
+
+
+class PERAboveHalf(Metric):
+    """Whether more than half of the phones are wrong; the mean is the share of such utterances."""
+
+    name, unit, direction, worst = "per_above_half", "share", "down", 1.0
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        errors = _errors(conversion)
+        return None if errors is None else float(errors > 0.5)
+
+
+def _errors(conversion: Conversion) -> float | None:
+    if not conversion.same_words:
+        return None
+    rate = conversion.sample_rate
+    said = phones_of(conversion.text) if conversion.text else _read(conversion.source, rate)
+    if not said:  # nothing is read in the source
+        return None
+    return error_rate(said, _read(conversion.converted, rate))
+
+
+def _read(audio: Tensor, rate: int) -> tuple[str, ...]:
+    recognise = bundled()
+    reading = remembered(f"phones {recognise.digest}", audio, rate, lambda: " ".join(recognise(audio, rate)))
+    return tuple(reading.split())
