@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snac_core import ConditionedCodec, UserError, discover
+from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.testing import Surroundings, small_codec
 from snac_core.testing.probes import gradients, perturbed
 from snac_core.testing.trial import hooks_of
@@ -46,7 +47,7 @@ def surroundings() -> Surroundings:
     around.audio, around.teacher = around.audio.double(), around.teacher.double()
     table = around.table
     table = replace(table, conditioning=table.conditioning.double(), reference=table.reference.double())
-    around.table = around.sampler.table = table
+    around.table, around.sampler = table, SpeakerSampler(table, seed=0)
     return around
 
 
