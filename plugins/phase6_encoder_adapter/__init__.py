@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from snac_core import Conditioning, Strategy, Tap, Taps, hookimpl
+from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
 from snac_core.film import FiLM
+from snac_core.losses import commitment
+
+_LEAST = 1e-3  # standard deviation of a channel that does not move, as in silence
 
 
 class ConvAdapter(nn.Module):
@@ -21,10 +25,14 @@ class ConvAdapter(nn.Module):
         hidden: width of the residual path.
         layers: blocks of FiLM(convolution over `kernel` frames) with a GELU.
         kernel: frames, odd.
+        bound: largest edit of a channel, in standard deviations of that channel over the item; None: any size.
     """
 
-    def __init__(self, channels: int, speaker_dim: int, hidden: int, layers: int, kernel: int) -> None:
+    def __init__(
+        self, channels: int, speaker_dim: int, hidden: int, layers: int, kernel: int, bound: float | None
+    ) -> None:
         super().__init__()
+        self.bound = bound
         widths = [channels] + [hidden] * layers
         films = [FiLM(speaker_dim, hidden) for _ in range(layers)]
         for film in films:  # only the output starts at zero: the speaker must matter inside from the first step
@@ -43,14 +51,18 @@ class ConvAdapter(nn.Module):
         hidden = x
         for convolution, film in zip(self.convolutions, self.films, strict=True):
             hidden = nn.functional.gelu(film(convolution(hidden), speaker))
-        edited: Tensor = x + self.output(hidden)
-        return edited
+        edit: Tensor = self.output(hidden)
+        if self.bound is not None:
+            largest = self.bound * x.detach().std(dim=-1, keepdim=True).clamp(min=_LEAST)
+            edit = largest * torch.tanh(edit / largest)
+        return x + edit
 
 
 class Phase6EncoderAdapter(Strategy):
     """A residual adapter at encoder taps, from the speaker embedding."""
 
     name = "phase6_encoder_adapter"
+    default_weights = {"commitment": 1.0}  # noqa: RUF012  (a constant of the class, as in its base)
 
     class Config(Strategy.Config):
         adapter_type: Literal["conv", "film"] = Field(
@@ -59,6 +71,9 @@ class Phase6EncoderAdapter(Strategy):
         hidden_dim: int = Field(256, ge=1, description="Width inside the adapter.")
         num_layers: int = Field(2, ge=1, description="Layers inside the adapter.")
         kernel: int = Field(5, ge=1, description="Frames that one convolution of the conv type sees; odd.")
+        bound: float | None = Field(
+            None, gt=0, description="Largest edit of the conv type, in standard deviations of a channel; None: any."
+        )
         taps: tuple[str, ...] = Field(("latent",), description="Patterns of the taps to edit, before VQ.")
 
     def __init__(self, config: Config, taps: Taps) -> None:
@@ -71,7 +86,7 @@ class Phase6EncoderAdapter(Strategy):
                 self.adapters[tap.name] = FiLM(taps.speaker_dim, tap.channels, hidden)
             else:
                 self.adapters[tap.name] = ConvAdapter(
-                    tap.channels, taps.speaker_dim, config.hidden_dim, config.num_layers, config.kernel
+                    tap.channels, taps.speaker_dim, config.hidden_dim, config.num_layers, config.kernel, config.bound
                 )
 
     @hookimpl
@@ -79,6 +94,13 @@ class Phase6EncoderAdapter(Strategy):
         """(B, C, F) to (B, C, F)."""
         edited: Tensor = self.adapters[tap.name](x, cond.speaker)
         return edited
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`commitment`: edited latents stay near entries of the codebooks; see `snac_core.losses.commitment`."""
+        own, converted = step.identity, step.converted
+        codes = [torch.cat(level) for level in zip(own.codes, converted.codes, strict=True)]
+        return {"commitment": commitment(step.model.codec.quantizer, torch.cat([own.z, converted.z]), codes)}
 
 
 @hookimpl
