@@ -83,7 +83,7 @@ def test_the_command_prints_the_table_and_where_it_is_kept(bench: Bench, capsys:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "nothing to evaluate; give --calibrate"),
+        ([], "nothing to evaluate; give one of"),
         (["--calibrate"], "no data: give a folder of speech with --data DIR"),
         (["--calibrate", "--data", "{speech}", "--judge", "ge2"], "did you mean 'ge2e'?"),
         (["--calibrate", "--data", "{speech}", "--split", "trian"], "unknown split 'trian'; did you mean 'train'?"),

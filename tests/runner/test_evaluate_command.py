@@ -1,0 +1,104 @@
+"""Other systems are judged as arms are, on the study's own conversions; trained runs, on other speech."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+from small_study import PHASES, Bench, contents, result, runner
+
+from runner.data import synthesize
+
+
+@pytest.fixture(scope="module")
+def study(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished study that may be added to."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("joined") / "study")
+
+
+@pytest.fixture(scope="module")
+def exported(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What another system is given."""
+    out = tmp_path_factory.mktemp("exported") / "audio"
+    assert runner("evaluate", "--pairs", study / "pairs.json", "--export", out) == 0
+    return out
+
+
+def test_a_study_exports_what_another_system_needs(study: Path, exported: Path) -> None:
+    pairs = json.loads((study / "pairs.json").read_text())["pairs"]
+    listed = list(csv.DictReader((exported / "pairs.csv").read_text().splitlines()))
+    assert [(row["pair"], row["target"]) for row in listed] == [(pair["id"], pair["target"]) for pair in pairs]
+    for pair in pairs:
+        samples, rate = soundfile.read(exported / "source" / f"{pair['id']}.wav")
+        assert len(samples) / rate == pytest.approx(pair["source"][2], abs=0.01)
+        assert soundfile.info(exported / "reference" / f"{pair['target']}.wav").duration > 0.5
+    assert "runner evaluate --audio" in (exported / "README.txt").read_text()
+
+
+def test_a_returned_system_joins_as_a_column_and_changes_nothing_else(study: Path, exported: Path) -> None:
+    arms = {name: contents(study / name) for name in PHASES}
+    before = json.loads((study / "report.json").read_text())
+    options = ("evaluate", "--audio", exported / "source", "--pairs", study / "pairs.json", "--name", "copy machine")
+    assert runner(*options) == 0
+    found = result(study / "systems" / "copy machine")
+    source = result(study / "controls" / "source")
+    assert found["kind"] == "system"
+    for row, wanted in zip(found["utterances"], source["utterances"], strict=True):
+        assert row["pair"] == wanted["pair"]
+        assert row["metrics"]["secs"] == pytest.approx(wanted["metrics"]["secs"], abs=2e-3)  # 16-bit rounding
+    after = json.loads((study / "report.json").read_text())
+    assert after["controls"]["copy machine"]["secs"]["mean"] == pytest.approx(
+        after["controls"]["source"]["secs"]["mean"], abs=2e-3
+    )
+    assert after["ranking"] == before["ranking"]
+    assert "copy machine" in (study / "report.html").read_text()
+    assert {name: contents(study / name) for name in PHASES} == arms
+    assert runner(*options) == 2  # the name is taken
+
+
+def test_a_system_that_returned_too_little_is_told_what_is_missing(
+    study: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = shutil.copytree(exported / "source", tmp_path / "few")
+    next(iter(sorted(few.iterdir()))).unlink()
+    assert runner("evaluate", "--audio", few, "--pairs", study / "pairs.json", "--name", "lazy") == 2
+    assert "lacks 1 of 2 conversions" in capsys.readouterr().err
+    assert not (study / "systems" / "lazy").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--pairs", "pairs.json"), "--pairs needs one of"),
+        (("--pairs", "nowhere.json", "--audio", "x"), "no list of pairs"),
+        (("somewhere",), "no data"),
+        (("somewhere", "--data", "nowhere"), "no run at somewhere"),
+    ],
+)
+def test_half_a_command_is_refused_in_one_line(
+    options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runner("evaluate", *options) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_trained_run_is_judged_on_other_speech(bench: Bench, study: Path, tmp_path: Path) -> None:
+    other = synthesize(tmp_path / "speech", 9, 4)
+    run = study / PHASES[1] / "seed0"
+    before = contents(run)
+    out = tmp_path / "elsewhere"
+    assert runner("evaluate", run, "--data", other, "--out", out) == 0
+    found = result(out)
+    assert found["status"] == "success"
+    assert found["digests"]["data"] != result(run)["digests"]["data"]
+    assert found["digests"]["base"] == result(run)["digests"]["base"]
+    assert found["metrics"]["secs"]["n_ok"] == found["pairs"]["n"]
+    assert (out / "report.html").is_file()
+    assert (out / "controls" / "floor" / "result.json").is_file()
+    assert contents(run) == before
+    assert runner("evaluate", run, "--data", other, "--out", out) == 0  # judged already: left as it is
+    assert result(out) == found
