@@ -22,7 +22,7 @@ def commitment(quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Ten
         codes: one (B, F / stride) per level, what it was quantised to.
 
     Returns:
-        a scalar, 0 where every encoding is its entry; gradient to `z` alone.
+        a scalar, 0 where every encoding is its entry; its gradient moves `z`, and no entry.
     """
     residual, distances = z, []
     for level, indices in zip(quantizer.quantizers, codes, strict=True):

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from snac_core.losses import MultiScaleSTFT, contrastive, cosine_distance, margin_ranking, mel_distance
+from snac_core.codec.vq import ResidualVectorQuantize
+from snac_core.losses import MultiScaleSTFT, commitment, contrastive, cosine_distance, margin_ranking, mel_distance
 
 ALL = torch.ones(4, 3, dtype=torch.bool)
 
@@ -127,3 +128,39 @@ def test_several_positives_count_their_mean_and_never_against_each_other(loss: C
     outputs, positives, negatives = units(4), units(4, 2), units(4, 3)
     each = [loss(outputs, positives[:, i], negatives) for i in range(2)]
     torch.testing.assert_close(loss(outputs, positives, negatives), torch.stack(each).mean())
+
+
+def quantiser(*strides: int, width: int = 4) -> ResidualVectorQuantize:
+    """Of double precision, its projections unit matrices, so that entries and latents are of one space."""
+    made = ResidualVectorQuantize(width, 16, width, strides).double()
+    with torch.no_grad():
+        for level in made.quantizers:
+            for projection in (level.in_proj, level.out_proj):
+                norm = projection.parametrizations["weight"]
+                norm.original0.fill_(1)
+                norm.original1.copy_(torch.eye(width).unsqueeze(-1))
+                projection.bias.zero_()
+    return made.requires_grad_(False)
+
+
+def test_commitment_is_zero_on_the_entries_and_the_square_of_the_way_from_them() -> None:
+    made = quantiser(1)
+    codes = torch.randint(16, (3, 10))
+    entries = made.from_codes([codes])
+    assert commitment(made, entries, [codes]) == pytest.approx(0, abs=1e-20)
+    for scale in (0.0, 2.0, -1.0):
+        assert float(commitment(made, scale * entries, [codes])) == pytest.approx((scale - 1) ** 2)
+
+
+def test_commitment_pulls_a_latent_to_what_it_was_quantised_to_and_moves_no_entry() -> None:
+    made = quantiser(2, 1)
+    z = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
+    _, codes = made(z)
+    assert gradcheck(lambda latent: commitment(made, latent, codes), (z,))
+    before = commitment(made, z, codes)
+    before.backward()
+    assert z.grad is not None
+    assert commitment(made, z - 0.5 * z.grad, codes) < before
+    unfrozen = made.requires_grad_(True)
+    commitment(unfrozen, z.detach(), codes).backward()
+    assert all(parameter.grad is None for name, parameter in made.named_parameters() if "codebook" in name)
