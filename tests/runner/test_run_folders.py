@@ -22,8 +22,9 @@ from snac_core.conditioned import ConditionedCodec
 
 def test_a_study_folder_holds_what_it_should(finished: Path) -> None:
     expected = {"study.toml", "study.json", "pairs.json", "report.html", "report.md", "report.json", "tables"}
-    assert expected | {"controls", *PHASES} == {path.name for path in finished.iterdir()}
-    assert {path.name for path in (finished / "controls").iterdir()} == {"source", "floor", "ceiling", "moved_voice"}
+    assert expected | {"abx.html", "controls", *PHASES} == {path.name for path in finished.iterdir()}
+    controls = {"source", "floor", "ceiling", "mismatched", "moved_voice"}
+    assert {path.name for path in (finished / "controls").iterdir()} == controls
     for name in PHASES:
         run = {path.name for path in (finished / name / "seed0").iterdir()}
         files = {"config.json", "metrics.jsonl", "training.log", "checkpoint", "model", "result.json", "samples"}
@@ -121,8 +122,8 @@ def test_a_result_says_what_it_cost_and_what_it_was_made_with(finished: Path) ->
 def test_samples_are_the_same_pairs_everywhere(finished: Path) -> None:
     wavs = {path.name for path in (finished / PHASES[2] / "seed0" / "samples").iterdir()}
     pair = result(finished / PHASES[2] / "seed0")["utterances"][0]["pair"]
-    assert wavs == {f"{pair}.wav", f"{pair}.identity.wav"}
-    assert {path.name for path in (finished / "controls" / "source" / "samples").iterdir()} == wavs
+    assert wavs == {f"{pair}.wav", f"{pair}.identity.wav", "worst"}
+    assert {path.name for path in (finished / "controls" / "source" / "samples").iterdir()} == wavs - {"worst"}
     assert {path.name for path in (finished / "controls" / "ceiling" / "samples").iterdir()} == {f"{pair}.wav"}
     assert soundfile.info(finished / PHASES[2] / "seed0" / "samples" / f"{pair}.wav").samplerate == 16000
 

@@ -1,0 +1,211 @@
+"""Systems whose quality is known are judged for what they are, on speech where a true target utterance exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from runner.config import ArmSettings, StudySettings
+from runner.controls import Console, fit_metrics, run_controls
+from runner.data import synthesize
+from runner.evaluate.conversions import Conversions, Item
+from runner.evaluate.judging import Scores, score
+from runner.evaluate.moved_voice import change_voice
+from runner.evaluate.prosody import mean_log2
+from runner.evaluate.systems import Rendering, System, floor, resynthesis
+from runner.materials import Materials
+from runner.report import build
+from runner.report.metrics import present
+from runner.report.numbers import Numbers, compute
+from runner.report.results import read
+from runner.report.sentences import Verdict, verdict
+from runner.runs import write_result
+from snac_core.plugins import discover
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+parselmouth = pytest.importorskip("parselmouth", reason="needs praat-parselmouth (the judges extra)")
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+    """48 synthetic voices that say the same sentences, the bundled base and encoders."""
+    speech = synthesize(tmp_path_factory.mktemp("parallel") / "speech", 48, 12)
+    study = StudySettings(name="planted", data=str(speech), test_pairs=36, pair_seconds=3.0, samples=0)
+    return Materials(study, discover())
+
+
+@pytest.fixture(scope="module")
+def folder(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with its controls judged."""
+    place = tmp_path_factory.mktemp("planted")
+    run_controls(materials.study, place, materials, Console(print, lambda *_: None))
+    materials.test_pairs.export(place / "pairs.json")
+    return place
+
+
+def everywhere(change: Callable[[Conversions, Item, str], Tensor]) -> System:
+    """A system from (conversions, item, speaker asked for) to audio."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        return Rendering(
+            converted=change(conversions, item, item.pair.target),
+            identity=change(conversions, item, item.pair.source_speaker),
+            other=change(conversions, item, item.other) if item.other else None,
+        )
+
+    return render
+
+
+def oracle(materials: Materials) -> System:
+    """The codec's rendering of the target itself, saying the same words."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        def said_by(speaker: str) -> Tensor:
+            wanted = conversions.corpus.utterance(item.pair.source.utterance).text
+            same = next(u for u in conversions.corpus.of_speaker(speaker) if u.text == wanted)
+            from runner.data import Segment
+
+            return resynthesis(materials.codec, conversions.segment_audio(Segment(same.id, 0.0, same.seconds - 0.002)))
+
+        source = resynthesis(materials.codec, item.audio)
+        return Rendering(said_by(item.pair.target), source, said_by(item.other))
+
+    return render
+
+
+def deaf(materials: Materials) -> System:
+    """The bare codec, whatever the embedding."""
+    bare = floor(materials.codec)
+    return everywhere(lambda conversions, item, _: bare(conversions, item).converted)
+
+
+def noise(_: Materials) -> System:
+    def hiss(conversions: Conversions, item: Item, speaker: str) -> Tensor:
+        return 0.1 * torch.randn(item.audio.shape[-1], generator=torch.Generator().manual_seed(len(speaker)))
+
+    return everywhere(hiss)
+
+
+def average_voice(materials: Materials) -> System:
+    """One voice for everybody: pitch and formants moved to the same place."""
+
+    def one(conversions: Conversions, item: Item, speaker: str) -> Tensor:
+        return resynthesis(materials.codec, change_voice(item.audio[0], conversions.sample_rate, 150.0, 1.0)[None])
+
+    return everywhere(one)
+
+
+def change_of_sex(materials: Materials) -> System:
+    """A low voice for a low target, a high one for a high target, and no other difference."""
+    low: dict[str, bool] = {}
+
+    def is_low(conversions: Conversions, speaker: str) -> bool:
+        if speaker not in low:
+            pitch = mean_log2(conversions.target_audio(speaker, "conditioning"), conversions.sample_rate) or 7.3
+            low[speaker] = conversions.corpus.sex(speaker) == "m" if conversions.corpus.sex(speaker) else pitch < 7.3
+        return low[speaker]
+
+    def moved(conversions: Conversions, item: Item, speaker: str) -> Tensor:
+        hertz, ratio = (105.0, 0.92) if is_low(conversions, speaker) else (200.0, 1.1)
+        return resynthesis(materials.codec, change_voice(item.audio[0], conversions.sample_rate, hertz, ratio)[None])
+
+    return everywhere(moved)
+
+
+def attack(materials: Materials) -> System:
+    """The bare codec's output plus a faint signal that the teacher takes for the target (projected gradient steps)."""
+    bare, teacher = floor(materials.codec), materials.teacher
+
+    def fooled(conversions: Conversions, item: Item, speaker: str) -> Tensor:
+        clean = bare(conversions, item).converted
+        most = 0.02 * float(clean.abs().max())
+        delta = torch.zeros_like(clean)
+        for _ in range(12):
+            delta.requires_grad_(True)
+            heard = teacher((clean + delta)[None, None], conversions.sample_rate)[0]
+            (slope,) = torch.autograd.grad(heard @ conversions.conditioning[speaker], delta)
+            delta = (delta + 0.25 * most * slope.sign()).clamp(-most, most).detach()
+        return clean + delta
+
+    return everywhere(fooled)
+
+
+def judge(materials: Materials, folder: Path, **systems: System) -> tuple[Numbers, Verdict, dict[str, Scores]]:
+    """The systems as arms of three seeds each, through the report's own code."""
+    metrics, _ = fit_metrics(folder, materials)
+    kept = {}
+    for path in folder.iterdir():
+        if path.name not in ("controls", "pairs.json") and path.is_dir():
+            path.rename(folder.parent / f"{folder.name}-{path.name}-{len(list(folder.parent.iterdir()))}")
+    for name, system in systems.items():
+        kept[name] = score(system, materials.test, materials.catalogue, only=metrics)
+        for seed in range(3):
+            write_result(
+                folder / name / f"seed{seed}", study=materials.study, materials=materials, status="success", arm=name,
+                seed=seed, settings=ArmSettings(strategies=(name,), objectives=()).model_copy(update={"strategies": ()}),
+                scores=kept[name], noise_floor={"secs": 0.0005},
+            )  # fmt: skip
+    build(folder)
+    study = read(folder)
+    numbers = compute(study, [m.name for m in present(study.results())])
+    for (arm, metric), e in numbers.arms.items():
+        if metric in ("normalised", "specificity", "overrating", "fragility", "eer", "per", "normalised_content"):
+            print(f"{arm:14s} {metric:20s} {e.mean:7.3f} [{e.low:.3f}, {e.high:.3f}]")
+    said = verdict(study, numbers)
+    print(said.headline, *said.findings, *said.cautions, sep="\n- ")
+    return numbers, said, kept
+
+
+def test_an_oracle_wins_a_deaf_arm_is_dead_and_noise_loses_on_content(materials: Materials, folder: Path) -> None:
+    numbers, said, _ = judge(materials, folder, oracle=oracle(materials), deaf=deaf(materials), noise=noise(materials))
+    assert numbers.content is not None
+    words = {(c.a, c.b): c.decision.word for c in numbers.comparisons}
+    assert words["oracle", "deaf"] == words["oracle", "noise"] == "better"
+    assert said.headline == "oracle is better than the other 2 arms."
+    assert numbers.dead == ("deaf",)
+    assert numbers.arms["noise", "normalised_content"].low > 0.5
+    assert numbers.arms["oracle", "normalised"].low > 0.5
+    assert words["deaf", "noise"] == "better"
+
+
+def test_an_average_voice_and_a_change_of_sex_fail_specificity(materials: Materials, folder: Path) -> None:
+    numbers, said, _ = judge(
+        materials, folder, average=average_voice(materials), sexes=change_of_sex(materials), oracle=oracle(materials)
+    )
+    assert numbers.arms["oracle", "specificity"].clears(0.05)
+    for name in ("average", "sexes"):
+        assert not numbers.arms[name, "specificity"].clears(0)
+    (told,) = [line for line in said.cautions if line.startswith("Not shown to follow the speaker")]
+    assert "average" in told
+    assert "sexes" in told
+    assert "oracle" not in told
+
+
+def test_an_attack_on_the_teacher_is_exposed_by_the_judge(materials: Materials, folder: Path) -> None:
+    numbers, said, kept = judge(materials, folder, attack=attack(materials), deaf=deaf(materials))
+    by_teacher, by_judge = (
+        {name: kept[name].pooled[metric]["mean"] for name in kept} for metric in ("teacher_secs", "secs")
+    )
+    assert by_teacher["attack"] - by_teacher["deaf"] > 0.2
+    assert by_judge["attack"] - by_judge["deaf"] < 0.05
+    assert any(
+        line.startswith("The teacher scores higher than the judge") and "attack" in line for line in said.cautions
+    )
+
+
+def test_silence_and_nan_score_worst(materials: Materials, folder: Path) -> None:
+    numbers, *_ = judge(
+        materials, folder,
+        silence=everywhere(lambda c, item, s: torch.zeros_like(item.audio[0])),
+        broken=everywhere(lambda c, item, s: torch.full_like(item.audio[0], float("nan"))),
+        deaf=deaf(materials),
+    )  # fmt: skip
+    for name in ("silence", "broken"):
+        assert numbers.arms[name, "secs"].mean == -1
+        assert numbers.arms[name, "per"].mean == 1
+        assert numbers.ok[name, "secs"] == numbers.ok["deaf", "secs"]  # judged, not missing
+    assert numbers.ranked[0] == "deaf"
