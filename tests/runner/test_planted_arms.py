@@ -137,7 +137,7 @@ def attack(materials: Materials) -> System:
 def judge(materials: Materials, folder: Path, **systems: System) -> tuple[Numbers, Verdict, dict[str, Scores]]:
     """The systems as arms of three seeds each, through the report's own code."""
     metrics, _ = fit_metrics(folder, materials)
-    kept = {}
+    kept, nothing = {}, ArmSettings(objectives=())
     for path in folder.iterdir():
         if path.name not in ("controls", "pairs.json") and path.is_dir():
             path.rename(folder.parent / f"{folder.name}-{path.name}-{len(list(folder.parent.iterdir()))}")
@@ -146,7 +146,7 @@ def judge(materials: Materials, folder: Path, **systems: System) -> tuple[Number
         for seed in range(3):
             write_result(
                 folder / name / f"seed{seed}", study=materials.study, materials=materials, status="success", arm=name,
-                seed=seed, settings=ArmSettings(strategies=(name,), objectives=()).model_copy(update={"strategies": ()}),
+                seed=seed, settings=nothing,
                 scores=kept[name], noise_floor={"secs": 0.0005},
             )  # fmt: skip
     build(folder)
@@ -186,15 +186,14 @@ def test_an_average_voice_and_a_change_of_sex_fail_specificity(materials: Materi
 
 
 def test_an_attack_on_the_teacher_is_exposed_by_the_judge(materials: Materials, folder: Path) -> None:
-    numbers, said, kept = judge(materials, folder, attack=attack(materials), deaf=deaf(materials))
+    _, said, kept = judge(materials, folder, attack=attack(materials), deaf=deaf(materials))
     by_teacher, by_judge = (
         {name: kept[name].pooled[metric]["mean"] for name in kept} for metric in ("teacher_secs", "secs")
     )
     assert by_teacher["attack"] - by_teacher["deaf"] > 0.2
     assert by_judge["attack"] - by_judge["deaf"] < 0.05
-    assert any(
-        line.startswith("The teacher scores higher than the judge") and "attack" in line for line in said.cautions
-    )
+    (told,) = [line for line in said.cautions if line.startswith("The teacher scores higher than the judge")]
+    assert "attack" in told
 
 
 def test_silence_and_nan_score_worst(materials: Materials, folder: Path) -> None:
