@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_study import Bench, result, runner
+from small_study import Bench, runner
 
 from runner.config import ArmSettings, StudySettings, compose, read_values
 from runner.original_settings import is_original, translated
@@ -129,20 +129,29 @@ def small_original(folder: Path, bench: Bench) -> Path:
     return folder / "phase6.json"
 
 
-def test_train_and_ablate_run_an_original_file(
-    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_train_and_ablate_take_an_original_file(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = small_original(tmp_path, bench)
     options = ["--steps", 2, "--judge", "ge2e", "--set", "test_pairs=2", "--set", "dev_pairs=2",
                "--set", "pair_seconds=1.0", "--set", "samples=0"]  # fmt: skip
-    assert runner("train", "--config", file, "--out", tmp_path / "run", *options) == 0
-    said = " ".join(capsys.readouterr().err.split()) + " "
-    found = result(tmp_path / "run")
-    assert found["status"] == "success"
-    assert found["config"]["arm"]["strategies"] == ["phase6_encoder_adapter"]
-    assert "num_epochs has no meaning here" in said
+    given: list[Any] = []
+
+    def recorded(*arguments: Any, **_: Any) -> str:
+        given.append(arguments)
+        return "as planned"
+
+    monkeypatch.setattr("runner.cli.ablating.describe_plan", recorded)
+    monkeypatch.setattr("runner.cli.ablating.run_arms", recorded)
     assert runner("ablate", file, "--dry-run", "--seeds", 2, *options) == 0
-    assert "phase6_encoder_adapter" in capsys.readouterr().out
+    assert runner("train", "--config", file, "--out", tmp_path / "run", *options) == 2, "nothing was trained"
+    assert "num_epochs has no meaning here" in " ".join(capsys.readouterr().err.split())
+    assert [given[0][0].seeds, given[1][0].seeds] == [(0, 1), (0,)]
+    for study, (arm,), *_ in given:
+        assert (study.steps, study.batch_size, study.crop_seconds) == (2, 3, 0.4)
+        assert arm.all_strategies == [
+            "phase6_encoder_adapter", "voice_conversion", "phase3_contrastive", "synthetic_vc", "adversarial",
+        ]  # fmt: skip
     file.write_text(file.read_text().replace('"lambda_fm"', '"lambda_gm"'))
     assert runner("train", "--config", file, "--out", tmp_path / "other", *options) == 2
-    assert "lambda_gm" in capsys.readouterr().err
+    assert "did you mean 'lambda_fm'" in " ".join(capsys.readouterr().err.split())

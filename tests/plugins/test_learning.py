@@ -1,0 +1,137 @@
+"""Each objective alone teaches a placement before the quantiser and one after it what it asks for.
+
+What is compared is the objective's own weighted loss on batches that were not trained on, before and after. An
+adversary's loss means something under one critic only: both are heard by the critic of the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner.arm import Arm
+from runner.config import ArmSettings, StudySettings
+from runner.data import synthesize
+from runner.materials import Materials
+from runner.objective_costs import objectives
+from runner.terms import terms_of
+from snac_core import ConditionedCodec, UserError, discover
+from snac_core.bare import BarePass
+from snac_core.checkpoint import load_state, state_of
+from snac_core.step import Step
+from snac_core.testing import Surroundings, small_codec
+
+CATALOGUE = discover()
+OBJECTIVES = objectives(CATALOGUE)
+PAIRS = [(placement, name) for placement in ("phase4_decoder_film", "phase6_encoder_adapter") for name in OBJECTIVES]
+RISES = {"codebook_adversary"}  # its classifier's error is to become larger
+SMALL = {"adversarial": {"periods": (2, 3), "n_ffts": (256,)}}
+SPEAKER_DIM, LATE = 8, 10**6  # a step after every warm-up
+
+
+def own_loss(step: Step, objective: str) -> torch.Tensor:
+    """The weighted sum of an objective's terms."""
+    weights = CATALOGUE.strategies[objective].default_weights
+    terms = {name: term for name, term in terms_of(step, "loss").items() if name.startswith(f"{objective}/")}
+    return torch.stack([weights.get(name.split("/")[1], 1.0) * term for name, term in terms.items()]).sum()
+
+
+@torch.no_grad()
+def heard(model: ConditionedCodec, steps: Callable[[ConditionedCodec], list[Step]], objective: str) -> list[float]:
+    """The objective's loss on each held-out batch; positive is bad."""
+    with model.codec.fixed_noise(0):
+        sign = -1 if objective in RISES else 1
+        return [sign * float(own_loss(step, objective)) for step in steps(model)]
+
+
+def fallen(
+    model: ConditionedCodec,
+    steps: Callable[[ConditionedCodec], list[Step]],
+    objective: str,
+    start: dict[str, torch.Tensor],
+) -> tuple[list[float], list[float]]:
+    """The loss on held-out batches with the strategies' `start`, and as they are now, under the same critics."""
+    now = {key: value.clone() for key, value in state_of(model).items()}
+    after = heard(model, steps, objective)
+    load_state(model, start, "the start")
+    before = heard(model, steps, objective)
+    load_state(model, now, "the end")
+    return before, after
+
+
+@pytest.mark.parametrize(("placement", "objective"), PAIRS)
+def test_an_objective_alone_lowers_itself_on_what_it_was_not_trained_on(placement: str, objective: str) -> None:
+    surroundings, other = (Surroundings(small_codec(decoder_dim=16), SPEAKER_DIM) for _ in range(2))
+    other.codec = surroundings.codec
+    other.audio = 0.8 * other.audio.roll(400, -1)
+    model = ConditionedCodec(
+        surroundings.codec,
+        [placement, objective],
+        speaker_dim=SPEAKER_DIM,
+        config={objective: {**OBJECTIVES[objective], **SMALL.get(objective, {})}},
+        plugins=CATALOGUE,
+    ).train()
+    try:
+        for _, hook in model.callers("training_start"):
+            hook(context=surroundings.context(model))
+    except UserError:
+        assert (placement, objective) == ("phase4_decoder_film", "codebook_adversary")
+        return
+    start = {key: value.clone() for key, value in state_of(model).items()}
+    critic = [parameter for _, parameter in model.critic_parameters()]
+    own = [parameter for _, parameter in model.trained_parameters()]
+    for parameters, count in ((critic, 4), (own, 6)):  # a critic first, which then stands still
+        optimizer = torch.optim.Adam(parameters, lr=1e-2) if parameters else None
+        for index in range(count if optimizer else 0):
+            step = surroundings.step(model, LATE + index)
+            loss = sum(terms_of(step, "critic_loss").values()) if parameters is critic else own_loss(step, objective)
+            for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = grad
+            optimizer.step()
+    before, after = fallen(model, lambda m: [other.step(m, 2 * LATE + i) for i in range(1)], objective, start)
+    assert sum(after) < sum(before)
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+    """The bundled base and teacher, and 24 synthetic voices."""
+    speech = synthesize(tmp_path_factory.mktemp("speech") / "voices", 24, 8)
+    study = StudySettings(data=str(speech), batch_size=4, crop_seconds=0.64, steps=200)
+    return Materials(study, CATALOGUE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("placement", "objective"), PAIRS)
+def test_on_the_small_base_an_objective_alone_lowers_itself_on_held_out_batches_within_200_steps(
+    materials: Materials, placement: str, objective: str, tmp_path: Path
+) -> None:
+    settings = ArmSettings(
+        strategies=(placement,), objectives=(objective,), settings={objective: OBJECTIVES[objective]}, lr=1e-3
+    )
+    try:
+        arm = Arm.new(settings, 0, tmp_path, materials)
+    except UserError:
+        assert (placement, objective) == ("phase4_decoder_film", "codebook_adversary")
+        return
+    start = {key: value.clone() for key, value in state_of(arm.model).items()}
+    batches = materials.batches(0)
+
+    def seen(index: int, model: ConditionedCodec) -> Step:
+        batch = batches.at(index)
+        speakers = materials.table.rows(batch.speakers)
+        targets = arm.sampler.targets(speakers, index, 1)
+        return arm.make_step(index, BarePass(materials.codec, batch.audio), speakers, targets, model)
+
+    before, after = [1.0], [1.0]
+    for index in range(1, 201):
+        step = seen(index, arm.model)
+        arm.step(index, step.bare_pass, step.speaker_ids, step.target_ids)
+        if index % 25 == 0:
+            before, after = fallen(arm.model, lambda m: [seen(10**6 + i, m) for i in range(4)], objective, start)
+            print(f"{placement}, {objective}, {index} steps: {sum(before) / 4:.4f} to {sum(after) / 4:.4f}")
+            if all(a < b for a, b in zip(after, before, strict=True)):
+                return
+    pytest.fail(f"from {before} to {after}")
