@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,22 +36,24 @@ class Converter:
         run: folder of a run, or of its model; None: the bare codec `base`.
         device: "cpu", "cuda" or "cuda:N".
         catalogue: the plugins; the installed ones where not given.
-        base: the codec where there is no run.
+        base: the codec where there is no run ("tiny" where not given), or where the run's own base lies elsewhere now.
     """
 
     def __init__(
-        self, run: Path | None, device: str, catalogue: Catalogue | None = None, *, base: str = "tiny"
+        self, run: Path | None, device: str, catalogue: Catalogue | None = None, *, base: str | None = None
     ) -> None:
         self.device = device_named(device)
         self.encoder: SpeakerEncoder | None = None
         if run is None:
-            self.model = ConditionedCodec(base)
+            self.model = ConditionedCodec(base or "tiny")
         else:
             catalogue = catalogue or discover()
             folder = run / "model" if (run / "model").is_dir() else run
             if not (folder / "config.json").is_file():
                 raise UserError(f"no trained model at {run}; expected a run folder with model/, or the model's folder")
-            self.model = ConditionedCodec.from_pretrained(folder, plugins=catalogue)
+            self.model = ConditionedCodec.from_pretrained(
+                folder, codec=base or base_folder(folder.parent), plugins=catalogue
+            )
             if self.model.encoder is not None:
                 self.encoder = load_speaker_encoder(self.model.encoder.name, plugins=catalogue).to(self.device)
         self.model.to(self.device).eval()
@@ -139,6 +142,15 @@ class Converter:
                 f"{self.model.codec.digest[:12]}"
             )
         return levels, int(about["length"])
+
+
+def base_folder(run: Path) -> str | None:
+    """The folder of the base that a run was trained on, where that is a folder which is still there."""
+    try:
+        base = json.loads((run / "config.json").read_text())["study"]["base"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) and Path(base).is_dir() else None
 
 
 def _check_out(out: Path, suffix: str, inputs: Sequence[Path]) -> None:

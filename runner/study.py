@@ -13,6 +13,7 @@ from runner.config import ArmSettings, StudySettings
 from runner.controls import CONTROLS, Console, fit_metrics, judged, run_controls, shuffled_arm
 from runner.data import PairList
 from runner.evaluate.noise import noise_floor
+from runner.evaluate.stating import evaluation
 from runner.evaluate.systems import conditioned
 from runner.materials import Materials
 from runner.preflight import preflight
@@ -134,6 +135,8 @@ def _run_seed(
             console.line(f"{title}, seed {seed}: failed: {described(error)}")
             finish(arm, "failed", error=f"in judging: {described(error)}")
             continue
+        arm.model.evaluation = evaluation(arm.model, scores, materials, seed=seed, steps=arm.progress.step)
+        arm.model.save_pretrained(arm.folder / "model")  # again: its card now has the figures
         finish(arm, "success", scores=scores, noise_floor={"secs": floor})
 
 

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from snac_core import atomic
+from snac_core import atomic, hub
 from snac_core.codec import SNAC
+from snac_core.codec.loading import bundled
 from snac_core.errors import UserError
+from snac_core.model_card import strategies_card
 from snac_core.plugins import Catalogue, discover
-from snac_core.settings import describe as reason_of
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.stored import FORMAT, read_config
 
 if TYPE_CHECKING:
     from snac_core.conditioned import ConditionedCodec
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-FORMAT = 1
 
 
 def save_strategies(model: ConditionedCodec, folder: Path) -> None:
     """Write weights, config and a model card of `model`'s strategies into `folder`; critics are left out."""
     # weights first: they are what a full disk refuses, and then what was saved before stays whole
     atomic.write_bytes(folder / WEIGHTS, save(state_of(model), metadata={"format": "pt"}))
-    atomic.write_json(folder / CONFIG, describe(model))
-    atomic.write_text(folder / "README.md", model_card(model))
+    described = describe(model)
+    count = sum(parameter.numel() for _, parameter in model.trained_parameters())
+    atomic.write_json(folder / CONFIG, described)
+    atomic.write_text(folder / "README.md", strategies_card(described, count))
 
 
 def state_of(model: ConditionedCodec) -> dict[str, Tensor]:
@@ -68,57 +68,63 @@ def load_state(model: ConditionedCodec, state: dict[str, Tensor], source: str) -
 
 def describe(model: ConditionedCodec) -> dict[str, Any]:
     """The JSON-able description from which the model is rebuilt."""
-    encoder = model.encoder
+    encoder, codec = model.encoder, model.codec
+    evaluation = model.evaluation
+    if evaluation and evaluation["weights"] != digest_of(model):
+        evaluation = None  # figures of other weights than these
     return {
         "format": FORMAT,
-        "base": {"name": model.codec.name, "digest": model.codec.digest},
+        "base": {"name": codec.name, "revision": codec.revision, "digest": codec.digest},
         "speaker_encoder": encoder and {"name": encoder.name, "dim": encoder.dim, "digest": encoder.digest},
         "strategies": [
             {"name": name, "config": strategy.config.model_dump(mode="json"), "module": type(strategy).__module__}
             for name, strategy in model.attached.items()
         ],
+        "evaluation": evaluation,
     }
+
+
+def digest_of(model: ConditionedCodec) -> str:
+    """sha256, in hex, over the strategies' tensors."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state_of(model).items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_strategies(
     cls: type[ConditionedCodec],
     name_or_folder: str | Path,
     *,
-    codec: SNAC | None,
+    codec: SNAC | str | Path | None,
     plugins: Catalogue | None,
     speaker_encoder: SpeakerEncoder | None = None,
     **options: Any,
 ) -> ConditionedCodec:
-    """Rebuild a model from a folder or a hub id. Hub options: `revision`, `token`, `local_files_only`.
+    """Rebuild a model from a folder or a hub id. Hub options: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Options but the revision hold for the base too, where that comes from the hub.
 
     Raises:
         UserError: for a missing or damaged file, another base than the weights were trained on, another speaker
             encoder, or a strategy that no installed plugin offers.
     """
-    folder = _folder(name_or_folder, options)
-    stored = _config(folder)
-    base = stored["base"]
-    if codec is None:
-        if not base["name"]:
-            raise UserError(f"{folder} was trained on an unnamed base; give it: from_pretrained(..., codec=codec)")
-        codec = SNAC.from_pretrained(base["name"])
-    if codec.digest != base["digest"]:
-        raise UserError(
-            f"{folder} belongs to base {base['name'] or 'unnamed'!r} with digest {base['digest'][:12]}; "
-            f"got a base with digest {codec.digest[:12]}"
-        )
+    config, weights = _files(name_or_folder, options)
+    stored = read_config(config)
+    codec = _base(stored["base"], codec, str(name_or_folder), options)
     encoder = stored["speaker_encoder"]
     if speaker_encoder is not None and encoder and encoder["digest"] not in (None, speaker_encoder.digest):
         raise UserError(
-            f"{folder} is conditioned with {encoder['name']!r}, digest {encoder['digest'][:12]}; "
+            f"{name_or_folder} is conditioned with {encoder['name']!r}, digest {encoder['digest'][:12]}; "
             f"got {speaker_encoder.name!r}, digest {speaker_encoder.digest[:12]}"
         )
     catalogue = plugins or discover()
     for strategy in stored["strategies"]:
         if strategy["name"] not in catalogue.strategies:
             raise UserError(
-                f"{folder} needs strategy {strategy['name']!r} from module {strategy['module']!r}, which no plugin "
-                f"here offers; install its plugin or name its file (--plugin FILE, discover([file]))"
+                f"{name_or_folder} needs strategy {strategy['name']!r} from module {strategy['module']!r}, "
+                f"which no plugin here offers; install its plugin or name its file (--plugin FILE, discover([file]))"
             )
     model = cls(
         codec,
@@ -129,7 +135,8 @@ def load_strategies(
     )
     if encoder:
         model.encoder = type(model.encoder)(**encoder)  # type: ignore[misc]
-    load_state(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    load_state(model, read_tensors(weights), str(weights))
+    model.evaluation = stored["evaluation"]
     return model.eval()
 
 
@@ -144,98 +151,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def push_strategies(model: ConditionedCodec, repo_id: str, **options: Any) -> str:
-    """Upload a model's folder; creates the repository where it is missing. Returns its address."""
-    api = HfApi(token=options.pop("token", None))
-    private = options.pop("private", None)
+    """Upload what `save_strategies` writes; see `snac_core.hub.push`. Returns the repository's address."""
     with tempfile.TemporaryDirectory() as folder:
         save_strategies(model, Path(folder))
-        repository = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload strategies", **options)
-    return str(repository)
+        return hub.push(Path(folder), repo_id, **options)
 
 
-def model_card(model: ConditionedCodec) -> str:
-    """A README.md for a hub page: what it is, what it belongs to, how to load it."""
-    described = describe(model)
-    encoder = described["speaker_encoder"] or {"name": "none", "digest": None}
-    base = described["base"]
-    rows = "\n".join(
-        f"| `{s['name']}` | `{json.dumps(s['config'], sort_keys=True)}` |" for s in described["strategies"]
-    )
-    count = sum(parameter.numel() for _, parameter in model.trained_parameters())
-    return f"""---
-library_name: snac-conditioning
-tags: [neural-audio-codec, snac, voice-conversion]
-base_model: {base["name"] or "unnamed"}
----
-# {" + ".join(model.strategies) or "no strategy"} on {base["name"] or "an unnamed base"}
-
-Conditioning strategies for a frozen SNAC codec: {count:,} parameters. The base is not included.
-
-| strategy | settings |
-|---|---|
-{rows}
-
-| belongs to | name | sha256 |
-|---|---|---|
-| base | {base["name"] or "unnamed"} | `{base["digest"]}` |
-| speaker encoder | {encoder["name"]} | `{encoder["digest"]}` |
-
-```python
-from snac_core import ConditionedCodec
-
-model = ConditionedCodec.from_pretrained("this folder or repository")
-```
-"""
-
-
-def _folder(name: str | Path, options: dict[str, Any]) -> Path:
+def _files(name: str | Path, options: dict[str, Any]) -> tuple[Path, Path]:
+    """Paths of config and weights, of a folder or from the hub."""
     folder = Path(name)
     if folder.is_dir():
-        return folder
-    if isinstance(name, Path) or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:
+        return folder / CONFIG, folder / WEIGHTS
+    if isinstance(name, Path) or not hub.is_hub_id(name):
         raise UserError(
             f"no folder {name}; expected a folder written by save_pretrained, or a hub id like 'me/adapter'"
         )
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS], **options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"cannot fetch {name!r} from the hub: {' '.join(str(error).split())}") from error
+    config, weights = hub.fetch(name, [CONFIG], [WEIGHTS], **options)
+    return config, weights
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads((folder / CONFIG).read_text())
-        if isinstance(stored, dict) and "format" in stored and stored["format"] != FORMAT:
-            raise UserError(f"{folder / CONFIG} has format {stored['format']!r}; this version reads {FORMAT}")
-        return _Stored.model_validate(stored).model_dump()
-    except ValidationError as error:
-        raise UserError(f"{folder / CONFIG} is no config of strategies: {reason_of(error)}") from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / CONFIG} is no config of strategies: {error}") from error
+def _base(stored: dict[str, Any], codec: SNAC | str | Path | None, source: str, options: dict[str, Any]) -> SNAC:
+    """The base that strategies from `source` were trained on: `codec` where given, else as its name says.
 
-
-class _Base(BaseModel):
-    name: str
-    digest: str
-
-
-class _Encoder(BaseModel):
-    name: str
-    dim: int
-    digest: str | None
-
-
-class _Strategy(BaseModel):
-    name: str
-    config: dict[str, Any]
-    module: str
-
-
-class _Stored(BaseModel):
-    """What `describe` writes."""
-
-    format: int
-    base: _Base
-    speaker_encoder: _Encoder | None
-    strategies: list[_Strategy]
+    A base that was trained or kept in a folder has that folder's name alone, which says nothing on another machine.
+    """
+    name, digest = stored["name"], stored["digest"]
+    remedy = "give it: from_pretrained(..., codec=FOLDER), or --base FOLDER"
+    if codec is None and not name:
+        raise UserError(f"{source} was trained on an unnamed base; {remedy}")
+    if codec is None and not (name in bundled() or hub.is_hub_id(name) or Path(name).is_dir()):
+        raise UserError(f"{source} was trained on base {name!r} (digest {digest[:12]}), a folder elsewhere; {remedy}")
+    if codec is None:
+        of_hub = {"revision": stored["revision"], **{k: v for k, v in options.items() if k != "revision"}}
+        codec = SNAC.from_pretrained(name, **(of_hub if hub.is_hub_id(name) and not Path(name).is_dir() else {}))
+    elif not isinstance(codec, SNAC):
+        codec = SNAC.from_pretrained(codec)
+    if codec.digest != digest:
+        raise UserError(
+            f"{source} belongs to base {name or 'unnamed'!r} with digest {digest[:12]}; "
+            f"got a base with digest {codec.digest[:12]}"
+        )
+    return codec

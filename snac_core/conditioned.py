@@ -60,6 +60,9 @@ class ConditionedCodec(nn.Module):
         config: settings per strategy name.
         plugins: the catalogue to look names up in; the installed plugins where not given.
 
+    Attributes:
+        evaluation: what a judge measured, for the model card; saved as long as the weights are those it measured.
+
     Raises:
         UserError: unknown strategy, setting or tap; a strategy listed twice; a hook that pluggy does not know.
     """
@@ -78,6 +81,7 @@ class ConditionedCodec(nn.Module):
         self.codec = (SNAC.from_pretrained(codec) if isinstance(codec, str) else codec).freeze()
         self.encoder = EncoderIdentity.of(speaker_encoder, speaker_dim, needed=bool(strategies))
         taps = Taps(self.encoder.dim if self.encoder else 0, self.codec.taps)
+        self.evaluation: dict[str, Any] | None = None
         self.strategies = nn.ModuleDict()
         settings = dict(config or {})
         catalogue = plugins
@@ -274,11 +278,14 @@ class ConditionedCodec(nn.Module):
         cls,
         name_or_folder: str | Path,
         *,
-        codec: SNAC | None = None,
+        codec: SNAC | str | Path | None = None,
         plugins: Catalogue | None = None,
         **options: Any,
     ) -> ConditionedCodec:
-        """Load strategies, fetch the base they name (or take `codec`), and check its digest."""
+        """Load strategies, fetch the base they name (or take `codec`), and check its digest.
+
+        Options of the hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+        """
         from snac_core.checkpoint import load_strategies
 
         return load_strategies(cls, name_or_folder, codec=codec, plugins=plugins, **options)

@@ -32,7 +32,7 @@ def test_the_strategy_block_passes_the_conformance_kit(
     assert len([line for line in code.splitlines() if line.strip()]) < 45
     Path("speaker_gate.py").write_text(code)
     with pytest.raises(SystemExit) as end:
-        main(["check", "speaker_gate.py"])
+        main(["check", "speaker_gate.py", "--no-compile"])
     assert end.value.code == 0, capsys.readouterr()
 
 

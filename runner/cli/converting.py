@@ -11,6 +11,10 @@ from runner.cli.plugin_options import Disable, Plugin, catalogue_of
 
 Run = Annotated[Path, typer.Option(help="Folder of a trained run, or of its model.")]
 Target = Annotated[list[Path], typer.Option("--target", help="Speech of the target; several are averaged.")]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Codec where no run is given (tiny), or where the run's lies elsewhere now.", show_default=False),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")]
 
 
@@ -27,6 +31,7 @@ def convert(
     target: Target,
     out: Annotated[Path, typer.Option(help="Wav file to write.")],
     stages: Annotated[bool, typer.Option("--stages", help="Write source, bare and identity audio beside it.")] = False,
+    base: Base = None,
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
@@ -34,7 +39,8 @@ def convert(
     """Voice conversion: say what the source says in the target's voice."""
     from runner.convert import Converter
 
-    written = Converter(run, device, catalogue_of(plugin, disable_plugin)).convert(source, target, out, stages=stages)
+    converter = Converter(run, device, catalogue_of(plugin, disable_plugin), base=base)
+    written = converter.convert(source, target, out, stages=stages)
     for path in written:
         print(path)
 
@@ -44,7 +50,7 @@ def encode(
     out: Annotated[Path, typer.Option(help="File of codes to write (.safetensors).")],
     run: Annotated[Path | None, typer.Option(help="Trained run that acts before VQ.", show_default=False)] = None,
     target: Target = [],  # noqa: B006
-    base: Annotated[str, typer.Option(help="Codec, where no run is given.")] = "tiny",
+    base: Base = None,
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
@@ -60,7 +66,7 @@ def decode(
     out: Annotated[Path, typer.Option(help="Wav file to write.")],
     run: Annotated[Path | None, typer.Option(help="Trained run that acts after VQ.", show_default=False)] = None,
     target: Target = [],  # noqa: B006
-    base: Annotated[str, typer.Option(help="Codec, where no run is given.")] = "tiny",
+    base: Base = None,
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006

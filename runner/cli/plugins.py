@@ -80,6 +80,7 @@ def settings() -> None:
 
 def check(
     name: Annotated[str, typer.Argument(help="Name of a strategy, encoder or metric, or a plugin file.")],
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Also under torch.compile; 10 s.")] = True,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -89,7 +90,7 @@ def check(
     is_file = name.endswith(".py") or Path(name).is_file()
     catalogue = catalogue_of([*plugin, name] if is_file else plugin, disable_plugin)
     kinds: tuple[tuple[Registry, Any], ...] = (
-        (catalogue.strategies, testing.check_strategy),
+        (catalogue.strategies, testing.strategy_results),
         (catalogue.speaker_encoders, testing.check_speaker_encoder),
         (catalogue.metrics, testing.check_metric),
     )
@@ -101,13 +102,15 @@ def check(
     else:
         home = _home(catalogue, name)
         targets = [(r, c, name) for r, c in kinds if r is home]
+    if not targets:
+        raise UserError(f"{name} registers no strategy, speaker encoder or metric; expected register(MyStrategy)")
     failed = 0
     for registry, checker, target in targets:
-        options = {"catalogue": catalogue} if registry is catalogue.strategies else {}
+        options = {"catalogue": catalogue, "compiled": compile_} if registry is catalogue.strategies else {}
         for result in checker(registry[target], **options):
             mark = "ok  " if result.passed else "FAIL"
             advice = "" if result.passed else f" -> {result.advice}"
-            print(f"{mark} {target}: {result.rule}: {result.measured}{advice}")
+            print(f"{mark} {target}: {result.rule}: {result.measured}{advice}", flush=True)
             failed += not result.passed
     if failed:
         raise UserError(f"{name}: {failed} rule(s) failed")

@@ -77,6 +77,7 @@ class SNAC(nn.Module):
             }
         )
         self.name = ""
+        self.revision: str | None = None
         self.sampling_rate = sampling_rate
         self.latent_dim: int = self.config["latent_dim"]
         self.hop_length = math.prod(encoder_rates)
@@ -230,6 +231,15 @@ class SNAC(nn.Module):
         from snac_core.codec.loading import save_codec
 
         save_codec(self, Path(folder))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes, and a model card; returns the address.
+
+        Options: `token`, `private`, `revision` (a branch, made where it is missing).
+        """
+        from snac_core.codec.loading import push_codec
+
+        return push_codec(self, repo_id, **options)
 
 
 def _digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from snac_core import atomic
+from snac_core import atomic, hub
 from snac_core.codec.codec import SNAC
 from snac_core.codec.presets import PRESETS
 from snac_core.errors import UserError, nearest
+from snac_core.model_card import base_card
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -71,7 +71,9 @@ def load_codec(cls: type[Codec], name: str | Path, *, revision: str | None = Non
     with torch.random.fork_rng(devices=[]):  # initial values are thrown away; nobody's stream should move for them
         codec = cls(**read_config(config))
     _load(codec, read_weights(weights), weights)
-    codec.name = str(name)
+    # a path means nothing on another machine: of a folder the last part counts, of the hub the commit
+    codec.name = folder.resolve().name if folder.is_dir() else str(name)
+    codec.revision = None if folder.is_dir() else hub.commit_of(weights)
     return codec
 
 
@@ -127,16 +129,19 @@ def _files_of(folder: Path) -> tuple[Path, Path]:
 
 
 def _fetch(name: str, options: dict[str, Any]) -> tuple[Path, Path]:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not hub.is_hub_id(name):
         known = [*bundled(), *(f"hubertsiuzdak/{preset}" for preset in PRESETS)]
         raise UserError(f"no codec {name!r}: neither a folder, nor a bundled name, nor a hub id{nearest(name, known)}")
     try:
-        config = Path(hf_hub_download(name, CONFIG, **options))
-        try:
-            weights = Path(hf_hub_download(name, SAFETENSORS, **options))
-        except EntryNotFoundError:
-            weights = Path(hf_hub_download(name, PICKLED, **options))
-    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot fetch {name!r} from the hub: {reason}; bundled: {', '.join(bundled())}") from error
+        config, weights = hub.fetch(name, [CONFIG], [SAFETENSORS, PICKLED], **options)
+    except UserError as error:
+        raise UserError(f"{error}; bundled: {', '.join(bundled())}") from error
     return config, weights
+
+
+def push_codec(codec: SNAC, repo_id: str, **options: Any) -> str:
+    """Upload configuration, weights and a model card; see `snac_core.hub.push`. Returns the repository's address."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_codec(codec, Path(folder))
+        atomic.write_text(Path(folder) / "README.md", base_card(codec))
+        return hub.push(Path(folder), repo_id, **options)

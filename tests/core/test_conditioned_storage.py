@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+import yaml
 from safetensors.torch import load_file, save_file
 from small_codec import small, tone
 from toy_strategies import SPEAKER_DIM, Gain, Level, Shift, learned, speakers
 
 from snac_core import ConditionedCodec, Conditioning, UserError, load_speaker_encoder
+from snac_core.checkpoint import digest_of
 from snac_core.plugins import Catalogue, Origin
 
 
@@ -65,12 +65,12 @@ def test_the_config_names_base_and_encoder_with_their_digests(tmp_path: Path) ->
     model = ConditionedCodec("tiny", ["phase4_decoder_film"], speaker_encoder=encoder)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["base"] == {"name": "tiny", "digest": model.codec.digest}
+    assert config["base"] == {"name": "tiny", "revision": None, "digest": model.codec.digest}
     assert config["speaker_encoder"] == {"name": "ge2e", "dim": 256, "digest": encoder.digest}
     assert config["strategies"][0]["name"] == "phase4_decoder_film"
     card = (tmp_path / "README.md").read_text()
     assert all(
-        words in card for words in ("phase4_decoder_film", model.codec.digest, encoder.digest, "base_model: tiny")
+        words in card for words in ("phase4_decoder_film", model.codec.digest, encoder.digest, "neural-audio-codec")
     )
     loaded = ConditionedCodec.from_pretrained(tmp_path)
     assert loaded.codec.digest == model.codec.digest
@@ -246,78 +246,6 @@ def test_when_the_disk_fills_while_saving_the_previous_save_survives_whole(
     assert torch.equal(outputs(loaded), expected)
 
 
-# -------------------------------------------------------------------- the hub
-
-
-class Hub:
-    """A folder that takes the hub's place."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-
-    def api(self, token: str | None = None) -> Hub:
-        self.calls.append(("api", {"token": token}))
-        return self
-
-    def create_repo(self, repo_id: str, **options: Any) -> str:
-        self.calls.append(("create_repo", options))
-        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
-        return f"https://huggingface.co/{repo_id}"
-
-    def upload_folder(self, *, repo_id: str, folder_path: str, **options: Any) -> None:
-        self.calls.append(("upload_folder", options))
-        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
-
-    def snapshot_download(self, repo_id: str, **options: Any) -> str:
-        self.calls.append(("snapshot_download", options))
-        if not (self.root / repo_id).is_dir():
-            raise LocalEntryNotFoundError(f"cannot find {repo_id}\nin the cache")
-        return str(self.root / repo_id)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    hub = Hub(tmp_path / "hub")
-    monkeypatch.setattr("snac_core.checkpoint.HfApi", hub.api)
-    monkeypatch.setattr("snac_core.checkpoint.snapshot_download", hub.snapshot_download)
-    return hub
-
-
-def test_what_is_pushed_to_the_hub_comes_back_equal(model: ConditionedCodec, offered: Catalogue, hub: Hub) -> None:
-    address = model.push_to_hub("me/adapter", token="secret", private=True, revision="v1")
-    assert address == "https://huggingface.co/me/adapter"
-    made = dict(hub.calls)
-    assert made["api"] == {"token": "secret"}
-    assert made["create_repo"]["private"] is True
-    assert made["upload_folder"]["revision"] == "v1"
-    loaded = ConditionedCodec.from_pretrained(
-        "me/adapter", codec=model.codec, plugins=offered, revision="v1", token="secret", local_files_only=True
-    )
-    assert torch.equal(outputs(loaded), outputs(model))
-    asked = dict(hub.calls)["snapshot_download"]
-    assert {key: asked[key] for key in ("revision", "token", "local_files_only")} == {
-        "revision": "v1",
-        "token": "secret",
-        "local_files_only": True,
-    }
-    assert not any(str(pattern).endswith((".bin", ".py")) for pattern in asked["allow_patterns"])
-
-
-def test_nothing_on_the_hub_and_nothing_cached_is_one_line(hub: Hub) -> None:
-    with pytest.raises(UserError, match="cannot fetch 'me/nothing' from the hub: cannot find") as caught:
-        ConditionedCodec.from_pretrained("me/nothing", local_files_only=True)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_truncated_file_on_the_hub_is_refused(model: ConditionedCodec, offered: Catalogue, hub: Hub) -> None:
-    model.push_to_hub("me/adapter")
-    weights = hub.root / "me/adapter/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="no whole safetensors file"):
-        ConditionedCodec.from_pretrained("me/adapter", codec=model.codec, plugins=offered)
-
-
 def test_embeddings_from_elsewhere_need_no_encoder_to_save_and_load(offered: Catalogue, tmp_path: Path) -> None:
     model = learned(Shift)
     model.save_pretrained(tmp_path)
@@ -325,3 +253,48 @@ def test_embeddings_from_elsewhere_need_no_encoder_to_save_and_load(offered: Cat
     assert loaded.encoder == model.encoder
     assert loaded.encoder is not None
     assert (loaded.encoder.name, loaded.encoder.dim, loaded.encoder.digest) == ("custom", SPEAKER_DIM, None)
+
+
+# -------------------------------------------------------------------- a base in a folder, and on another machine
+
+
+def test_of_a_base_in_a_folder_its_name_is_saved_and_no_path(offered: Catalogue, tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path / "machine" / "my_base")
+    model = ConditionedCodec(str(tmp_path / "machine" / "my_base"), [Gain], speaker_dim=SPEAKER_DIM)
+    model.save_pretrained(tmp_path / "adapter")
+    for name in ("config.json", "README.md"):
+        text = (tmp_path / "adapter" / name).read_text()
+        assert "my_base" in text
+        assert str(tmp_path) not in text
+    with pytest.raises(
+        UserError, match=r"trained on base 'my_base' \(digest \w{12}\), a folder elsewhere; give it: .*--base"
+    ):
+        ConditionedCodec.from_pretrained(tmp_path / "adapter", plugins=offered)
+    (tmp_path / "machine").rename(tmp_path / "moved")
+    for codec in (tmp_path / "moved" / "my_base", str(tmp_path / "moved" / "my_base")):
+        loaded = ConditionedCodec.from_pretrained(tmp_path / "adapter", codec=codec, plugins=offered)
+        assert loaded.codec.digest == model.codec.digest
+
+
+# -------------------------------------------------------------------- the figures of a judged run
+
+FIGURE = {"mean": 0.5, "n_ok": 3, "n": 4, "unit": "cosine", "direction": "up"}
+
+
+def test_the_card_states_what_was_measured_of_these_weights_and_of_no_others(
+    model: ConditionedCodec, offered: Catalogue, tmp_path: Path
+) -> None:
+    model.evaluation = {"weights": digest_of(model), "metrics": {"secs": FIGURE}, "about": {"judge": "ge2e", "seed": 0}}
+    model.save_pretrained(tmp_path / "judged")
+    card = (tmp_path / "judged" / "README.md").read_text()
+    assert "| secs | 0.5 | cosine | ↑ | 3/4 |" in card
+    assert "judge ge2e, seed 0" in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["model-index"][0]["results"][0]["metrics"][0] == {"type": "secs", "value": 0.5, "name": "secs"}
+    loaded = ConditionedCodec.from_pretrained(tmp_path / "judged", codec=model.codec, plugins=offered)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+    with torch.no_grad():
+        next(loaded.strategies.parameters()).add_(1.0)
+    loaded.save_pretrained(tmp_path / "trained_on")
+    assert "secs" not in (tmp_path / "trained_on" / "README.md").read_text()

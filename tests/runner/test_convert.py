@@ -30,6 +30,7 @@ def runs(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
             for _, parameter in one.model.trained_parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
         one.model.save_pretrained(root / name / "model")
+        (root / name / "config.json").write_text(json.dumps({"study": {"base": str(bench.base)}}))
     return {name: root / name for name in PHASES}
 
 
@@ -214,10 +215,23 @@ def test_a_run_whose_base_has_changed_is_refused(
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     before = contents(tmp_path)
     told = error(
-        "convert", "--run", tmp_path, "--source", voices[0], "--target", voices[1], "--out", tmp_path / "c.wav"
-    )
+        "convert", "--run", tmp_path, "--source", voices[0], "--target", voices[1], "--out", tmp_path / "c.wav",
+        "--base", bench.base,
+    )  # fmt: skip
     assert "with digest 000000000000" in told
     assert contents(tmp_path) == before
+
+
+def test_a_run_whose_base_lies_elsewhere_now_takes_it_from_the_command_line(
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+) -> None:
+    shutil.copytree(runs[PHASES[1]] / "model", tmp_path / "model")
+    command = ["convert", "--run", tmp_path, "--source", voices[0], "--target", voices[1], "--out", tmp_path / "c.wav"]
+    assert "was trained on base 'base'" in error(*command)
+    assert runner(*command, "--base", bench.base) == 0
+    expected = tmp_path / "expected.wav"
+    assert runner("convert", "--run", runs[PHASES[1]], *command[3:7], "--out", expected) == 0
+    assert (tmp_path / "c.wav").read_bytes() == expected.read_bytes()
 
 
 def test_nothing_that_is_read_is_overwritten_and_only_files_are_written(

@@ -98,12 +98,12 @@ def test_tensorboard_has_the_curves(finished: Path) -> None:
     assert [event.step for event in events.Scalars("gap")] == [1, 2]
 
 
-def test_a_result_says_what_it_cost_and_what_it_was_made_with(finished: Path) -> None:
+def test_a_result_says_what_it_cost_and_what_it_was_made_with(finished: Path, bench: Bench) -> None:
     found = result(finished / PHASES[2] / "seed0")
     cost = found["cost"]
     assert cost["seconds_alone"] == pytest.approx(cost["seconds_own"] + cost["seconds_shared"])
     assert cost["steps"] == 2
-    model = ConditionedCodec.from_pretrained(finished / PHASES[2] / "seed0" / "model")
+    model = ConditionedCodec.from_pretrained(finished / PHASES[2] / "seed0" / "model", codec=bench.base)
     assert cost["parameters"] == sum(parameter.numel() for _, parameter in model.trained_parameters())
     assert cost["bytes"] >= 4 * cost["parameters"]
     assert cost["peak_memory_bytes"] > 1e8

@@ -1,0 +1,45 @@
+"""A strategy in one file: every frame of the decoder chooses what it takes of the speaker."""
+
+from pydantic import Field
+from torch import nn
+
+from snac_core import Strategy, hookimpl
+
+
+class CrossAttention(Strategy):
+    """Frames ask, tokens made from the speaker embedding answer: x + O attention(Q x, tokens); O is 0 when new.
+
+    With a single token the softmax is 1 whatever a frame asks, and the answer a constant; hence several.
+    """
+
+    name = "cross_attention"
+    after_taps = ("decoder_*",)
+
+    class Config(Strategy.Config):
+        tokens: int = Field(8, ge=2, description="Keys and values made from the speaker embedding.")
+        width: int = Field(64, ge=1, description="Channels in which frames and tokens are compared.")
+
+    def __init__(self, config, taps):
+        super().__init__(config, taps)
+        self.parts = nn.ModuleDict()
+        for tap in taps.match(self.after_taps):
+            part = self.parts[tap.name] = nn.ModuleDict()
+            part["query"] = nn.Conv1d(tap.channels, config.width, 1)
+            part["tokens"] = nn.Linear(taps.speaker_dim, config.tokens * 2 * config.width)  # of a unit vector
+            part["out"] = nn.Conv1d(config.width, tap.channels, 1)
+            nn.init.zeros_(part["out"].weight)
+            nn.init.zeros_(part["out"].bias)
+
+    @hookimpl
+    def after_vq(self, x, cond, tap):
+        part = self.parts[tap.name]
+        tokens = part["tokens"](cond.speaker).unflatten(1, (self.config.tokens, -1))  # (B, tokens, 2 width)
+        keys, values = tokens.chunk(2, dim=-1)
+        queries = part["query"](x).transpose(1, 2)  # (B, F, width)
+        answers = nn.functional.scaled_dot_product_attention(queries, keys, values)  # softmax over the tokens
+        return x + part["out"](answers.transpose(1, 2))
+
+
+@hookimpl
+def register_strategies(register):
+    register(CrossAttention)
