@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,3 +126,9 @@ def test_the_commands_help_imports_no_torch() -> None:
         "except SystemExit as end:\n    assert not end.code, end.code\n"
     )
     assert not {"torch", "torchaudio", "scipy", "matplotlib", "huggingface_hub"} & loaded_by(code)
+
+
+def test_the_core_tells_type_checkers_that_it_is_typed() -> None:
+    assert (REPOSITORY / "snac_core" / "py.typed").is_file()
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert {"module": "snac_core.*", "strict": True} in settings["overrides"]
