@@ -18,6 +18,7 @@ from runner.evaluate.systems import NOISE_SEED
 from runner.materials import device_named
 from runner.runs import write_wav
 from snac_core import atomic
+from snac_core.augment import change_voice
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
@@ -27,6 +28,8 @@ from snac_core.speakers.encoder import SpeakerEncoder
 
 FORMAT = "snac-codes 1"
 LEAST_SECONDS = 0.1
+MOVED = torch.tensor([2.0, 1.1])
+"""Semitones, and factor on the formants, of the synthetic stage."""
 
 
 class Converter:
@@ -70,6 +73,9 @@ class Converter:
             parts[Path(f"{stem}.bare.wav")] = self._run(audio, None)
             own = self._embedding([load_audio(source, self._encoder().sample_rate)])
             parts[Path(f"{stem}.identity.wav")] = self._run(audio, own)
+            # another voice made of the source, asked to become the source's again: what spk_synth measures
+            moved = change_voice(audio, self.model.codec.sampling_rate, *MOVED.to(audio).unsqueeze(1))
+            parts[Path(f"{stem}.synthetic.wav")] = self._run(moved, own)
         for path, wave in parts.items():
             write_wav(path, wave.cpu(), self.model.codec.sampling_rate)
         return list(parts)

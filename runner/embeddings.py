@@ -97,7 +97,7 @@ def waveform_embedding(encoder: SpeakerEncoder, wave: Tensor) -> Tensor:
     neither on what else is in a batch nor on the number of threads.
     """
     total = torch.zeros(encoder.dim)
-    device = next(encoder.parameters()).device
+    device = encoder.device
     pieces = -(-wave.shape[-1] // round(SECONDS * encoder.sample_rate))
     with _one_thread():
         for part in wave.tensor_split(max(1, pieces), dim=-1):

@@ -30,7 +30,7 @@ def convert(
     source: Annotated[Path, typer.Option(help="Speech to convert.")],
     target: Target,
     out: Annotated[Path, typer.Option(help="Wav file to write.")],
-    stages: Annotated[bool, typer.Option("--stages", help="Write source, bare and identity audio beside it.")] = False,
+    stages: Annotated[bool, typer.Option("--stages", help="Also write source, bare, identity, synthetic.")] = False,
     base: Base = None,
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006

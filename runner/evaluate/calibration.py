@@ -174,7 +174,7 @@ def described(calibration: Calibration) -> str:
 
 
 def _embedded(parts: Sequence[Part], judge: SpeakerEncoder) -> Tensor:
-    device = next(judge.parameters()).device
+    device = judge.device
 
     def embed(audio: Tensor, sample_rate: int) -> Tensor:
         embeddings: Tensor = judge(audio.to(device), sample_rate)

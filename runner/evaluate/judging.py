@@ -198,7 +198,7 @@ def _sounds(audio: Tensor) -> bool:
 def _embedded(parts: Mapping[str, Tensor], encoder: SpeakerEncoder, sample_rate: int) -> dict[str, Tensor]:
     """Unit vectors by the name of the part; parts of one length go through the encoder together."""
     found: dict[str, Tensor] = {}
-    device = next(encoder.parameters()).device
+    device = encoder.device
     by_length: dict[int, list[str]] = {}
     for name, audio in parts.items():
         by_length.setdefault(audio.shape[-1], []).append(name)

@@ -93,6 +93,11 @@ class SpeakerEncoder(nn.Module):
             raise AssertionError(f"{type(self).__name__}.__init__ must end with self.freeze()")
         return self._digest
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; the CPU for an encoder that has none."""
+        return next((t.device for t in self.state_dict().values()), torch.device("cpu"))
+
     def extra_repr(self) -> str:
         return f"{self.name}: {self.dim}-d, {self.sample_rate} Hz, family {self.family}"
 

@@ -101,11 +101,13 @@ def test_stages_are_written_beside_the_conversion(
     command = ["convert", "--run", runs[PHASES[2]], "--source", voices[0], "--target", voices[1], "--out", out]
     assert runner(*command, "--stages") == 0
     written = sorted(path.name for path in out.parent.iterdir())
-    assert written == ["c.bare.wav", "c.identity.wav", "c.source.wav", "c.wav"]
-    assert capsys.readouterr().out.splitlines() == [str(out), *(str(out.with_name(f"c.{part}.wav"))
-                                                    for part in ("source", "bare", "identity"))]  # fmt: skip
+    assert written == ["c.bare.wav", "c.identity.wav", "c.source.wav", "c.synthetic.wav", "c.wav"]
+    parts = ("source", "bare", "identity", "synthetic")
+    told = capsys.readouterr().out.splitlines()
+    assert told == [str(out), *(str(out.with_name(f"c.{part}.wav")) for part in parts)]
     assert np.allclose(read(out.with_name("c.source.wav")), read(voices[0]), atol=2 / 32768)
     assert len({len(read(path)) for path in out.parent.iterdir()}) == 1
+    assert not np.array_equal(read(out.with_name("c.synthetic.wav")), read(out.with_name("c.identity.wav")))
 
 
 def test_sources_of_another_rate_and_in_stereo_are_converted(

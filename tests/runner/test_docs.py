@@ -35,7 +35,7 @@ def text_of(page: str) -> str:
 def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder with speech, two recordings and the examples, in which studies are made small.
 
-    What stands in the documentation is what runs; only numbers are replaced (steps, seeds, pairs, a base of few channels),
+    What stands in the documentation is what runs; numbers alone are replaced (steps, seeds, pairs, a small base),
     and what all studies have in common is loaded once.
     """
     (tmp_path / "speech").symlink_to(bench.speech)
