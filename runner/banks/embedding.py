@@ -39,9 +39,12 @@ class EncoderSource:
     name: str
     weights: str | None = None
     plugins: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
 
     def load(self) -> SpeakerEncoder:
-        return load_speaker_encoder(self.name, weights=self.weights, plugins=discover(self.plugins))
+        return load_speaker_encoder(
+            self.name, weights=self.weights, plugins=discover(self.plugins, disable=self.disable)
+        )
 
 
 def embed_all(

@@ -16,12 +16,14 @@ from runner.report import build, summary
 from snac_core.errors import UserError
 
 
-def judge_run(run: Path, data: str, out: Path | None, device: str, plugins: Sequence[str]) -> None:
+def judge_run(
+    run: Path, data: str, out: Path | None, device: str, plugins: Sequence[str], disable: Sequence[str] = ()
+) -> None:
     """Judge a trained run on other speech, into a folder of its own."""
     stored, arm = stored_run(run)
     study = stored.model_copy(update={"data": str(Path(data).resolve()), "device": device})
     with progress() as console:
-        materials = materials_of(study, catalogue_of([*study.plugins, *plugins], [], console.line), console)
+        materials = materials_of(study, catalogue_of([*study.plugins, *plugins], disable, console.line), console)
         place = out or run / "elsewhere" / f"{materials.corpus.name}-{materials.corpus.digest[:8]}"
         judge_elsewhere(run, study, arm, place, materials, console)
         page = build(place)
@@ -30,15 +32,16 @@ def judge_run(run: Path, data: str, out: Path | None, device: str, plugins: Sequ
 
 
 def judge_audio(
-    pairs: Path, audio: Path | None, out: Path | None, name: str, data: str | None, device: str, plugins: Sequence[str]
-) -> None:
+    pairs: Path, audio: Path | None, out: Path | None, name: str, data: str | None, device: str,
+    plugins: Sequence[str], disable: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Export a study's conversions for another system (`out`), or judge what it made of them (`audio`)."""
     listed, folder = PairList.load(pairs), pairs.resolve().parent
     study = _study_of(folder).model_copy(update={"device": device})
     if data is not None:
         study = study.model_copy(update={"data": str(Path(data).resolve())})
     with progress() as console:
-        materials = materials_of(study, catalogue_of([*study.plugins, *plugins], [], console.line), console)
+        materials = materials_of(study, catalogue_of([*study.plugins, *plugins], disable, console.line), console)
         listed.check(materials.corpus)
         if materials.test_pairs.digest != listed.digest:
             raise UserError(f"{pairs} is not the list of the study in {folder}: its settings give another one")

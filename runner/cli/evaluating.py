@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from runner.cli.plugin_options import Disable, Plugin, catalogue_of
 from snac_core.errors import UserError
 
 
@@ -38,7 +39,8 @@ def evaluate(
     base: Annotated[str, typer.Option(help="Codec that resynthesises the trials: tiny, a folder, a hub id.")] = "tiny",
     split: Annotated[list[str], typer.Option(help="Whose speakers to calibrate on; may be repeated.")] = ["dev"],  # noqa: B006
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
-    plugin: Annotated[list[str], typer.Option("--plugin", help="Python file with a plugin; may be repeated.")] = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Judge a trained run on other speech (RUN --data), another system's audio (--audio --pairs), or a judge itself."""
     wanted = [what for what, given in (("RUN", run), ("--pairs", pairs), ("--calibrate", calibrate)) if given]
@@ -51,7 +53,7 @@ def evaluate(
         if data is None:
             raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
         if calibrate:
-            return _calibrate(Path(data), judge, base, split, device, plugin)
+            return _calibrate(Path(data), judge, base, split, device, plugin, disable_plugin)
     if pairs is not None and (audio is None) == (export is None):
         raise UserError(
             "--pairs needs one of --audio DIR (judge what is there) and --export DIR (write what to convert)"
@@ -59,24 +61,25 @@ def evaluate(
     from runner.cli.elsewhere import judge_audio, judge_run
 
     if run is not None:
-        judge_run(run, str(data), out, device, plugin)
+        judge_run(run, str(data), out, device, plugin, disable_plugin)
     elif pairs is not None:
-        judge_audio(pairs, audio, export, name, data, device, plugin)
+        judge_audio(pairs, audio, export, name, data, device, plugin, disable_plugin)
     return None
 
 
-def _calibrate(data: Path, judge: str, base: str, splits: list[str], device: str, plugins: list[str]) -> None:
+def _calibrate(
+    data: Path, judge: str, base: str, splits: list[str], device: str, plugins: list[str], disable: list[str]
+) -> None:
     from runner.cli.console import progress, say
     from runner.data import open_corpus
     from runner.evaluate.calibration import calibrate, described
     from runner.materials import device_named
     from snac_core.codec import SNAC
-    from snac_core.plugins import discover
     from snac_core.speakers import load_speaker_encoder
 
     with progress() as console:
         place = device_named(device)
-        encoder = load_speaker_encoder(judge, plugins=discover(plugins)).to(place)
+        encoder = load_speaker_encoder(judge, plugins=catalogue_of(plugins, disable, console.line)).to(place)
         codec = SNAC.from_pretrained(base).freeze()  # noise repeats on the CPU alone
         corpus = open_corpus(
             data,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from runner.cli.plugin_options import Disable, Plugin
+
 if TYPE_CHECKING:
     from snac_core.speakers.bank import Bank
     from snac_core.speakers.index import SpeakerIndex
@@ -17,7 +19,6 @@ Data = Annotated[Path, typer.Option(help="Folder of speech, or a manifest.")]
 Encoder = Annotated[str, typer.Option(help="Speaker encoder.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the bank; in the cache folder when empty.")]
 Weights = Annotated[Path | None, typer.Option(help="Weights of the encoder, instead of its own.", show_default=False)]
-Plugin = Annotated[list[str], typer.Option("--plugin", help="Python file with a plugin; may be repeated.")]
 
 
 @app.command(epilog="Example: runner index build --data speech/ --encoder ge2e")
@@ -28,6 +29,7 @@ def build(
     weights: Weights = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Embed every utterance and speaker, and index them; goes on where it was stopped, and embeds new files only."""
     from runner.banks.building import build_bank
@@ -38,7 +40,7 @@ def build(
     from snac_core.errors import UserError
     from snac_core.speakers.index import build_index, open_index
 
-    source = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin))
+    source = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin))
     with progress() as console:
         corpus = open_corpus(
             data,
@@ -71,6 +73,7 @@ def show(
     out: Out = None,
     weights: Weights = None,
     plugin: Plugin = [],  # noqa: B006
+    disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Check that a bank and its index are whole, of this encoder, and of the folder as it is now; and describe them."""
     from runner.banks.contents import Wanted
@@ -83,7 +86,7 @@ def show(
 
     with progress() as console:
         corpus = open_corpus(data, console=lambda text: console.line(f"warning: {text}"))
-        loaded = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin)).load()
+        loaded = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin)).load()
         wanted = Wanted.of(corpus)
         bank = open_bank(
             out or bank_folder(corpus, loaded), encoder=loaded, audio=audio_digest(wanted.keys, wanted.labels)

@@ -95,7 +95,7 @@ def test_a_change_in_the_middle_of_training_fails_its_arm_and_leaves_no_trace_in
 def test_a_plugin_can_be_left_out_of_every_command_that_loads_plugins(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (
         ["quickstart"], ["train"], ["ablate"], ["convert"], ["encode"], ["decode"], ["bench"], ["check"], ["plugins"],
-        ["plugins", "show"],
+        ["plugins", "show"], ["evaluate"], ["index", "build"], ["index", "show"],
     ):  # fmt: skip
         assert runner(*command, "--help") == 0
         told = capsys.readouterr().out

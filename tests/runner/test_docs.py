@@ -51,7 +51,7 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             del changes["teacher"]
         return study.model_copy(update=changes), arms, rates
 
-    def loaded(study: StudySettings, catalogue: Any, console: Any) -> Materials:
+    def loaded(study: StudySettings, catalogue: Any, **_: Any) -> Materials:
         if study.teacher != SMALL["teacher"]:
             return Materials(study, catalogue)
         materials = bench.materials(study)
@@ -59,7 +59,7 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         return materials
 
     monkeypatch.setattr(ablating, "compose", small)
-    monkeypatch.setattr(ablating, "_materials", loaded)
+    monkeypatch.setattr(ablating, "Materials", loaded)
     monkeypatch.setattr("runner.study.noise_floor", lambda *_: 0.0)
     monkeypatch.setattr("snac_core.testing.strategies.COMPILING", [])  # ten seconds; tested elsewhere
     monkeypatch.chdir(tmp_path)
