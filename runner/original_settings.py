@@ -61,7 +61,7 @@ def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], l
     for key, name in table["turns_on"].items():
         if _number(values, key, 0, where) and name not in strategies:
             objectives.append(name)
-    found |= {"strategies": strategies, "objectives": objectives}
+    found |= {"strategies": strategies, "objectives": objectives, "weights": dict(phase.get("weights", {}))}
     for key, value in values.items():
         if key in table["without_meaning"]:
             remarks.append(f"{where}: {key} has no meaning here: {table['without_meaning'][key]}")

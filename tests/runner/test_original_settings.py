@@ -74,7 +74,7 @@ def test_what_is_switched_off_is_left_out() -> None:
     _, arm, _ = loaded("phase6", gan_weight=0, use_synthetic_vc=False, contrastive_weight=0)
     assert arm.all_strategies == ["phase6_encoder_adapter", "voice_conversion"]
     assert set(arm.settings) == {"phase6_encoder_adapter", "voice_conversion"}
-    assert {term.split("/")[0] for term in arm.weights} == {"voice_conversion"}
+    assert {term.split("/")[0] for term in arm.weights} == {"voice_conversion", "phase6_encoder_adapter"}
     assert arm.betas == (0.9, 0.999), "those of Adam where there is no adversary"
     assert loaded("phase4", use_formant_shift=False)[1].settings["synthetic_vc"]["formants"] == []
     _, random, _ = loaded("phase4", use_stratified_negatives=False, use_faiss_hard_negatives=False)
