@@ -20,6 +20,7 @@ def bench(
     strategies: Annotated[str, typer.Option(help="Arms, separated by commas; all placements when empty.")] = "",
     teacher: Annotated[str, typer.Option(help="Speaker encoder of conditioning and loss.")] = "ecapa_tiny",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it likes.")] = 0,
+    scale: Annotated[int, typer.Option(min=0, help="Measure embedding banks up to this size, and nothing else.")] = 0,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -38,6 +39,12 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
+    if scale:
+        from runner.scale import at_scale
+
+        for line in at_scale(scale, rounds):
+            print(line, flush=True)
+        return
     for line in measure.start_up() + measure.codec_against_upstream(base, rounds):
         print(line, flush=True)
     catalogue = catalogue_of(plugin, disable_plugin)

@@ -23,9 +23,9 @@ from snac_core.speakers.bank import Bank
 HEADER = "index.json"
 FORMAT = 1
 FLAT_UP_TO = 200_000
-"""Embeddings up to which all are compared; above, IVF-PQ: cells of a coarse quantiser, and codes of 8 bits a part."""
+"""Embeddings up to which all are compared; above, IVF-PQ: cells of a coarse quantiser, and codes of 4 bits a part."""
 PROBED = 16  # cells searched for a query
-PART = 4  # dimensions that share a code
+PART = 2  # dimensions that share a code
 TRAINED_ON = 64  # embeddings for each cell
 QUERIES = 128  # that recall is measured with
 _SLAB = 131_072  # rows read at once
@@ -36,7 +36,7 @@ class IndexHeader:
     """What an index is of.
 
     Attributes:
-        kind: what FAISS calls it: "Flat", or "IVF2048,PQ48".
+        kind: what FAISS calls it: "Flat", or "IVF2048,PQ96x4fs".
         embeddings: sha256 of the bank's embeddings that are in it.
         rows: how many.
         probed: cells searched for a query; 0 where there are no cells.
@@ -93,10 +93,10 @@ def build_index(bank: Bank) -> tuple[SpeakerIndex, float]:
         kind = "Flat"
     else:
         cells = 2 ** round(math.log2(2 * math.sqrt(rows)))
-        kind = f"IVF{cells},PQ{next(p for p in range(max(1, dim // PART), 0, -1) if dim % p == 0)}"
+        parts = next(p for p in range(max(1, dim // PART), 0, -1) if dim % p == 0)
+        kind = f"IVF{cells},PQ{parts}x4fs"
         trained_on = min(rows, TRAINED_ON * cells)
-    # "np": without the slow polysemous order of the codes, which a search by cosine does not use
-    index: Any = faiss.index_factory(dim, f"{kind}np" if trained_on else kind, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
     if trained_on:
         index.train(_sample(bank.embeddings, trained_on, derive(digest, "index")))
         index.nprobe = PROBED

@@ -15,7 +15,7 @@ ALL_UP_TO = 4096
 """Rows up to which every row is a candidate, and no index is needed."""
 RANDOM = 2048
 """Rows drawn at random for each batch: what is one in a hundred of all comes twenty times."""
-NEAREST = 64
+NEAREST = 32
 """Rows of other speakers, nearest to each query, that are looked at for hard ones."""
 _MOST = 1024  # rows asked of the index for a query
 

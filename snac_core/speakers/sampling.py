@@ -197,7 +197,9 @@ class SpeakerSampler:
             rows, cosines = self.gallery.candidates(queries, choice == "stratified", draw)
         strata = strata or Strata()
         limit = strata.same_speaker_threshold if choice == "stratified" else NEAR_DUPLICATE
-        legal = torch.stack(cosines).amax(0) < limit
+        legal = cosines[0] < limit
+        for others in cosines[1:]:
+            legal &= others < limit
         labels = self.gallery.labels(rows)
         for label in avoid.unbind(1):
             legal &= labels != label.unsqueeze(1)
@@ -206,7 +208,7 @@ class SpeakerSampler:
         if choice == "stratified":
             places = draw_strata(cosines[0], legal, count, strata, draw, self._state)
         elif choice == "in_batch":
-            places = draw_distinct(legal, count, draw, again=again)
+            places = draw_distinct(legal, count, torch.rand(legal.shape, generator=draw), again=again)
         else:
             places = self._uniform(legal, count, draw)
         found = rows.expand(len(places), -1).gather(1, places.clamp(min=0))

@@ -69,29 +69,29 @@ def draw_strata(
     stratum = (cosine >= strata.threshold_easy_medium).long() + (cosine >= strata.threshold_medium_hard).long()
     members = [legal & (stratum == s) for s in range(3)]
     filled = torch.stack([member.any(dim=1) for member in members])  # (3, M)
+    keys = torch.rand(cosine.shape, generator=draw)
     drawn = []
     for wanted, share in enumerate(strata.quota(count)):
         if not share:
             continue
-        chosen = members[wanted]
+        chosen, there = members[wanted], filled[wanted]
         for other in _NEAREST[wanted][1:]:
-            lacking = ~chosen.any(dim=1)
-            if not lacking.any():
+            if bool(there.all()):
                 break
+            lacking = ~there
             if bool((lacking & filled[other]).any()):
                 state(f"no {NAMES[wanted]} ones for some speakers: {NAMES[other]} ones are drawn instead")
-            chosen = torch.where(lacking.unsqueeze(1), members[other], chosen)
-        drawn.append(draw_distinct(chosen, share, draw))
+            chosen, there = torch.where(lacking.unsqueeze(1), members[other], chosen), there | filled[other]
+        drawn.append(draw_distinct(chosen, share, keys.roll(7 * wanted, 1)))  # other keys, should two strata be one
     return torch.cat(drawn, dim=1)
 
 
-def draw_distinct(members: Tensor, count: int, draw: torch.Generator, *, again: bool = True) -> Tensor:
-    """`count` random members of each row (M, C), as places (M, count); -1 in a row that has none.
+def draw_distinct(members: Tensor, count: int, keys: Tensor, *, again: bool = True) -> Tensor:
+    """`count` members of each row (M, C), those of the largest random keys (M, C); -1 in a row that has none.
 
     No member comes twice before all have come once; with `again` off none comes twice, and -1 fills up.
     """
-    keys = torch.rand(members.shape, generator=draw).masked_fill_(~members, -1.0)
-    best, places = keys.topk(min(count, members.shape[1]), dim=1)
+    best, places = torch.where(members, keys, -1.0).topk(min(count, members.shape[1]), dim=1)
     there = (best >= 0).sum(dim=1, keepdim=True)
     turn = torch.arange(count).expand(len(members), count)
     if again:

@@ -143,7 +143,7 @@ def test_many_embeddings_get_an_index_of_cells_and_codes(tmp_path: Path, monkeyp
     monkeypatch.setattr("snac_core.speakers.index.TRAINED_ON", 12)
     bank = written(tmp_path, arrays(120, 6))
     header = build_index(bank)[0].header
-    assert (header.kind, header.trained_on, header.rows) == ("IVF64,PQ4", 720, 720)
+    assert (header.kind, header.trained_on, header.rows) == ("IVF64,PQ8x4fs", 720, 720)
     assert header.recall > 0.5
     assert header.bytes < file_of(bank, "embeddings").stat().st_size
     first = {p.name for p in tmp_path.iterdir()}
