@@ -38,7 +38,7 @@ def compare(
     split: Annotated[list[str], typer.Option(help="Whose speakers are told apart. May be repeated.")] = ["dev"],  # noqa: B006
     codec: Codec = "tiny",
 ) -> None:
-    """Print the equal error rate of encoders on speech, and on the same speech after a codec.
+    """Print size, speed and equal error rate of encoders on speech, and on the same speech after a codec.
 
     Example: python -m runner.encoders compare --data speech/ --encoder ge2e --encoder ecapa_tiny
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 from snac_core import atomic
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from runner.encoders.train import Settings
     from runner.encoders.trials import Embed, Trials, Verification
+    from snac_core.speakers.encoder import SpeakerEncoder
 
 Say = Callable[[str], None]
 SYNTHETIC_SHARE = 0.25  # of the crops, where there is recorded speech too
@@ -138,7 +139,9 @@ def compare(
     codec: str | None = "tiny",
     say: Say = print,
 ) -> list[dict[str, Any]]:
-    """A row per encoder and kind of trial: equal error rate, threshold, cosines, speed; printed as a Markdown table.
+    """A row per encoder and kind of trial: size, speed, equal error rate, cosines; printed as a Markdown table.
+
+    Speed is in seconds of speech per CPU second, on one thread.
 
     Args:
         names: of speaker encoders.
@@ -154,15 +157,38 @@ def compare(
     frozen = _codec(codec)
     sets = [trials_of(open_corpus(path), tuple(splits), 16000, codec=frozen) for path in data]
     rows = []
-    say("| encoder | trials | EER % | same | different | genuine | impostor |")
-    say("|---|---|---|---|---|---|---|")
+    say("| encoder | dimension | parameters | × real time | trials | EER % | same | different | genuine | impostor |")
+    say("|---|---|---|---|---|---|---|---|---|---|")
     for name in names:
         encoder = load_speaker_encoder(name)
+        size, speed = sum(p.numel() for p in encoder.parameters()), _speed(encoder, sets[0]) if sets else 0.0
         for which, v in measure(encoder, sets).items():
-            rows.append({"encoder": name, "digest": encoder.digest, "on": which, **vars(v)})
+            about = {"dim": encoder.dim, "parameters": size, "speed": speed}
+            rows.append({"encoder": name, "digest": encoder.digest, **about, "on": which, **vars(v)})
             genuine, impostor = v.trials
-            say(f"| {name} | {which} | {100 * v.eer:.1f} | {v.same:.3f} | {v.different:.3f} | {genuine} | {impostor} |")
+            say(
+                f"| {name} | {encoder.dim} | {size:,} | {speed:.0f} | {which} | {100 * v.eer:.1f} | {v.same:.3f} | "
+                f"{v.different:.3f} | {genuine} | {impostor} |"
+            )
     return rows
+
+
+def _speed(encoder: SpeakerEncoder, trials: Trials, *, items: int = 40) -> float:
+    """Seconds of speech embedded per CPU second on one thread, each part by itself."""
+    import torch
+
+    waves = [part.audio.unsqueeze(0) for part in trials.parts[:items]]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            encoder(waves[0], trials.sample_rate)
+            begun = process_time()
+            for wave in waves:
+                encoder(wave, trials.sample_rate)
+    finally:
+        torch.set_num_threads(threads)
+    return sum(wave.shape[-1] for wave in waves) / trials.sample_rate / (process_time() - begun)
 
 
 def _codec(name: str | None) -> nn.Module | None:

@@ -13,8 +13,8 @@ from snac_core.speakers.index import SpeakerIndex
 
 ALL_UP_TO = 4096
 """Rows up to which every row is a candidate, and no index is needed."""
-RANDOM = 2048
-"""Rows drawn at random for each batch: what is one in a hundred of all comes twenty times."""
+RANDOM = 1024
+"""Rows drawn at random for each batch: what is one in a hundred of all comes ten times."""
 NEAREST = 32
 """Rows of other speakers, nearest to each query, that are looked at for hard ones."""
 _MOST = 1024  # rows asked of the index for a query

@@ -134,15 +134,15 @@ class SpeakerSampler:
             rows (count * B,), anchors fastest; never of the anchor's own speaker, and no near-duplicate of it unless
             there is nobody else.
         """
-        random = self._random_targets(anchors, step, count)
         if choice == "random":
-            return random
+            return self._random_targets(anchors, step, count)
         queries, avoid = self.gallery.vectors(anchors), self.gallery.labels(anchors).unsqueeze(1)
         rows = self._chosen(choice, [queries], avoid, anchors, step, count, strata, "targets", again=True)
-        if bool((rows < 0).any()):
-            self._state(f"no {choice} target for some speakers: theirs are drawn at random")
         drawn = rows.T.flatten()
-        return torch.where(drawn < 0, random, drawn)
+        if bool((drawn >= 0).all()):
+            return drawn
+        self._state(f"no {choice} target for some speakers: theirs are drawn at random")
+        return torch.where(drawn < 0, self._random_targets(anchors, step, count), drawn)
 
     def negatives(
         self,

@@ -1,0 +1,72 @@
+"""A judge that hears what the teacher hears is refused, whatever name it goes by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_study import Bench
+
+from runner.data import open_corpus
+from runner.evaluate.separation import CORRELATED, score_correlation
+from snac_core import UserError, discover, load_speaker_encoder
+
+DISGUISED = '''
+import torch
+from snac_core import hookimpl
+from snac_core.speakers.ecapa_tiny import EcapaTiny
+
+
+class Disguised(EcapaTiny):
+    """The default teacher under another name, family and digest, with turned dimensions."""
+
+    name, family, training_data = "disguised", "another", "voxceleb"
+
+    def embed(self, audio):
+        return super().embed(audio).roll(7, dims=1) * 3
+
+
+@hookimpl
+def register_speaker_encoders(register):
+    register(Disguised)
+'''
+
+
+@pytest.fixture
+def disguised(tmp_path: Path) -> Path:
+    path = tmp_path / "disguised.py"
+    path.write_text(DISGUISED)
+    return path
+
+
+def test_a_teacher_in_disguise_is_refused_with_the_judges_that_would_do(bench: Bench, disguised: Path) -> None:
+    study = bench.study(teacher="ecapa_tiny", judge="disguised")
+    materials = bench.materials(study, [disguised])
+    for part in ("teacher", "judge"):
+        vars(materials).pop(part, None)
+    with pytest.raises(UserError) as refused:
+        _ = materials.judge
+    said = str(refused.value)
+    assert "judge 'disguised' scores real trials of speech as the teacher 'ecapa_tiny' does (correlation 1.0000" in said
+    would_do = said.rpartition("judges that would do: ")[2].split(", ")
+    assert "ge2e" in would_do
+    assert not {"ecapa_tiny", "disguised", "simple"} & set(would_do)
+
+
+def test_encoders_that_hear_differently_are_no_teacher_in_disguise_and_the_answer_is_kept(
+    bench: Bench, disguised: Path, cache: Path
+) -> None:
+    corpus = open_corpus(bench.speech)
+    one, other = load_speaker_encoder("ge2e"), load_speaker_encoder("ecapa_tiny")
+    found = score_correlation(one, other, corpus)
+    assert found is not None
+    assert 0 < found < CORRELATED
+    kept = [p for p in (cache / "correlations").iterdir() if json.loads(p.read_text())["correlation"] == found]
+    assert len(kept) == 1
+    kept[0].write_text('{"correlation": 0.5}')
+    assert score_correlation(one, other, corpus) == 0.5
+    kept[0].write_text("{")
+    assert score_correlation(one, other, corpus) == found
+    again = load_speaker_encoder("disguised", plugins=discover([disguised]))
+    assert score_correlation(again, other, corpus) == pytest.approx(1)
