@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ ARRAYS: dict[str, tuple[Any, int]] = {
     "speaker_keys": (np.uint8, 2),  # (P, 32) sha256 of what both were made of
 }
 TEXTS = ("utterances", "speakers")  # ids (N) and names (P), a JSON string a line
+
+_TRIES = 6  # to open a bank that may just be replaced
 
 
 @dataclass(frozen=True)
@@ -143,15 +146,16 @@ def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None, audi
         UserError: if there is none, it is truncated, of another encoder, or of other audio.
     """
     folder = Path(folder)
-    for attempt in range(3):  # between reading the header and its files a build may replace both
-        header = _read_header(folder)
+    for attempt in range(_TRIES):  # between reading the header and its files a build may replace both
         try:
+            header = _read_header(folder)
             _check_sizes(folder, header)
             bank = Bank(folder, header)
             break
         except UserError:
-            if attempt == 2 or _read_header(folder) == header:
+            if attempt == _TRIES - 1:
                 raise
+            time.sleep(0.01 * attempt)
     if encoder is not None and encoder.digest != header.encoder_digest:
         raise UserError(
             f"{folder} is a bank of speaker encoder {header.encoder!r} (digest {header.encoder_digest[:12]}); expected "
@@ -265,7 +269,10 @@ def _check_sizes(folder: Path, header: BankHeader) -> None:
         if name not in header.files:
             raise UserError(f"{folder / HEADER} names no {name}; build it anew with `runner index build`")
         file, _, size = header.files[name]
-        there = (folder / file).stat().st_size if (folder / file).is_file() else None
+        try:
+            there = (folder / file).stat().st_size
+        except OSError:
+            there = None
         if there != size:
             got = "is missing" if there is None else f"is truncated: {there} of {size} bytes"
             raise UserError(f"{folder / file} {got}; build it anew with `runner index build`")
