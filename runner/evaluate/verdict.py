@@ -16,7 +16,7 @@ MIN_OK = 0.95  # share of the items that must have been measured
 SPEAKER_MARGIN = 0.05  # normalised SECS that may be lost and still count as not worse
 MIN_RANGE = 0.30  # of a content judge: mismatched minus bare; with less it hardly tells right words from wrong ones
 ALPHA = 0.05
-PLANNED_POWER = 0.82  # of the interval; that the sign-flip test must agree takes up to two points of it
+PLANNED_POWER = 0.84  # of the interval; that the sign-flip test must agree takes up to three points of it
 
 Word = Literal["better", "worse", "higher", "lower", "inconclusive", "no verdict"]
 

@@ -168,15 +168,16 @@ def _signed(e: Estimate, sign: int, *, scale: float = 1.0, digits: int = 2) -> s
 def _content(numbers: Numbers) -> list[str]:
     """Which content judge the verdict rests on, or why none."""
     tried = [
-        f"{c.name} tells the right words from another utterance's by {number(100 * c.range, 0)} points"
+        f"{c.name} (it tells the right words from another utterance's by {number(100 * c.range, 0)} points)"
         for c in numbers.content_judges
     ]
     if numbers.content is not None:
-        rest = f" ({'; '.join(tried[1:])})" if tried[1:] else ""
+        rest = f", beside it by {listed(tried[1:])}" if tried[1:] else ""
         margin = f"a loss of {number(100 * numbers.content.margin, 0)} points or more would count as worse"
-        return [f"Content is judged by {tried[0]} on the bare codec{rest}; {margin}."]
+        return [f"Content is judged by {tried[0]}{rest}; {margin}."]
     if tried:
-        return [f"Content cannot be judged ({'; '.join(tried)}; {100 * MIN_RANGE:.0f} are needed): {NO_CONTENT}"]
+        needed = f"{100 * MIN_RANGE:.0f} are needed"
+        return [f"Content cannot be judged by {listed(tried)}; {needed}: {NO_CONTENT}"]
     return [f"Content has not been judged: {NO_CONTENT}"]
 
 
