@@ -55,7 +55,7 @@ def groups(study: Study) -> tuple[list[Group], int]:
     """
     columns: list[tuple[str, int | None, Run]] = []
     names = {"source": "source", "ceiling": "target (ceiling)", "floor": "bare codec (floor)"}
-    for control in [*names, *sorted(set(study.controls) - set(names))]:
+    for control in [*names, *sorted(set(study.controls) - {*names, "mismatched"})]:
         run = study.controls.get(control)
         columns += [(names.get(control, control), None, run)] if run is not None and run.ok else []
     speaking = {arm: first for arm, runs in study.arms.items() if (first := next((r for r in runs if r.ok), None))}
