@@ -91,7 +91,17 @@ def run_bash(code: str, capsys: pytest.CaptureFixture[str]) -> None:
             assert done.stdout.strip(), f"{line} printed nothing"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(text_of(page))])
+SLOW = {"tutorial"}  # two studies and a dry run; that its options exist is tested in any case
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page
+        for page in PAGES
+        if BLOCK.search(text_of(page))
+    ],
+)
 def test_the_blocks_of_a_page_run_from_top_to_bottom(
     page: str, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +117,20 @@ def test_the_blocks_of_a_page_run_from_top_to_bottom(
             Path(found[1]).write_text(code)
         else:
             pytest.fail(f"docs/{page}.md has a block that no test runs: {language!r}")
+
+
+def test_the_options_of_every_command_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for page in PAGES:
+        for language, code in BLOCK.findall(text_of(page)):
+            lines = [shlex.split(line, comments=True) for line in code.splitlines()] if language == "bash" else []
+            for words in lines:
+                if words[:1] != ["runner"]:
+                    continue
+                names = words[1 : 3 if words[1] in ("data", "index", "plugins") else 2]
+                assert runner(*names, "--help") == 0
+                told = capsys.readouterr().out
+                for option in (word for word in words if word.startswith("--")):
+                    assert option in told, f"docs/{page}.md: runner {' '.join(names)} has no {option}"
 
 
 def headings(path: Path) -> set[str]:
