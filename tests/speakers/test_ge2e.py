@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -51,6 +52,29 @@ def test_every_dev_utterance_has_the_embedding_that_embed_utterance_gives(
             ours = encoder(torch.from_numpy(part).view(1, 1, -1), rate)[0].numpy()
             assert ours @ oracle.embed_utterance(part) > 0.9999
     assert files
+
+
+@pytest.mark.slow
+def test_embedding_is_at_least_as_fast_as_the_package(librispeech_mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("librosa") is None:
+        pytest.skip("needs librosa, which the package computes its mel bands with")
+    oracle, encoder = _oracle(monkeypatch), load_speaker_encoder("ge2e")
+    files = sorted((librispeech_mini / "dev").rglob("*.flac"))
+    waves = [soundfile.read(file, dtype="float32")[0] for file in files]
+    works = {
+        "ours": lambda wave: encoder(torch.from_numpy(wave).view(1, 1, -1), 16000),
+        "package": oracle.embed_utterance,
+    }
+    taken: dict[str, list[float]] = {"ours": [], "package": []}
+    for _ in range(4):
+        for name, work in works.items():
+            begun = time.process_time()
+            with torch.no_grad():
+                for wave in waves:
+                    work(wave)
+            taken[name].append(time.process_time() - begun)
+    print(taken)
+    assert min(taken["ours"]) < 1.05 * min(taken["package"])  # both are the same LSTM; 5 % is what a busy machine adds
 
 
 def _oracle(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
