@@ -156,8 +156,9 @@ def _plan(costs: list[Cost]) -> Iterator[str]:
         return
     yield (
         f"planned for {PLANNED:,}: bank {most.bank_bytes * times / 1e9:.0f} GB on disk, "
-        f"index {most.index_bytes * times / 1e9:.1f} GB in memory, indexed in at most {most.building * times**1.5 / 3600:.0f} "
-        f"CPU h, targets of {BATCH} in at most {1e3 * most.targets * times**0.5:.0f} CPU ms"
+        f"index {most.index_bytes * times / 1e9:.1f} GB in memory, indexed in at most "
+        f"{most.building * times**1.5 / 3600:.0f} CPU h, targets of {BATCH} in at most "
+        f"{1e3 * most.targets * times**0.5:.0f} CPU ms"
     )
 
 
