@@ -86,6 +86,7 @@ class StudySettings(BaseModel):
     patience: int = Field(0, ge=0, description="Judged evaluations without a better one before stopping; 0: never.")
     save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     shuffled: bool = Field(True, description="Train the first arm once more under wrong embeddings, as a control.")
+    without: tuple[str, ...] = Field((), description="Metrics that are not measured.")
     samples: int = Field(4, ge=0, description="Conversions whose audio is kept for the report.")
     device: str = Field("cpu", description="cpu, cuda, or cuda:N.")
     plugins: tuple[str, ...] = Field((), description="Plugin files.")

@@ -16,6 +16,7 @@ from runner.evaluate.verdict import MIN_RANGE
 from runner.materials import Materials
 from runner.runs import now, read_result, result_status, write_result
 from snac_core.codec import SNAC
+from snac_core.errors import UserError, nearest
 from snac_core.metric import Metric
 
 CONTROLS: dict[str, Callable[[SNAC], systems.System]] = {
@@ -45,7 +46,7 @@ class Console:
 
 def run_controls(study: StudySettings, folder: Path, materials: Materials, console: Console) -> None:
     """Judge what arms are compared with, each once for all; what is there already is kept."""
-    usable, _ = available(materials.catalogue)
+    usable, missing = wanted_metrics(materials)
     content = {name: metric for name, metric in usable.items() if metric.role == "content"}
     for name, system in CONTROLS.items():
         place = folder / "controls" / name
@@ -62,10 +63,26 @@ def run_controls(study: StudySettings, folder: Path, materials: Materials, conso
             f"judging the control {name}", system(materials.codec), place / "judged.jsonl",
             {"control": name, **materials.digests}, study, materials, console, metrics,
         )  # fmt: skip
+        scores.missing = missing
         write_result(
             place, study=study, materials=materials, status="success", arm=name, kind="control", scores=scores,
             started=started,
         )  # fmt: skip
+
+
+def wanted_metrics(materials: Materials) -> tuple[dict[str, Metric], dict[str, str]]:
+    """The metrics that can run here and that the study does not leave out, and for each other why not.
+
+    Raises:
+        UserError: for a metric to leave out that there is not.
+    """
+    metrics, missing = available(materials.catalogue)
+    for name in materials.study.without:
+        if name not in metrics and name not in missing:
+            raise UserError(f"without = {name!r}: no such metric{nearest(name, [*metrics, *missing])}")
+        metrics.pop(name, None)
+        missing[name] = "left out by the study"
+    return metrics, missing
 
 
 def fit_metrics(folder: Path | None, materials: Materials) -> tuple[dict[str, Metric], dict[str, str]]:
@@ -74,7 +91,7 @@ def fit_metrics(folder: Path | None, materials: Materials) -> tuple[dict[str, Me
     A content judge that finds the bare codec's words hardly more right than another utterance's says nothing of an arm,
     and is not asked. `folder` is the one whose controls tell, None where there are none.
     """
-    metrics, missing = available(materials.catalogue)
+    metrics, missing = wanted_metrics(materials)
     if folder is None:
         return metrics, missing
     bare, other = (read_result(folder / "controls" / name).get("metrics", {}) for name in ("floor", "mismatched"))

@@ -40,6 +40,7 @@ _BESIDE_THE_POINT = {
         "device",
         "plugins",
         "shuffled",
+        "without",
     },
     "arm": {"name"},
 }

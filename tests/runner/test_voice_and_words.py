@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from small_study import PHASES, Bench, arm
 
 from runner.arm import Arm
+from runner.controls import wanted_metrics
 from runner.evaluate import systems
 from runner.evaluate.codes import SpeakerProbe, summary
 from runner.evaluate.metrics import Top1
@@ -17,6 +18,7 @@ from runner.evaluate.prosody import F0Correlation, F0Error, VoicingError, pitch
 from runner.evaluate.robustness import roughened
 from runner.evaluate.words import WER, error_rate, plain_words
 from runner.materials import Materials
+from snac_core.errors import UserError
 from snac_core.metric import Conversion
 
 RATE = 16000
@@ -80,6 +82,14 @@ def test_words_are_judged_by_the_text_else_by_the_reading_of_the_source(monkeypa
     assert WER()(conversion(source, output, text="the goat sank")) == pytest.approx(1 / 3)
     assert WER()(conversion(source, output)) == pytest.approx(2 / 3)
     assert WER()(conversion(source, output, same_words=False)) is None
+
+
+def test_a_study_measures_nothing_that_it_leaves_out(bench: Bench) -> None:
+    metrics, missing = wanted_metrics(bench.materials(bench.study(without=("per", "f0_error"))))
+    assert not {"per", "f0_error"} & metrics.keys()
+    assert missing["per"] == "left out by the study"
+    with pytest.raises(UserError, match="did you mean 'pesq'"):
+        wanted_metrics(bench.materials(bench.study(without=("pesk",))))
 
 
 def test_the_closest_of_all_targets_is_identified() -> None:
