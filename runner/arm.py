@@ -158,6 +158,7 @@ class Arm:
             sampler=self.sampler,
             index=index,
             bare_pass=bare,
+            parallel=lambda: self.materials.parallel(self.seed, index, targets, len(speakers)),
         )
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from runner.config import StudySettings
 from runner.data import Corpus, CropLoader, PairList, References, conversion_pairs, open_corpus
+from runner.data.parallel import parallel_speech
 from runner.embeddings import speaker_embeddings
 from runner.evaluate.calibration import Calibration, calibration_of
 from runner.evaluate.codes import SpeakerProbe
@@ -111,6 +112,20 @@ class Materials:
         """Batches of training crops for a seed."""
         study = self.study
         return CropLoader(self.corpus, "train", self.codec.sampling_rate, study.crop_seconds, study.batch_size, seed)
+
+    def parallel(self, seed: int, step: int, targets: Tensor, items: int) -> tuple[Tensor, Tensor] | None:
+        """What the targets (rows of the table, (N * items,)) say with the words of a step's first items; see `Step`."""
+        if seed not in self._loaders:
+            self._loaders[seed] = self.batches(seed)
+        loader = self._loaders[seed]
+        names = [self.table.names[row] for row in targets.tolist()]
+        found = parallel_speech(loader, step, names, items)
+        return found and (found[0].to(self.device), found[1].to(self.device))
+
+    @cached_property
+    def _loaders(self) -> dict[int, CropLoader]:
+        """By seed, for what is looked up beside the batches."""
+        return {}
 
     @cached_property
     def dev(self) -> Conversions:

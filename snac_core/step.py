@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ class Step:
         teacher: the frozen speaker encoder.
         sampler: targets and negatives.
         index: number of the step, from 1.
+        parallel: what the targets say with the same words, where the data has it: audio (N * B, 1, T') and how many of
+            its samples count (N * B,), 0 where there is nothing. None where the data is not parallel.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Step:
         sampler: SpeakerSampler,
         index: int,
         bare_pass: BarePass | None = None,
+        parallel: Callable[[], tuple[Tensor, Tensor] | None] | None = None,
     ) -> None:
         self.model = model
         self.audio = audio
@@ -59,6 +63,7 @@ class Step:
         self.teacher = teacher
         self.sampler = sampler
         self.index = index
+        self._find_parallel = parallel
         self.bare_pass = bare_pass or BarePass(model.codec, audio)
         table = sampler.table
         self.own = Conditioning(table.conditioning[speaker_ids].to(audio.device), encoder=table.encoder)
@@ -90,6 +95,11 @@ class Step:
     def converted_embedding(self) -> Tensor:
         """(N * B, S), the teacher's embedding of `converted.audio`."""
         return self._embeddings[len(self.audio) :]
+
+    @cached_property
+    def parallel(self) -> tuple[Tensor, Tensor] | None:
+        """The targets' own recordings of what is said, looked up on first use."""
+        return self._find_parallel() if self._find_parallel else None
 
     @cached_property
     def _both(self) -> tuple[Reconstruction, Reconstruction]:

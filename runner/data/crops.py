@@ -99,8 +99,9 @@ class CropLoader:
         self.seed = seed
         self.steps_per_epoch = -(-len(utterances) // batch_size)
         self.speakers = corpus.speakers(split)
-        self._of = {speaker: [u for u in utterances if u.speaker == speaker] for speaker in self.speakers}
-        self._weights = {s: torch.tensor([u.seconds for u in us], dtype=torch.float64) for s, us in self._of.items()}
+        self.utterances = {u.id: u for u in utterances}
+        self.of = {speaker: [u for u in utterances if u.speaker == speaker] for speaker in self.speakers}
+        self._weights = {s: torch.tensor([u.seconds for u in us], dtype=torch.float64) for s, us in self.of.items()}
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._room = cache_bytes
 
@@ -115,8 +116,8 @@ class CropLoader:
         utterances, starts, lengths = [], [], []
         for row, speaker in enumerate(speakers):
             draw = generator(self.seed, step, "crops", row)
-            utterance = self._of[speaker][int(torch.multinomial(self._weights[speaker], 1, generator=draw))]
-            whole = self._whole(utterance)
+            utterance = self.of[speaker][int(torch.multinomial(self._weights[speaker], 1, generator=draw))]
+            whole = self.whole(utterance)
             start = draw_start(whole, self.crop_samples, draw)
             crop = whole[:, start : start + self.crop_samples]
             audio[row, :, : crop.shape[-1]] = crop
@@ -125,7 +126,7 @@ class CropLoader:
             lengths.append(crop.shape[-1])
         return Batch(audio, speakers, utterances, starts, lengths)
 
-    def _whole(self, utterance: Utterance) -> Tensor:
+    def whole(self, utterance: Utterance) -> Tensor:
         """An utterance (1, T) at the loader's rate, from memory where it is there."""
         if utterance.id in self._cache:
             self._cache.move_to_end(utterance.id)

@@ -1,7 +1,16 @@
 """Loss terms that objectives are made of: differentiable functions of audio and embeddings."""
 
+from snac_core.losses.aligned import aligned_distance
 from snac_core.losses.commitment import commitment
 from snac_core.losses.speaker import contrastive, cosine_distance, margin_ranking
 from snac_core.losses.spectral import MultiScaleSTFT, mel_distance
 
-__all__ = ["MultiScaleSTFT", "commitment", "contrastive", "cosine_distance", "margin_ranking", "mel_distance"]
+__all__ = [
+    "MultiScaleSTFT",
+    "aligned_distance",
+    "commitment",
+    "contrastive",
+    "cosine_distance",
+    "margin_ranking",
+    "mel_distance",
+]

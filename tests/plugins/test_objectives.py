@@ -141,6 +141,18 @@ def test_the_cycle_converts_the_converted_back_to_the_source_speaker(
     assert float(loss_of(step)["cycle"]) == 0
 
 
+def test_parallel_speech_is_what_a_conversion_is_compared_with(surroundings: Surroundings) -> None:
+    step = step_of(surroundings, "content", cycle=False, parallel=True)
+    with pytest.raises(UserError, match="no two speakers of this data say the same words"):
+        loss_of(step)
+    perfect, length = step.converted.audio.detach(), step.audio.shape[-1]
+    for recorded, known, low in ((perfect, 1, True), (perfect.flip(0), 1, False), (perfect.flip(0), 0, True)):
+        step.__dict__["parallel"] = recorded, torch.full((len(recorded),), known * length)
+        term = loss_of(step)["parallel"]
+        assert bool(term < 0.01) == low
+        assert term.requires_grad
+
+
 # -------------------------------------------------------------------- contrastive
 
 
