@@ -1,0 +1,29 @@
+"""What large banks cost is measured, not assumed; and the choices of negatives train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_study import PHASES, Bench, arm, result
+
+from runner.scale import at_scale
+
+
+def test_the_table_of_costs_has_a_line_for_every_size() -> None:
+    lines = list(at_scale(400, rounds=1))
+    columns = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert len(columns) == lines[0].count("|") - 1
+    assert columns[0] == "400"
+    assert columns[4] == "Flat"
+    assert float(columns[2]) < 500, "ms to open"
+    assert float(columns[7]) == 1
+
+
+@pytest.mark.parametrize("choice", ["in_batch", "stratified"])
+def test_phase_3_trains_with_negatives_of_every_choice(bench: Bench, tmp_path: Path, choice: str) -> None:
+    chosen = arm(
+        PHASES[0], settings={PHASES[0]: {"negatives": choice, "strata": {"ratio_easy": 0.2, "ratio_hard": 0.4}}}
+    )
+    folder = bench.train([chosen], tmp_path, steps=2)[PHASES[0]]
+    assert result(folder)["status"] == "success"
