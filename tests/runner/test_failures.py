@@ -94,10 +94,10 @@ def test_a_failure_of_the_final_judging_leaves_the_other_arms(
 
     judged = study.judged
 
-    def failing(title, *rest):  # type: ignore[no-untyped-def]
+    def failing(title, *rest, **options):  # type: ignore[no-untyped-def]
         if PHASES[0] in title:
             raise RuntimeError("cannot be judged")
-        return judged(title, *rest)
+        return judged(title, *rest, **options)
 
     monkeypatch.setattr(study, "judged", failing)
     folders = bench.train([arm(PHASES[0]), arm(PHASES[1])], tmp_path, steps=1)
@@ -186,7 +186,7 @@ def test_patience_ends_an_arm_and_the_others_go_on(
     monkeypatch.setattr("runner.train.dev_score", lambda _: next(told))
     pooled = {name: {"mean": 0.0} for name in DEV_METRICS}
     monkeypatch.setattr("runner.train.score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("runner.study.judged", lambda *_: Scores())
+    monkeypatch.setattr("runner.study.judged", lambda *_, **__: Scores())
     arms = [arm(PHASES[1], name="still"), arm(PHASES[1], name="moving")]
     folders = bench.train(arms, tmp_path, steps=4, eval_every=1, patience=2)
     assert [record["step"] for record in records(folders["moving"]) if "dev" in record] == [1, 2, 3, 4]

@@ -207,10 +207,10 @@ CRITIC = """
 
 
 def test_a_critic_with_running_statistics_resumes_exactly(bench: Bench, tmp_path: Path) -> None:
-    file = plugin(tmp_path, "adversarial", CRITIC)
+    file = plugin(tmp_path, "with_critic", CRITIC)
     study = bench.study(steps=4)
     materials = bench.materials(study, [file])
-    settings = arm("adversarial")
+    settings = arm("with_critic")
 
     def advanced(one: Arm, until: int) -> Arm:
         from snac_core.bare import BarePass
