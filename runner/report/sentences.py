@@ -151,6 +151,8 @@ def _compared(c: Comparison) -> str:
         content = f"; content error {points} points, {probability(c.content_p_holm)}"
     if c.decision.word == "inconclusive":
         found = f"a difference of {number(c.detectable)} would have been found four times in five"
+        if c.content is not None and c.p_holm < ALPHA and (c.difference.low > 0 or c.difference.high < 0):
+            found = "ahead in speaker similarity, and not shown to keep its content within the margin"
         return f"{a} against {b}: inconclusive ({size}, {probability(c.p_holm)}; {found}{content})."
     if content:
         return f"{a} is better than {b}: {size} normalised SECS, {probability(c.p_holm)}{content} (Holm's correction)."

@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
     monkeypatch.setattr(train, "dev_score", lambda pooled: scores[len(states)])
     pooled = {name: {"mean": 0.0} for name in train.DEV_METRICS}
     monkeypatch.setattr(train, "score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("runner.study.judged", lambda *_: Scores())
+    monkeypatch.setattr("runner.study.judged", lambda *_, **_given: Scores())
     best = bench.train([arm(PHASES[2], lr=0.1)], tmp_path / "best", steps=3, eval_every=1, select="best")
     assert not torch.equal(*(states[step]["phase6_encoder_adapter.adapters.latent.output.weight"] for step in (2, 3)))
     assert all(torch.equal(value, states[2][key]) for key, value in weights(best[PHASES[2]]).items())
@@ -119,7 +119,7 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
 
     monkeypatch.setattr(train, "_judge_on_dev", judging)
     heard: list[Any] = []  # test speakers have no say in this, and are not heard
-    monkeypatch.setattr("runner.study.judged", lambda *given: heard.append(given))
+    monkeypatch.setattr("runner.study.judged", lambda *given, **_: heard.append(given))
     monkeypatch.setattr("runner.study.noise_floor", lambda *given: heard.append(given))
     chosen = choose_rates(study, arms, rates, tmp_path, materials, Console(lambda _: None, lambda *_: None))
     assert sorted(tried) == [(name, rate, 0) for name in PHASES[1:] for rate in rates]  # equal trials, on one seed
