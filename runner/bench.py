@@ -72,7 +72,7 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
             started = time.perf_counter()
             batch = batches.at(index)
             speakers = materials.table.rows(batch.speakers)
-            targets = trained[0].sampler.targets(speakers, index, study.targets)
+            targets = trained[0].sampler.targets(speakers, index, study.targets, choice=study.target_choice)
             bare = BarePass(materials.codec, batch.audio.to(materials.device))
             drawing = time.perf_counter() - started
             for arm in arms:
@@ -122,7 +122,7 @@ def passes(arm: Arm, materials: Materials, study: StudySettings) -> str:
     }
     batch = materials.batches(0).at(1)
     speakers = materials.table.rows(batch.speakers)
-    targets = arm.sampler.targets(speakers, 1, study.targets)
+    targets = arm.sampler.targets(speakers, 1, study.targets, choice=study.target_choice)
     with counting(watched) as counts:
         arm.step(1, BarePass(codec, batch.audio.to(materials.device)), speakers, targets)
     return ", ".join(f"{name} {len(rows)} ({sum(rows)} items)" for name, rows in counts.items())

@@ -77,6 +77,9 @@ class StudySettings(BaseModel):
     batch_size: int = Field(8, ge=1, description="Crops in a batch.")
     crop_seconds: float = Field(1.28, gt=0.1, description="Length of a crop, in s.")
     targets: int = Field(1, ge=1, description="Targets drawn for every crop at every step.")
+    target_choice: Literal["random", "in_batch", "stratified"] = Field(
+        "random", description="How they are drawn: uniformly, from the batch, or easy, medium and hard ones in shares."
+    )
     eval_every: int = Field(0, ge=0, description="Steps between judged conversions of dev speakers; 0: at the end.")
     dev_pairs: int = Field(16, ge=2, description="Conversions of dev speakers that are judged while training.")
     test_pairs: int = Field(40, ge=2, description="Conversions of test speakers that the report is about.")

@@ -67,7 +67,7 @@ def _with(placement: str, study: StudySettings, materials: Materials, rounds: in
 def _step(arm: Arm, materials: Materials, study: StudySettings) -> Callable[[], object]:
     batch = materials.batches(0).at(1)
     speakers = materials.table.rows(batch.speakers)
-    targets = arm.sampler.targets(speakers, 1, study.targets)
+    targets = arm.sampler.targets(speakers, 1, study.targets, choice=study.target_choice)
     return lambda: arm.step(1, BarePass(materials.codec, batch.audio.to(materials.device)), speakers, targets)
 
 

@@ -75,7 +75,7 @@ def _timed(study: StudySettings, arms: Sequence[ArmSettings], materials: Materia
                 started = time.perf_counter()
             batch = batches.at(index)
             speakers = materials.table.rows(batch.speakers)
-            targets = trained[0].sampler.targets(speakers, index, study.targets)
+            targets = trained[0].sampler.targets(speakers, index, study.targets, choice=study.target_choice)
             bare = BarePass(materials.codec, batch.audio.to(materials.device))
             for arm in trained:
                 arm.step(index, bare, speakers, targets)

@@ -55,7 +55,7 @@ def train_side_by_side(
                 started = time.perf_counter()
                 batch = batches.at(index)
                 speakers = materials.table.rows(batch.speakers)
-                targets = sampler.targets(speakers, index, study.targets)
+                targets = sampler.targets(speakers, index, study.targets, choice=study.target_choice)
                 bare = BarePass(materials.codec, batch.audio.to(materials.device))
                 drawing = time.perf_counter() - started
                 logged: dict[str, dict[str, float]] = {}

@@ -15,6 +15,7 @@ from runner.arm import Arm
 from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.codec.vq import ResidualVectorQuantize
+from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.speakers.simple import Simple
 
 
@@ -110,6 +111,19 @@ def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
     assert of["quantiser"] == {rows: 1, all_rows: 1}  # bare for those after VQ; the adapter before VQ its own
     assert of["teacher"] == {all_rows: len(arms)}  # targets' embeddings come from the table
     assert of["decoder"] == {all_rows: len(arms)}  # identity and conversions of an arm in one batch
+
+
+def test_targets_are_drawn_as_the_study_says(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    targets = SpeakerSampler.targets
+
+    def noting(self: SpeakerSampler, *given: Any, **options: Any) -> Any:
+        asked.append(options.get("choice", "random"))
+        return targets(self, *given, **options)
+
+    monkeypatch.setattr(SpeakerSampler, "targets", noting)
+    bench.train([arm(PHASES[1])], tmp_path, steps=2, target_choice="in_batch")
+    assert asked.count("in_batch") == 2
 
 
 def test_the_shared_pass_hands_out_activations_without_gradient(bench: Bench) -> None:
