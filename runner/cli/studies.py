@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/quickstart"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each arm.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each arm.")] = 20,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm.")] = 2,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
