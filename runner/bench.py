@@ -20,7 +20,6 @@ from runner.arm import Arm
 from runner.config import ArmSettings, StudySettings
 from runner.materials import Materials
 from runner.runs import peak_memory
-from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.plugins import Catalogue
 
@@ -70,10 +69,7 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
             nonlocal index
             index += 1
             started = time.perf_counter()
-            batch = batches.at(index)
-            speakers = materials.table.rows(batch.speakers)
-            targets = trained[0].sampler.targets(speakers, index, study.targets, choice=study.target_choice)
-            bare = BarePass(materials.codec, batch.audio.to(materials.device))
+            bare, speakers, targets = materials.drawn(index, batches, trained[0].sampler)
             drawing = time.perf_counter() - started
             for arm in arms:
                 arm.step(min(index, study.steps), bare, speakers, targets)
@@ -94,7 +90,7 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
         alone = sum(taken[arm.settings.title] for arm in trained)
         lines.append(f"  one step of all: {taken['all']:.3f} s = {taken['all'] / expected:.2f} x (shared + own)")
         lines.append(f"  against one after the other: {taken['all'] / alone:.2f} of {alone:.3f} s")
-        lines += [f"  passes of a step of {arm.settings.title}: {passes(arm, materials, study)}" for arm in trained]
+        lines += [f"  passes of a step of {arm.settings.title}: {passes(arm, materials)}" for arm in trained]
         lines.append(f"peak memory of this process: {peak_memory(materials.device) / 2**30:.2f} GiB")
     return lines
 
@@ -111,7 +107,7 @@ def start_up() -> list[str]:
     return [f"runner --help: {min(taken):.2f} s"]
 
 
-def passes(arm: Arm, materials: Materials, study: StudySettings) -> str:
+def passes(arm: Arm, materials: Materials) -> str:
     """Calls (and rows) of codec encoder, quantiser, decoder and teacher in one training step."""
     codec = materials.codec
     watched = {
@@ -120,11 +116,9 @@ def passes(arm: Arm, materials: Materials, study: StudySettings) -> str:
         "decoder": codec.decoder.model[0],
         "teacher": materials.teacher,
     }
-    batch = materials.batches(0).at(1)
-    speakers = materials.table.rows(batch.speakers)
-    targets = arm.sampler.targets(speakers, 1, study.targets, choice=study.target_choice)
+    bare, speakers, targets = materials.drawn(1, materials.batches(0), arm.sampler)
     with counting(watched) as counts:
-        arm.step(1, BarePass(codec, batch.audio.to(materials.device)), speakers, targets)
+        arm.step(1, bare, speakers, targets)
     return ", ".join(f"{name} {len(rows)} ({sum(rows)} items)" for name, rows in counts.items())
 
 

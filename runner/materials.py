@@ -16,12 +16,13 @@ from runner.evaluate.calibration import Calibration, calibration_of
 from runner.evaluate.codes import SpeakerProbe
 from runner.evaluate.conversions import Conversions
 from runner.evaluate.separation import check_judge, check_scores
+from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_core.plugins import Catalogue
 from snac_core.speakers import load_speaker_encoder
 from snac_core.speakers.encoder import SpeakerEncoder
-from snac_core.speakers.sampling import SpeakerTable
+from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,6 +127,17 @@ class Materials:
     def _loaders(self) -> dict[int, CropLoader]:
         """By seed, for what is looked up beside the batches."""
         return {}
+
+    def drawn(self, index: int, batches: CropLoader, sampler: SpeakerSampler) -> tuple[BarePass, Tensor, Tensor]:
+        """What every arm of a seed trains on at step `index`.
+
+        Returns:
+            the unedited pass over the batch, and rows of the table: of its speakers (B,) and of their targets (N * B,).
+        """
+        batch = batches.at(index)
+        speakers = self.table.rows(batch.speakers)
+        targets = sampler.targets(speakers, index, self.study.targets, choice=self.study.target_choice)
+        return BarePass(self.codec, batch.audio.to(self.device)), speakers, targets
 
     @cached_property
     def dev(self) -> Conversions:

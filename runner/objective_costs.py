@@ -39,11 +39,11 @@ def objective_costs(study: StudySettings, catalogue: Catalogue, rounds: int) -> 
     lines = [f"a training step of each objective alone, batch {study.batch_size} x {study.crop_seconds} s:"]
     for placement in (before, after):
         if placement is not None:
-            lines += _with(placement, study, materials, rounds)
+            lines += _with(placement, materials, rounds)
     return lines
 
 
-def _with(placement: str, study: StudySettings, materials: Materials, rounds: int) -> list[str]:
+def _with(placement: str, materials: Materials, rounds: int) -> list[str]:
     default = ArmSettings().objectives[0]
     lines, works, counted = [], dict[str, Callable[[], object]](), dict[str, str]()
     with TemporaryDirectory() as folder:
@@ -54,8 +54,8 @@ def _with(placement: str, study: StudySettings, materials: Materials, rounds: in
             except UserError as refusal:
                 lines.append(f"  {placement}, {name}: {refusal}")
                 continue
-            counted[name] = passes(arm, materials, study)
-            works[name] = _step(arm, materials, study)
+            counted[name] = passes(arm, materials)
+            works[name] = _step(arm, materials)
         taken = alternating(works, rounds)
     first = taken.get(default)
     for name, seconds in taken.items():
@@ -64,11 +64,9 @@ def _with(placement: str, study: StudySettings, materials: Materials, rounds: in
     return lines
 
 
-def _step(arm: Arm, materials: Materials, study: StudySettings) -> Callable[[], object]:
-    batch = materials.batches(0).at(1)
-    speakers = materials.table.rows(batch.speakers)
-    targets = arm.sampler.targets(speakers, 1, study.targets, choice=study.target_choice)
-    return lambda: arm.step(1, BarePass(materials.codec, batch.audio.to(materials.device)), speakers, targets)
+def _step(arm: Arm, materials: Materials) -> Callable[[], object]:
+    bare, speakers, targets = materials.drawn(1, materials.batches(0), arm.sampler)
+    return lambda: arm.step(1, BarePass(materials.codec, bare.audio), speakers, targets)
 
 
 def _edits(strategy: Any) -> bool:

@@ -15,7 +15,6 @@ from runner.evaluate.verdict import planned_effect, shortfalls
 from runner.materials import Materials
 from runner.preflight import preflight
 from runner.runs import peak_memory
-from snac_core.bare import BarePass
 
 TRIED_STEPS = 3
 # Assumed standard deviations of a difference in normalised SECS between two arms, per factor. They size nothing but the
@@ -73,10 +72,7 @@ def _timed(study: StudySettings, arms: Sequence[ArmSettings], materials: Materia
         for index in range(1, TRIED_STEPS + 1):
             if index == 2:  # the first step warms caches
                 started = time.perf_counter()
-            batch = batches.at(index)
-            speakers = materials.table.rows(batch.speakers)
-            targets = trained[0].sampler.targets(speakers, index, study.targets, choice=study.target_choice)
-            bare = BarePass(materials.codec, batch.audio.to(materials.device))
+            bare, speakers, targets = materials.drawn(index, batches, trained[0].sampler)
             for arm in trained:
                 arm.step(index, bare, speakers, targets)
         step = (time.perf_counter() - started) / (TRIED_STEPS - 1)

@@ -12,7 +12,6 @@ from runner.logs import RunLog
 from runner.materials import Materials
 from runner.stopping import stoppable
 from runner.terms import TrainingFailure
-from snac_core.bare import BarePass
 from snac_core.checkpoint import load_state, state_of
 from snac_core.containment import described
 from snac_core.speakers.sampling import SpeakerSampler
@@ -53,10 +52,7 @@ def train_side_by_side(
             for index in range(min((arm.progress.step for arm in active), default=study.steps) + 1, study.steps + 1):
                 now = [arm for arm in active if arm.progress.step < index]
                 started = time.perf_counter()
-                batch = batches.at(index)
-                speakers = materials.table.rows(batch.speakers)
-                targets = sampler.targets(speakers, index, study.targets, choice=study.target_choice)
-                bare = BarePass(materials.codec, batch.audio.to(materials.device))
+                bare, speakers, targets = materials.drawn(index, batches, sampler)
                 drawing = time.perf_counter() - started
                 logged: dict[str, dict[str, float]] = {}
                 for arm in now:
