@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from snac_core.model_card import strategies_card
 from snac_core.plugins import Catalogue, discover
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.stored import FORMAT, read_config
+from snac_core.tensor_digest import tensor_digest
 
 if TYPE_CHECKING:
     from snac_core.conditioned import ConditionedCodec
@@ -86,11 +86,7 @@ def describe(model: ConditionedCodec) -> dict[str, Any]:
 
 def digest_of(model: ConditionedCodec) -> str:
     """sha256, in hex, over the strategies' tensors."""
-    digest = hashlib.sha256()
-    for key, value in sorted(state_of(model).items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensor_digest(sorted(state_of(model).items()))
 
 
 def load_strategies(

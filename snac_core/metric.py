@@ -57,6 +57,8 @@ class Metric:
         direction: whether "up" or "down" is better.
         worst: the score of output that is NaN or silent: such output is judged, not missing.
         requires: importable packages it needs; where one is missing the metric is shown as missing.
+        on_request: True for a metric that fetches a large model or takes long: it is measured only in studies that name
+            it in `also`.
         role: "content" for an error rate of what is said (a share, down) that may be the study's primary measure of
             content. Of those, the one whose controls lie farthest apart is used; under 30 points apart, none is.
         margin: for a primary measure, the largest loss in its unit that still counts as not worse.
@@ -67,8 +69,16 @@ class Metric:
     direction: ClassVar[Literal["up", "down"]] = "up"
     worst: ClassVar[float] = 0.0
     requires: ClassVar[tuple[str, ...]] = ()
+    on_request: ClassVar[bool] = False
     role: ClassVar[Literal["", "content"]] = ""
     margin: ClassVar[float] = 0.0
+
+    def prepare(self) -> None:
+        """Make ready what it judges with, once before anything is judged.
+
+        Raises:
+            UserError: if that cannot be had here; the metric is then shown as missing, with this reason.
+        """
 
     def __call__(self, conversion: Conversion) -> float | None:
         """The value; None where it does not apply. Raises when its tool fails."""

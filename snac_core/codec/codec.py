@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from snac_core.codec.checks import check_audio, check_codes, check_finite, resolved_config
@@ -22,6 +20,7 @@ from snac_core.codec.signal_path import SignalPath
 from snac_core.codec.vq import ResidualVectorQuantize
 from snac_core.errors import UserError
 from snac_core.taps import Tap
+from snac_core.tensor_digest import tensor_digest
 
 
 class SNAC(nn.Module):
@@ -197,7 +196,8 @@ class SNAC(nn.Module):
         except RuntimeError:  # inference tensors do not count their changes
             stamp = None
         if self._digest is None or stamp is None or self._digest[0] != stamp:
-            self._digest = stamp, _digest(self.config, state)
+            preamble = json.dumps(self.config, sort_keys=True)
+            self._digest = stamp, tensor_digest(sorted(state.items()), preamble)
         return self._digest[1]
 
     # ---------------------------------------------------------------- storage
@@ -240,11 +240,3 @@ class SNAC(nn.Module):
         from snac_core.codec.loading import push_codec
 
         return push_codec(self, repo_id, **options)
-
-
-def _digest(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for key, value in sorted(state.items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar, NoReturn, Self
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from snac_core.errors import UserError
+from snac_core.tensor_digest import tensor_digest
 
 
 class SpeakerEncoder(nn.Module):
@@ -118,12 +118,7 @@ class SpeakerEncoder(nn.Module):
             )
 
     def _compute_digest(self) -> str:
-        digest = hashlib.sha256(f"{self.name} {self.revision}".encode())
-        for key, value in self.state_dict().items():
-            value = value.detach().cpu().contiguous()
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return tensor_digest(self.state_dict().items(), f"{self.name} {self.revision}")
 
 
 def missing_weights(encoder: str, where: str | Path, remedy: str, instead: str) -> NoReturn:
