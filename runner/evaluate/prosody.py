@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -66,10 +68,17 @@ class VoicingError(Metric):
 
 def pitch(audio: Tensor, sample_rate: int) -> NDArray[np.float64]:
     """F0 in Hz every 10 ms, 0 where unvoiced (Boersma 1993, by autocorrelation)."""
+    return _pitch(audio.float().numpy().tobytes(), sample_rate)
+
+
+@lru_cache(maxsize=64)
+def _pitch(samples: bytes, sample_rate: int) -> NDArray[np.float64]:
+    """Remembered, because three metrics ask for the contours of the same conversion."""
     import parselmouth
 
-    sound = parselmouth.Sound(audio.double().numpy(), sampling_frequency=sample_rate)
+    sound = parselmouth.Sound(np.frombuffer(samples, np.float32).astype(np.float64), sampling_frequency=sample_rate)
     found: NDArray[np.float64] = sound.to_pitch(STEP, LOWEST, HIGHEST).selected_array["frequency"]
+    found.flags.writeable = False
     return found
 
 
