@@ -90,6 +90,7 @@ class StudySettings(BaseModel):
     save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     shuffled: bool = Field(True, description="Train the first arm once more under wrong embeddings, as a control.")
     without: tuple[str, ...] = Field((), description="Metrics that are not measured.")
+    also: tuple[str, ...] = Field((), description="Metrics that are measured only when asked for, as whisper_wer.")
     samples: int = Field(4, ge=0, description="Conversions whose audio is kept for the report.")
     device: str = Field("cpu", description="cpu, cuda, or cuda:N.")
     plugins: tuple[str, ...] = Field((), description="Plugin files.")

@@ -71,15 +71,19 @@ def run_controls(study: StudySettings, folder: Path, materials: Materials, conso
 
 
 def wanted_metrics(materials: Materials) -> tuple[dict[str, Metric], dict[str, str]]:
-    """The metrics that can run here and that the study does not leave out, and for each other why not.
+    """The metrics that can run here and that the study wants, and for each other why not.
 
     Raises:
-        UserError: for a metric to leave out that there is not.
+        UserError: for a metric to leave out or to add that there is not.
     """
-    metrics, missing = available(materials.catalogue)
-    for name in materials.study.without:
-        if name not in metrics and name not in missing:
-            raise UserError(f"without = {name!r}: no such metric{nearest(name, [*metrics, *missing])}")
+    study = materials.study
+    metrics, missing = available(materials.catalogue, study.also)
+    known = [*metrics, *missing]
+    for key, names in (("without", study.without), ("also", study.also)):
+        for name in names:
+            if name not in known:
+                raise UserError(f"{key} = {name!r}: no such metric{nearest(name, known)}")
+    for name in study.without:
         metrics.pop(name, None)
         missing[name] = "left out by the study"
     return metrics, missing

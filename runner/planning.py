@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 from runner.arm import Arm
 from runner.config import ArmSettings, StudySettings
-from runner.evaluate.judging import available, judged_row
+from runner.controls import wanted_metrics
+from runner.evaluate.judging import judged_row
 from runner.evaluate.systems import conditioned
 from runner.evaluate.verdict import planned_effect, shortfalls
 from runner.materials import Materials
@@ -46,7 +47,7 @@ def describe_plan(
     pairs = materials.test_pairs
     targets = len({pair.target for pair in pairs.pairs})
     sources = len({pair.source for pair in pairs.pairs})
-    usable, _ = available(materials.catalogue)
+    usable, _ = wanted_metrics(materials)
     primaries = 1 + any(metric.role == "content" for metric in usable.values())
     comparisons = primaries * max(1, len(arms) * (len(arms) - 1) // 2)
     effect = planned_effect(
@@ -77,7 +78,7 @@ def _timed(study: StudySettings, arms: Sequence[ArmSettings], materials: Materia
                 arm.step(index, bare, speakers, targets)
         step = (time.perf_counter() - started) / (TRIED_STEPS - 1)
 
-        metrics, _ = available(materials.catalogue)
+        metrics, _ = wanted_metrics(materials)
         item = materials.test.items[0]
         for _ in range(2):  # the first one imports the metrics' tools
             started = time.perf_counter()

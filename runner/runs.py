@@ -41,6 +41,7 @@ _BESIDE_THE_POINT = {
         "plugins",
         "shuffled",
         "without",
+        "also",
     },
     "arm": {"name"},
 }

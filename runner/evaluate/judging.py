@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from runner.evaluate.conversions import Conversions, Item
 from runner.evaluate.journal import Journal
 from runner.evaluate.robustness import roughened
 from runner.evaluate.systems import Rendering, System
+from snac_core.containment import described
 from snac_core.metric import Conversion, Metric
 from snac_core.plugins import Catalogue
 from snac_core.speakers.encoder import SpeakerEncoder
@@ -50,16 +52,28 @@ class Scores:
     worst: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-def available(catalogue: Catalogue) -> tuple[dict[str, Metric], dict[str, str]]:
-    """The metrics that can run here, and for each other what it needs."""
+def available(catalogue: Catalogue, also: Collection[str] = ()) -> tuple[dict[str, Metric], dict[str, str]]:
+    """The metrics that can run here, and for each other what it needs.
+
+    Args:
+        catalogue: where they come from.
+        also: those that are asked for, of the ones that run only on request.
+    """
     metrics, missing = {}, {}
     for name in catalogue.metrics:
         metric: Metric = catalogue.metrics[name]()
         lacking = [package for package in metric.requires if importlib.util.find_spec(package) is None]
-        if lacking:
+        if metric.on_request and name not in also:
+            missing[name] = f"only when asked for: also = [{json.dumps(name)}]"
+        elif lacking:
             missing[name] = f"needs {', '.join(lacking)}"
         else:
-            metrics[name] = metric
+            try:
+                metric.prepare()
+            except Exception as error:  # a plugin's own code
+                missing[name] = described(error)
+            else:
+                metrics[name] = metric
     return metrics, missing
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from runner.evaluate.phones import PER, PERAboveHalf
 from runner.evaluate.prosody import F0Correlation, F0Error, VoicingError
+from runner.evaluate.whisper import WhisperWER
 from runner.evaluate.words import CER, WER
 from snac_core.hookspecs import hookimpl
 from snac_core.losses import MultiScaleSTFT, mel_distance
@@ -196,6 +197,6 @@ def register_metrics(register: Callable[[type], None]) -> None:
     """Offer the metrics."""
     for metric in (
         SECS, SECSSource, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, Gap, TeacherSECS, WER, CER,
-        PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
+        WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

@@ -59,6 +59,7 @@ KNOWN = {
                "share of utterances of which more than half of the phones are wrong"),
         Metric("wer", "Word errors", "share", "down", "content", 3,
                "word error rate of the converted output, by the text, else by the recogniser's reading of the source"),
+        Metric("whisper_wer", "Word errors by Whisper", "share", "down", "content", 3, "likewise, by whisper-small.en"),
         Metric("cer", "Character errors", "share", "down", "content", 3, "likewise, of characters"),
         Metric("lost", "Above 50 % WER", "share", "down", "content", 2, "utterances with over half of the words wrong"),
         Metric("f0_correlation", "Melody", "r", "up", "prosody", 2,
