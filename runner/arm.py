@@ -56,7 +56,7 @@ class Arm:
     """An arm in training.
 
     Build it with `Arm.new`. Nothing here reads a shared random stream: initial values come from (seed, "init"), so
-    arms of one seed start alike where they have the same parts, and each step's dropout from (seed, step).
+    arms of one seed and the same strategies start alike, and each step's dropout comes from (seed, step).
     """
 
     settings: ArmSettings
@@ -125,7 +125,8 @@ class Arm:
                 spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
                 spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
             clip, rate = self.settings.grad_clip, self._rate(self.settings.lr, index)
-            self._update(self.optimizer, self.weighted(terms), rate, clip, terms, index)
+            loss = self.weighted(terms)
+            self._update(self.optimizer, loss, rate, clip, terms, index)
             if self.critic_optimizer is not None:
                 self.critic_optimizer.zero_grad(set_to_none=True)  # what the arm's own loss left there
                 critic_terms = terms_of(step, "critic_loss")
@@ -136,7 +137,7 @@ class Arm:
         logged = {name: float(value.detach()) for name, value in terms.items()}
         return {
             "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": float(self.weighted(terms).detach()),
+            "loss": float(loss.detach()),
             **logged,
             "spk_id": spk_id,
             "spk_vc": spk_vc,
@@ -162,8 +163,13 @@ class Arm:
         )
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """The one line where terms are weighted: by the study, else by the strategy's default, else by 1."""
-        return torch.stack([self.weight(name) * value for name, value in terms.items()]).sum()
+        """The one line where terms are weighted: by the study, else by the strategy's default, else by 1.
+
+        A term of weight 0 is left out, whatever its value.
+        """
+        weights = {name: self.weight(name) for name in terms}
+        counted = [weight * terms[name] for name, weight in weights.items() if weight]
+        return torch.stack(counted).sum() if counted else torch.zeros(())
 
     def weight(self, term: str) -> float:
         """Weight of `<strategy>/<term>`."""

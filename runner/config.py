@@ -24,6 +24,10 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a TOML key that needs no quotes
 _COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')  # a string of JSON, or a comment outside of one
 
 
+RESERVED = {"controls", "systems", "tables", "trials", "export", "votes", "shuffled", ".", ".."}
+"""What no arm can be called: folders of a study, and the control arm."""
+
+
 class ArmSettings(BaseModel):
     """What one arm may differ in."""
 
@@ -57,7 +61,8 @@ class ArmSettings(BaseModel):
     @model_validator(mode="after")
     def _usable_as_folder(self) -> Self:
         name = self.title
-        if name in {"controls", "tables", "trials", "export", ".", ".."} or set(name) & set('/\\:*?"<>|\0'):
+        control = name == "shuffled" and self.shuffled
+        if (name in RESERVED and not control) or set(name) & set('/\\:*?"<>|\0'):
             raise ValueError(f"{name!r} cannot be the name of an arm: it is also a folder's")
         return self
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.config import StudySettings
-from runner.controls import Console, fit_metrics, judged, run_controls
+from runner.controls import CONTROLS, SHUFFLED, Console, fit_metrics, judged, run_controls
 from runner.data import PairList
 from runner.data.audio import resample
 from runner.data.corpus import digest_of
@@ -98,6 +98,9 @@ def judge_returned(
     """Judge a system's audio on a study's conversions into `study_folder`/systems/<name>; that folder."""
     if not re.fullmatch(r"[\w.+ -]+", name) or name in {".", ".."}:
         raise UserError(f"--name {name!r}: expected letters, digits, spaces and any of . + - _")
+    taken = {*CONTROLS, SHUFFLED, *(place.parent.parent.name for place in study_folder.glob("*/seed*/config.json"))}
+    if name in taken:
+        raise UserError(f"--name {name!r} is the name of a control or an arm of {study_folder}; give another")
     files = returned(folder, materials.test_pairs)
     place = study_folder / SYSTEMS / name
     if result_status(place) is not None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from runner.config import StudySettings
-from runner.data import Corpus, CropLoader, PairList, References, conversion_pairs, open_corpus
+from runner.data import Corpus, CropLoader, PairList, References, Segment, conversion_pairs, open_corpus
 from runner.data.parallel import parallel_speech
+from runner.data.references import PARTS
 from runner.embeddings import speaker_embeddings
 from runner.evaluate.calibration import Calibration, calibration_of
 from runner.evaluate.codes import SpeakerProbe
@@ -86,18 +87,19 @@ class Materials:
         """The teacher's embeddings of the training speakers."""
         references = References(self.corpus, "train")
 
-        def embedded(role: str) -> Tensor:
+        def embedded(segments: dict[str, list[Segment]]) -> dict[str, Tensor]:
             def told(done: int, of: int) -> None:
                 if self.progress:
                     self.progress(f"{self.teacher.name} on train speakers", done, of)
 
-            segments = {s: getattr(references, role)(s) for s in references.speakers}
-            found = speaker_embeddings(self.corpus, segments, self.teacher, progress=told)
-            return torch.stack([found[speaker] for speaker in references.speakers])
+            return speaker_embeddings(self.corpus, segments, self.teacher, progress=told)
 
-        return SpeakerTable(
-            tuple(references.speakers), embedded("conditioning"), embedded("scoring"), self.teacher.digest
-        )
+        names = references.speakers
+        means = [embedded({name: of(name) for name in names}) for of in (references.conditioning, references.scoring)]
+        single = embedded({f"{name}/{i}": [part] for name in names for i, part in enumerate(references.parts(name))})
+        conditioning, scoring = (torch.stack([mean[name] for name in names]) for mean in means)
+        parts = torch.stack([torch.stack([single[f"{name}/{i}"] for i in range(PARTS)]) for name in names])
+        return SpeakerTable(tuple(names), conditioning, scoring, self.teacher.digest, parts)
 
     @property
     def digests(self) -> dict[str, str]:

@@ -58,8 +58,9 @@ class Phase3Contrastive(Strategy):
         config, outputs = self.config, step.converted_embedding
         rows = self._negatives(step)
         mask = (rows >= 0).to(outputs.device)
-        negatives = step.sampler.table.reference[rows.clamp(min=0)].to(outputs.device)
-        positives = torch.stack([step.target_reference, step.target.speaker], dim=1)
+        table = step.sampler.table
+        negatives = table.reference[rows.clamp(min=0)].to(outputs.device)
+        positives = table.positives(step.target_ids).to(outputs.device)
         if config.form == "margin":
             term = margin_ranking(outputs, positives, negatives, mask, margin=config.margin)
         else:
@@ -68,7 +69,7 @@ class Phase3Contrastive(Strategy):
 
     def _negatives(self, step: Step) -> Tensor:
         """Rows (M, N) of the sampler's table that each of the M outputs must not sound like; -1 where there is none."""
-        config, targets = self.config, step.target_ids
+        config, targets, reference = self.config, step.target_ids, step.sampler.table.reference
         sources = step.speaker_ids.repeat(len(targets) // len(step.speaker_ids))
         drawn = step.sampler.negatives(
             sources, targets, step.index, config.max_negatives, choice=config.negatives, strata=config.strata
@@ -76,13 +77,19 @@ class Phase3Contrastive(Strategy):
         found = [drawn]
         if config.batch_negatives and config.negatives != "in_batch":  # those are drawn already
             others: Tensor = torch.unique(torch.cat([sources, targets])).expand(len(targets), -1)
-            reference = step.sampler.table.reference
             legal = reference[targets] @ reference[others[0]].T < NEAR_DUPLICATE
             legal &= (others != targets.unsqueeze(1)) & (others != sources.unsqueeze(1))
             found.append(torch.where(legal, others, -1))
         if config.source_negative:
-            found.append(sources.unsqueeze(1))
-        return torch.cat(found, dim=1)
+            near = (reference[sources] * reference[targets]).sum(1) >= NEAR_DUPLICATE
+            found.append(torch.where(near, -1, sources).unsqueeze(1))
+        return _each_once(torch.cat(found, dim=1))
+
+
+def _each_once(rows: Tensor) -> Tensor:
+    """Rows (M, N) with -1 in place of what stands to the left already: who is drawn twice does not count twice."""
+    same = rows.unsqueeze(2) == rows.unsqueeze(1)  # (M, N, N)
+    return torch.where(same.tril(-1).any(2), -1, rows)
 
 
 @hookimpl

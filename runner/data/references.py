@@ -10,6 +10,9 @@ from math import floor
 from runner.data.corpus import Corpus, Segment, Utterance
 from snac_core.errors import UserError
 
+PARTS = 4  # of a speaker's scoring audio that count as positives, each by itself
+SHORTEST = 2.5  # s of a part that is cut from an utterance
+
 
 def same_words(text: str) -> str:
     """A text without case, punctuation and spacing: equal for utterances that say the same."""
@@ -85,6 +88,13 @@ class References:
         """What outputs in the speaker's voice are compared with."""
         return list(self._of(speaker).scoring)
 
+    def parts(self, speaker: str) -> list[Segment]:
+        """`PARTS` single parts of what outputs are compared with: whole utterances, or pieces where there are few."""
+        scoring = self.scoring(speaker)
+        pieces = -(-PARTS // len(scoring))
+        cut = [piece for segment in scoring for piece in _pieces(segment, pieces)]
+        return [cut[i % len(cut)] for i in range(PARTS)]
+
     def source(self, speaker: str) -> list[Segment]:
         """What of the speaker is converted into other voices."""
         return list(self._of(speaker).source)
@@ -130,6 +140,13 @@ def _place(utterance: Utterance) -> tuple[str, str]:
 def whole_of(utterance: Utterance) -> Segment:
     """All of an utterance."""
     return Segment(utterance.id, 0.0, _whole_ms(utterance.seconds))
+
+
+def _pieces(segment: Segment, count: int) -> list[Segment]:
+    """At most `count` equal pieces of a segment, none below `SHORTEST`."""
+    count = max(1, min(count, int(segment.seconds / SHORTEST)))
+    length = _whole_ms(segment.seconds / count)
+    return [Segment(segment.utterance, _whole_ms(segment.start + i * length), length) for i in range(count)]
 
 
 def _whole_ms(seconds: float) -> float:

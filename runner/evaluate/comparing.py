@@ -107,6 +107,8 @@ def compare(
             targets=min(e.targets for e in sizes), seeds=min(e.seeds for e in sizes),
             ok=min(arms[a].ok, arms[b].ok), comparisons=len(values), whose=_short_of_seeds(arms, a, b),
         )  # fmt: skip
+        if not _shared(arms[a], arms[b]):
+            lacking = ("needs a seed that both arms have",)
         decision = decide(
             speaker, float(corrected[at]), missing=[*lacking, *obstacles],
             content=_turned(content) if content else None,
@@ -120,10 +122,14 @@ def compare(
 
 def _difference(a: Judged, b: Judged, measure: str) -> Array:
     """A minus B (S, P) on the seeds that both have."""
-    shared = [seed for seed in a.seeds if seed in b.seeds]
+    shared = _shared(a, b)
     rows_a, rows_b = (getattr(arm, measure)[[list(arm.seeds).index(seed) for seed in shared]] for arm in (a, b))
     difference: Array = rows_a - rows_b
     return difference
+
+
+def _shared(a: Judged, b: Judged) -> list[int | None]:
+    return [seed for seed in a.seeds if seed in b.seeds]
 
 
 def _turned(e: Estimate) -> Estimate:

@@ -40,6 +40,15 @@ class SECSSource(Metric):
         return _cosine(conversion.embeddings, "converted", conversion.references, "source")
 
 
+class SECSOwn(Metric):
+    """Similarity to the target of the same source under its own embedding."""
+
+    name, unit, direction, worst = "secs_own", "cosine", "down", 1.0
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(conversion.embeddings, "identity", conversion.references, "target")
+
+
 class SECSOther(Metric):
     """Similarity to the target of the same source under another speaker's embedding."""
 
@@ -196,7 +205,7 @@ class SISDR(Metric):
 def register_metrics(register: Callable[[type], None]) -> None:
     """Offer the metrics."""
     for metric in (
-        SECS, SECSSource, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, Gap, TeacherSECS, WER, CER,
-        WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
+        SECS, SECSSource, SECSOwn, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, Gap, TeacherSECS, WER,
+        CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

@@ -60,8 +60,9 @@ def decide(
 
     `speaker` is the difference in normalised SECS, `content` the difference in normalised content with *up* as good,
     and the p-values are Holm-adjusted. "better": one primary is superior (its interval clears zero and p < 0.05) and
-    the other is not inferior (its interval clears minus its margin); "worse" is the same seen from B. Without a content
-    measure only "higher" or "lower" speaker similarity can be said, never better or worse.
+    the other is not inferior (its interval clears minus its margin); "worse" is the same seen from B. Where both hold,
+    each arm being ahead in one primary by less than the margin, nothing is said. Without a content measure only
+    "higher" or "lower" speaker similarity can be said, never better or worse.
     """
     if missing:
         return Decision("no verdict", tuple(missing))
@@ -72,26 +73,29 @@ def decide(
     def holds(e: Estimate, margin: float, sign: int) -> bool:
         return e.low > -margin if sign > 0 else e.high < margin
 
-    signs: tuple[tuple[int, Word, Word], ...] = ((1, "better", "higher"), (-1, "worse", "lower"))
-    for sign, whole, half in signs:
+    def better(sign: int) -> bool:
         if content is None:
-            if superior(speaker, speaker_p, sign):
-                return Decision(half)
-        elif (superior(speaker, speaker_p, sign) and holds(content, content_margin, sign)) or (
+            return superior(speaker, speaker_p, sign)
+        return (superior(speaker, speaker_p, sign) and holds(content, content_margin, sign)) or (
             superior(content, content_p, sign) and holds(speaker, SPEAKER_MARGIN, sign)
-        ):
-            return Decision(whole)
-    return Decision("inconclusive")
+        )
+
+    words: tuple[Word, Word] = ("higher", "lower") if content is None else ("better", "worse")
+    ahead, behind = better(1), better(-1)
+    if ahead == behind:  # neither, or each ahead in one primary by less than what may be lost in it
+        return Decision("inconclusive")
+    return Decision(words[0] if ahead else words[1])
 
 
-def is_dead(*, gain: float, specificity: float, noise_floor: float) -> bool:
-    """True when an arm moves the judge's score by less than repeated decodes with other noise do.
+def is_dead(*, moved: float, noise_floor: float) -> bool:
+    """True when the embedding moves the judge's score by less than repeated decodes with other noise do.
 
-    `gain` is SECS minus the bare codec's, `specificity` SECS minus SECS under another speaker's embedding; what was not
-    measured is NaN and does not speak for life, but something must have been measured.
+    Args:
+        moved: mean over conversions of the absolute difference in SECS between the right embedding and another
+            speaker's; where that was not measured, of the difference to the bare codec. NaN: nothing is known.
+        noise_floor: standard deviation of SECS over decodes with other noise; NaN: nothing is known.
     """
-    known = [abs(x) for x in (gain, specificity) if math.isfinite(x)]
-    return bool(known) and math.isfinite(noise_floor) and max(known) <= noise_floor
+    return math.isfinite(moved) and math.isfinite(noise_floor) and moved <= noise_floor
 
 
 def planned_effect(

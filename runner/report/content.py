@@ -33,9 +33,14 @@ class Content:
         return self.mismatched - self.bare
 
     @property
+    def measured(self) -> bool:
+        """Whether both controls were."""
+        return bool(np.isfinite(self.span).any())
+
+    @property
     def range(self) -> float:
         """The mean of the span; 0 where a control is missing."""
-        return float(np.nanmean(self.span)) if np.isfinite(self.span).any() else 0.0
+        return float(np.nanmean(self.span)) if self.measured else 0.0
 
 
 def content_judges(study: Study, cells: Cells) -> list[Content]:

@@ -10,8 +10,8 @@ from runner.evaluate.statistics import Estimate
 from runner.report.metrics import KNOWN, Metric, present
 from runner.report.numbers import Numbers
 from runner.report.results import Run, Study, finite
-from runner.report.sentences import bracket, number
 from runner.report.tables import Cell, Column, Row, Table, text_cell
+from runner.report.wording import bracket, number
 
 COMPUTED = (
     *(
@@ -19,6 +19,7 @@ COMPUTED = (
         "normalised_content",
         "specificity",
         "gap",
+        "teacher_normalised",
         "overrating",
         "fragility",
         "accepted",
@@ -70,7 +71,8 @@ def metric_table(
             status = "/".join(dict.fromkeys(r.status for r in runs))
             rows.append(Row([text_cell(arm), *[Cell("—") for _ in metrics], EMPTY, Cell(status)], "failed", mark))
             continue
-        ok, n = min((numbers.ok[arm, m.name] for m in metrics if (arm, m.name) in numbers.ok), default=(0, 0))
+        counts = [numbers.ok[arm, m.name] for m in metrics if (arm, m.name) in numbers.ok]
+        ok, n = min(counts, key=lambda c: c[0] / c[1], default=(0, 0))
         seeds = sum(r.ok for r in runs)
         shown = f"{seeds}/{len(runs)}" if seeds < len(runs) else str(seeds)
         cells = [estimate_cell(numbers.arms.get((arm, m.name)), m.digits) for m in metrics]
@@ -293,5 +295,6 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
 def _teacher(groups: dict[str, list[Metric]]) -> list[Metric]:
     measured = any(m.name == "teacher_secs" for m in groups["teacher"])
     rough = any(m.name == "secs_roughened" for m in groups["teacher"])
-    shown = [*(("teacher_secs", "overrating") if measured else ()), *(("secs_roughened", "fragility") if rough else ())]
+    shown: list[str] = ["teacher_secs", "teacher_normalised", "overrating"] if measured else []
+    shown += ["secs_roughened", "fragility"] if rough else []
     return [KNOWN["secs"], *(KNOWN[name] for name in shown)] if shown else []

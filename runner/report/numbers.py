@@ -37,6 +37,7 @@ class Numbers:
     pairs: int
     content: Content | None = None  # the primary measure of content
     content_judges: tuple[Content, ...] = ()  # all that were tried, the widest range first
+    noise: float = math.nan  # standard deviation of SECS over decodes with other noise, the largest of the arms
 
     @property
     def score(self) -> str:
@@ -67,6 +68,9 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
     scales: list[tuple[str, str, Array, Array]] = []  # normalised metric, of which metric, where it is 0, its unit
     if usable:
         scales.append(("normalised", "secs", floor, span))
+    taught = cells.control("ceiling", "teacher_secs") - cells.control("floor", "teacher_secs")
+    if bool(np.isfinite(taught).any()) and float(np.nanmean(taught)) > 0:
+        scales.append(("teacher_normalised", "teacher_secs", cells.control("floor", "teacher_secs"), taught))
     if content is not None:
         scales.append(("normalised_content", content.name, content.bare, content.span))
     for normalised, name, zero, unit in scales:
@@ -98,19 +102,22 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
     obstacles = _obstacles(study, usable, floor, ceiling)
     comparisons = _compare(cells, arms, span if usable else None, content, ok, obstacles)
     noise = {a: _noise_floor(study, a) for a in arms}
-    floor_mean = control_estimates.get(("floor", "secs"))
-    dead = []
-    for arm in arms:
-        secs, specificity = arm_estimates.get((arm, "secs")), arm_estimates.get((arm, "specificity"))
-        gain = secs.mean - floor_mean.mean if secs and floor_mean else math.nan
-        if is_dead(gain=gain, specificity=specificity.mean if specificity else math.nan, noise_floor=noise[arm]):
-            dead.append(arm)
+    dead = tuple(arm for arm in arms if is_dead(moved=_moved(cells, arm, floor), noise_floor=noise[arm]))
     score = "normalised" if usable else "secs"
     ranked = sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)
     return Numbers(
-        arm_estimates, control_estimates, ok, by_sex, comparisons, tuple(dead), obstacles, tuple(ranked),
+        arm_estimates, control_estimates, ok, by_sex, comparisons, dead, obstacles, tuple(ranked),
         cells.targets, int(cells.source.max()) + 1 if cells.pairs else 0, len(cells.pairs), content, tuple(judges),
+        max((n for n in noise.values() if math.isfinite(n)), default=math.nan),
     )  # fmt: skip
+
+
+def _moved(cells: Cells, arm: str, floor: Array) -> float:
+    """How far the embedding moves an arm's SECS, on average over conversions and seeds; NaN where nothing is known."""
+    for values in (cells.arm(arm, "specificity"), cells.arm(arm, "secs") - floor):
+        if np.isfinite(values).any():
+            return float(np.nanmean(np.abs(values)))
+    return math.nan
 
 
 def _eer(cells: Cells, scores: dict[str, Array]) -> dict[tuple[str, str], Estimate]:
@@ -164,12 +171,15 @@ def _counts(study: Study, cells: Cells, arms: list[str], names: list[str]) -> di
             n_ok = n = 0
             for result in results:
                 stated = result.metrics.get(name)
+                if stated is None and name in result.missing:
+                    continue  # the arm was not asked for it
                 if stated is not None and stated.n_ok is not None and stated.n:
                     n_ok, n = n_ok + stated.n_ok, n + stated.n
                 else:
                     n_ok += int(np.isfinite(cells.row(result, name)).sum())
                     n += len(result.utterances)
-            counts[arm, name] = (n_ok, n)
+            if n:
+                counts[arm, name] = (n_ok, n)
     return counts
 
 
@@ -210,7 +220,7 @@ def _compare(
     primaries = ["secs", *([content.name] if content else [])]
 
     def judged(arm: str) -> Judged:
-        shares = [n_ok / n if n else 0.0 for n_ok, n in (ok[arm, name] for name in primaries)]
+        shares = [n_ok / n if n else 0.0 for n_ok, n in (ok.get((arm, name), (0, 0)) for name in primaries)]
         errors = cells.arm(arm, content.name) if content else None
         return Judged(cells.seeds(arm), cells.arm(arm, "secs"), errors, min(shares))
 

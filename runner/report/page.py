@@ -17,8 +17,9 @@ from runner.report.metrics import KNOWN, Metric, present
 from runner.report.numbers import ENDS, Numbers
 from runner.report.plots import COLOURS, Bar, Point, key_mark, pareto, ranking
 from runner.report.results import Study
-from runner.report.sentences import Verdict, bracket, number, plural
+from runner.report.sentences import Verdict
 from runner.report.tables import Table, as_markdown
+from runner.report.wording import bracket, number, plural
 
 INTERVALS = (
     "Intervals are 95 %, over seeds, target speakers and source utterances, "

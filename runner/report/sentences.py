@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.evaluate.comparing import Comparison
 from runner.evaluate.statistics import Estimate
-from runner.evaluate.verdict import ALPHA, MIN_RANGE
+from runner.evaluate.verdict import ALPHA
+from runner.report.cautions import cautions
 from runner.report.numbers import Numbers
 from runner.report.results import Study
+from runner.report.wording import bracket, listed, number, plural, probability
 
-FRAGILE = 0.05  # cosine that an arm may lose to roughening beyond what the bare codec loses
+GAP, KEPT, MOVED, LOST = 0.1, 0.03, 0.6, 0.15  # the goal of a conversion: gap, spk_id, normalised SECS and content
 MOST_PAIRS = 5  # pairs told in words; the table has all
-NO_CONTENT = (
-    "these are statements about speaker similarity only, and no arm is called better. "
-    "An arm can gain similarity by losing words."
-)
 
 
 @dataclass(frozen=True)
@@ -31,70 +28,33 @@ class Verdict:
     cautions: tuple[str, ...] = ()
 
 
-def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    """A number for readers: a true minus sign, an em dash for what is not there."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")
-
-
-def bracket(e: Estimate, digits: int = 2) -> str:
-    """The interval as [low, high], or nothing where there is none."""
-    return f"[{number(e.low, digits)}, {number(e.high, digits)}]" if math.isfinite(e.low) else ""
-
-
-def probability(p: float) -> str:
-    if not math.isfinite(p):
-        return "p unknown"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """a, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def plural(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 def verdict(study: Study, numbers: Numbers) -> Verdict:
     """What the numbers allow to be said."""
-    cautions = [
-        *_unfinished(study),
-        *_dead(study, numbers),
-        *_unspecific(numbers),
-        *_fragile(numbers),
-        *_cautions(study, numbers),
-        *_content(numbers),
-    ]
+    said = cautions(study, numbers)
     finished = study.finished()
     if not finished:
-        return Verdict("no verdict", "No verdict: no arm has finished.", cautions=tuple(cautions))
+        return Verdict("no verdict", "No verdict: no arm has finished.", cautions=tuple(said))
     placed = [a for a in numbers.ranked if (a, "secs") in numbers.arms]
     if not placed:
         headline = "No verdict: no finished arm was judged for speaker similarity."
-        return Verdict("no verdict", headline, cautions=tuple(cautions))
-    findings = [_place(numbers, arm) for arm in placed[:3]]
+        return Verdict("no verdict", headline, cautions=tuple(said))
+    findings = [_place(numbers, arm) for arm in placed[:3]] + _goal(numbers, placed)
     if len(finished) == 1:
         missing = numbers.obstacles
         headline = f"One arm, {finished[0]}: nothing to compare it with."
-        return Verdict("single", headline, tuple(findings), missing, tuple(cautions))
+        return Verdict("single", headline, tuple(findings), missing, tuple(said))
     words = {c.decision.word for c in numbers.comparisons}
     missing = tuple(dict.fromkeys(m for c in numbers.comparisons for m in c.decision.missing))
     if words == {"no verdict"}:
         headline = "No verdict: " + "; ".join(missing) + "."
-        return Verdict("no verdict", headline, tuple(findings), missing, tuple(cautions))
+        return Verdict("no verdict", headline, tuple(findings), missing, tuple(said))
     telling = sorted(numbers.comparisons, key=lambda c: (placed[0] not in (c.a, c.b), abs(c.difference.mean)))
     findings += [_compared(c) for c in telling[:MOST_PAIRS]]
     if len(telling) > MOST_PAIRS:
         findings.append(f"{plural(len(telling) - MOST_PAIRS, 'more pair')} of arms: see the table of pairs.")
     headline = _headline(numbers)
     kind = "difference" if words & {"higher", "lower", "better", "worse"} else "inconclusive"
-    return Verdict(kind, headline, tuple(findings), missing, tuple(cautions))
+    return Verdict(kind, headline, tuple(findings), missing, tuple(said))
 
 
 def _headline(numbers: Numbers) -> str:
@@ -121,7 +81,7 @@ def _headline(numbers: Numbers) -> str:
         rest = [o for o in others if o not in above[leaders[0]]]
         won = listed([o for o in others if o in above[leaders[0]]])
         return f"{leaders[0]} {one} {won}; against {listed(rest)} nothing is established."
-    if all(set(others) <= above[arm] for arm in leaders):
+    if leaders and all(set(others) <= above[arm] for arm in leaders):
         between = {c.decision.word for c in numbers.comparisons if c.a in leaders and c.b in leaders}
         left = "it is inconclusive" if between == {"inconclusive"} else "nothing is established"
         where = "between the two" if len(leaders) == 2 else "among themselves"
@@ -136,6 +96,28 @@ def _place(numbers: Numbers, arm: str) -> str:
         return f"{where} (normalised SECS {number(e.mean)} {bracket(e)})".replace(" )", ")") + "."
     e = numbers.arms[arm, "secs"]
     return f"{arm} scores SECS {number(e.mean, 3)} {bracket(e, 3)}".rstrip() + "."
+
+
+def _goal(numbers: Numbers, arms: Sequence[str]) -> list[str]:
+    """Whether conversions are as near to their speakers as identities, whose own quality was kept."""
+    bare = numbers.controls.get(("floor", "spk_id"))
+    if bare is None or not all((arm, "gap") in numbers.arms for arm in arms):
+        return []
+    parts = {
+        "gap": (f"gap under {GAP:g}", GAP),
+        "spk_id": (f"spk_id at most {KEPT:g} above the bare codec's {number(bare.mean, 3)}", bare.mean + KEPT),
+        "normalised": (f"normalised SECS at least {MOVED:g}", -MOVED),
+        "normalised_content": (f"normalised content error at most {LOST:g}", LOST),
+    }
+    measured = [m for m in parts if all((arm, m) in numbers.arms for arm in arms)]
+
+    def reached(arm: str) -> bool:
+        means = {m: numbers.arms[arm, m].mean for m in measured}
+        return all((-mean if m == "normalised" else mean) <= parts[m][1] for m, mean in means.items())
+
+    there = [arm for arm in arms if reached(arm)]
+    goal = listed([parts[m][0] for m in measured])
+    return [f"The goal ({goal}) is reached, by the means, by {listed(there) if there else 'no arm'}."]
 
 
 def _compared(c: Comparison) -> str:
@@ -153,6 +135,8 @@ def _compared(c: Comparison) -> str:
         found = f"a difference of {number(c.detectable)} would have been found four times in five"
         if c.content is not None and c.p_holm < ALPHA and (c.difference.low > 0 or c.difference.high < 0):
             found = "ahead in speaker similarity, and not shown to keep its content within the margin"
+            if c.content_p_holm < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:
+                found = "ahead in speaker similarity and behind in content"
         return f"{a} against {b}: inconclusive ({size}, {probability(c.p_holm)}; {found}{content})."
     if content:
         return f"{a} is better than {b}: {size} normalised SECS, {probability(c.p_holm)}{content} (Holm's correction)."
@@ -165,101 +149,3 @@ def _signed(e: Estimate, sign: int, *, scale: float = 1.0, digits: int = 2) -> s
     low, high = sorted((scale * sign * e.low, scale * sign * e.high))
     mean = number(scale * sign * e.mean, digits, signed=True)
     return f"{mean} [{number(low, digits)}, {number(high, digits)}]"
-
-
-def _content(numbers: Numbers) -> list[str]:
-    """Which content judge the verdict rests on, or why none."""
-    tried = [
-        f"{c.name} (it tells the right words from another utterance's by {number(100 * c.range, 0)} points)"
-        for c in numbers.content_judges
-    ]
-    if numbers.content is not None:
-        rest = f", beside it by {listed(tried[1:])}" if tried[1:] else ""
-        margin = f"a loss of {number(100 * numbers.content.margin, 0)} points or more would count as worse"
-        return [f"Content is judged by {tried[0]}{rest}; {margin}."]
-    if tried:
-        needed = f"{100 * MIN_RANGE:.0f} are needed"
-        return [f"Content cannot be judged by {listed(tried)}; {needed}: {NO_CONTENT}"]
-    return [f"Content has not been judged: {NO_CONTENT}"]
-
-
-def _unfinished(study: Study) -> list[str]:
-    wrong = [run for runs in study.arms.values() for run in runs if not run.ok]
-    total = sum(len(runs) for runs in study.arms.values())
-    if not wrong:
-        return []
-    counts = {s: sum(r.status == s for r in wrong) for s in ("failed", "cancelled", "missing", "unreadable")}
-    parts = [f"{n} {status}" for status, n in counts.items() if n]
-    return [f"{plural(len(wrong), 'run')} of {total} did not succeed ({listed(parts)}); see Failures."]
-
-
-def _dead(study: Study, numbers: Numbers) -> list[str]:
-    names = list(numbers.dead)
-    if not names:
-        return []
-    verb = "is" if len(names) == 1 else "are"
-    return [f"{listed(names)} {verb} dead: the embedding moves the judge's score by less than repeated decodes do."]
-
-
-def _unspecific(numbers: Numbers) -> list[str]:
-    """Arms that move towards the target no more under its embedding than under another speaker's."""
-    found = []
-    for arm in numbers.ranked:
-        e = numbers.arms.get((arm, "specificity"))
-        if arm in numbers.dead or e is None or not math.isfinite(e.low) or e.low > 0:
-            continue
-        found.append(f"{arm} {number(e.mean, 3)} {bracket(e, 3)}")
-    if not found:
-        return []
-    return [
-        "Not shown to follow the speaker that it is given (specificity does not clear zero; an average voice, or a "
-        f"mere change of sex, would score the same): {listed(found)}."
-    ]
-
-
-def _fragile(numbers: Numbers) -> list[str]:
-    """Arms whose score suffers from an inaudible change more than the bare codec's does."""
-    bare = numbers.controls.get(("floor", "fragility"))
-    found = [
-        f"{arm} loses {number(e.mean, 3)}"
-        for arm in numbers.ranked
-        if bare is not None and (e := numbers.arms.get((arm, "fragility"))) and e.mean > bare.mean + FRAGILE
-    ]
-    if not found or bare is None:
-        return []
-    return [
-        "A 7 kHz low-pass and noise at 30 dB take more from the judge's score than from the bare codec's "
-        f"({number(bare.mean, 3)}): {listed(found)}. That is what an inaudible attack on the judge looks like."
-    ]
-
-
-def _cautions(study: Study, numbers: Numbers) -> list[str]:
-    found = []
-    missing = [c for c in ("floor", "ceiling", "source") if c not in study.controls or not study.controls[c].ok]
-    if missing:
-        found.append(f"Control{'s' if len(missing) > 1 else ''} missing: {listed(missing)}.")
-    seeds = max((c.difference.seeds for c in numbers.comparisons), default=0)
-    if seeds == 2:
-        found.append("With two seeds the spread over seeds has one degree of freedom, so only large differences can be "
-                     "told from it. A third seed halves the intervals where seeds differ.")  # fmt: skip
-    fooled = {
-        a: e for a in numbers.ranked if (e := numbers.arms.get((a, "overrating"))) and e.mean > 0.1 and e.clears(0)
-    }
-    if fooled:
-        told = [f"{arm} by {number(e.mean)} {bracket(e)}" for arm, e in list(fooled.items())[:3]]
-        told += [f"{len(fooled) - 3} more"] if len(fooled) > 3 else []
-        found.append(f"The teacher scores higher than the judge does: {listed(told)}.")
-    splits = sorted({r.split for r in study.results() if r.kind == "arm" and r.split} - {"test"})
-    if splits:
-        found.append(f"These numbers are of the {listed(splits)} split, which settings may have been chosen on.")
-    weak = [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.clears(0)]
-    weak += [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.high < 0]
-    if any(c.p_holm >= ALPHA for c in weak):
-        found.append("An interval may clear zero and the pair still be inconclusive: intervals are not corrected for "
-                     "the number of comparisons, p-values are.")  # fmt: skip
-    told_of_data = dict.fromkeys(str(n) for r in study.results() for n in r.data.get("notes") or [])
-    found += [f"Data: {note}{'' if note.endswith('.') else '.'}" for note in told_of_data]
-    lacking = {name: need for r in study.results() for name, need in r.missing.items()}
-    if lacking:
-        found.append(f"Not measured: {listed([f'{name} ({need})' for name, need in sorted(lacking.items())])}.")
-    return [*found, *study.notes]

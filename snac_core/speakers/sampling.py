@@ -53,12 +53,14 @@ class SpeakerTable:
         conditioning: (P, S) unit norm; what a strategy is conditioned with.
         reference: (P, S) unit norm, from other audio than `conditioning`; what its output is compared with.
         encoder: digest of the encoder.
+        parts: (P, K, S) unit norm, of K single parts of the audio that `reference` is the mean of; None: only the mean.
     """
 
     names: tuple[str, ...]
     conditioning: Tensor
     reference: Tensor
     encoder: str
+    parts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,6 +81,10 @@ class SpeakerTable:
     def vectors(self, rows: Tensor) -> Tensor:
         """References (K, S)."""
         return self.reference[rows]
+
+    def positives(self, rows: Tensor) -> Tensor:
+        """What outputs in the voices of rows (M,) should sound like, (M, K, S); nothing that conditions is among it."""
+        return self.reference[rows].unsqueeze(1) if self.parts is None else self.parts[rows]
 
     def labels(self, rows: Tensor) -> Tensor:
         """The rows themselves."""

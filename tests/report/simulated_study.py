@@ -92,10 +92,11 @@ def write_study(
     controls: tuple[str, ...] = ("source", "floor", "ceiling"),
     seed_spread: float = 0.004,
     steps: int = 40,
+    noise_floor: float = 0.01,
     random_seed: int = 0,
 ) -> Path:
     """A whole study folder: arms of known gain over the floor, controls, curves and tones."""
-    gains = GAINS if gains is None else gains
+    gains, noise = GAINS if gains is None else gains, {"secs": noise_floor}
     rng = np.random.default_rng(random_seed)
     names = [f"p{i:03d}" for i in range(pairs)]
     target = [i % targets for i in range(pairs)]
@@ -156,7 +157,11 @@ def write_study(
             }
             codes = {"changed": changed, "perplexity": [210.0, 480.0, 900.0]}
             where = folder / arm / f"seed{seed}"
-            save(where, _result(arm, seed, "arm", utterances, cost=cost, codes=codes), 220 * (number + 2))
+            save(
+                where,
+                _result(arm, seed, "arm", utterances, cost=cost, codes=codes, noise_floor=noise),
+                220 * (number + 2),
+            )
             _write_curves(where / "metrics.jsonl", rng, gain, steps)
     for control in controls:
         values = {"source": floor + 0.01, "floor": floor, "ceiling": ceiling}[control]

@@ -90,7 +90,7 @@ def test_a_run_without_any_controls_gets_a_report_too(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", samples=1)
     shutil.copytree(folder / "made_up_b" / "seed0", tmp_path / "alone")
     html = build(tmp_path / "alone").read_text()
-    assert "Controls missing: floor, ceiling and source." in html
+    assert "Controls missing: source, floor, ceiling, mismatched, moved_voice and shuffled." in html
 
 
 def test_failed_cancelled_missing_and_broken_runs_are_stated(tmp_path: Path) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from simulated_study import write_study
 
 from runner.evaluate.statistics import Estimate
-from runner.evaluate.verdict import decide, is_dead, planned_effect, shortfalls
+from runner.evaluate.verdict import Decision, Word, decide, is_dead, planned_effect, shortfalls
 from runner.report import summary
 from runner.report.metrics import present
 from runner.report.numbers import Numbers, compute
 from runner.report.results import Study, read
-from runner.report.sentences import Verdict, number, verdict
+from runner.report.sentences import Verdict, _headline, verdict
+from runner.report.wording import number
 
 
 def made_up(low: float, high: float) -> Estimate:
@@ -76,10 +80,35 @@ def test_eight_speakers_cannot_carry_twenty_eight_comparisons() -> None:
 
 
 def test_an_arm_within_the_noise_of_decoding_is_dead_and_an_unmeasured_one_is_not() -> None:
-    assert is_dead(gain=0.002, specificity=-0.001, noise_floor=0.01)
-    assert not is_dead(gain=0.002, specificity=0.05, noise_floor=0.01)
-    assert not is_dead(gain=math.nan, specificity=math.nan, noise_floor=0.01)
-    assert not is_dead(gain=0.0, specificity=0.0, noise_floor=math.nan)
+    assert is_dead(moved=0.002, noise_floor=0.01)
+    assert not is_dead(moved=0.05, noise_floor=0.01)
+    assert not is_dead(moved=math.nan, noise_floor=0.01)
+    assert not is_dead(moved=0.0, noise_floor=math.nan)
+
+
+@given(
+    st.tuples(*[st.floats(-0.2, 0.2)] * 4),
+    st.sampled_from([0.01, 0.2]),
+    st.sampled_from([0.01, 0.2]),
+    st.sampled_from([0.01, 0.05]),
+    st.booleans(),
+)
+def test_a_verdict_seen_from_the_other_side_is_the_opposite(
+    ends: tuple[float, float, float, float], p: float, content_p: float, margin: float, judged: bool
+) -> None:
+    speaker, content = made_up(*sorted(ends[:2])), made_up(*sorted(ends[2:]))
+    turned = made_up(-speaker.high, -speaker.low), made_up(-content.high, -content.low)
+    opposite = {"better": "worse", "worse": "better", "higher": "lower", "lower": "higher"}
+    found, other = (
+        decide(s, p, content=c if judged else None, content_p=content_p, content_margin=margin).word
+        for s, c in ((speaker, content), turned)
+    )
+    assert other == opposite.get(found, found)
+
+
+def test_two_arms_that_are_each_a_little_ahead_in_one_primary_are_not_told_apart() -> None:
+    found = decide(made_up(0.01, 0.045), 0.001, content=made_up(-0.045, -0.01), content_p=0.001, content_margin=0.05)
+    assert found.word == "inconclusive"
 
 
 def test_more_of_everything_makes_a_smaller_effect_detectable() -> None:
@@ -137,7 +166,7 @@ def test_a_judge_of_the_teachers_family_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_arm_that_has_learned_nothing_is_called_dead(tmp_path: Path) -> None:
-    folder = write_study(tmp_path / "s", gains={"asleep": 0.0, "awake": 0.3}, samples=0, seed_spread=0.0)
+    folder = write_study(tmp_path / "s", gains={"asleep": 0.0, "awake": 0.3}, samples=0, noise_floor=0.04)
     _, numbers, said = told(folder)
     assert numbers.dead == ("asleep",)
     assert any(line.startswith("asleep is dead") for line in said.cautions)
@@ -162,3 +191,30 @@ def test_the_terminal_summary_is_short_plain_text(simulated: Path) -> None:
     assert "made_up_a  0.09" in text
     assert "(ceiling)" in text
     assert max(map(len, text.split("\n- ")[0].splitlines())) < 120
+
+
+def test_a_system_that_changes_the_audio_and_ignores_its_embedding_is_dead(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", gains={"average": 0.2, "awake": 0.3}, samples=0)
+    for path in folder.glob("average/*/result.json"):
+        result = json.loads(path.read_text())
+        for item in result["utterances"]:
+            item["metrics"] |= {"secs_other": item["metrics"]["secs"], "specificity": 0.0}
+        path.write_text(json.dumps(result))
+    assert told(folder)[1].dead == ("average",)
+
+
+def test_arms_that_beat_each_other_in_a_circle_get_a_headline(tmp_path: Path) -> None:
+    _, numbers, _ = told(write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3, "c": 0.5}, samples=0))
+    words: dict[tuple[str, str], Word] = {("a", "b"): "higher", ("a", "c"): "lower", ("b", "c"): "higher"}
+    turned = [replace(c, decision=Decision(words[c.a, c.b])) for c in numbers.comparisons]
+    headline = _headline(replace(numbers, comparisons=tuple(turned)))
+    assert headline.startswith("Speaker similarity: ")
+    assert all(f"{x} above {y}" in headline for x, y in ("ab", "bc", "ca"))
+
+
+def test_arms_without_a_seed_in_common_are_told_so(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3}, samples=0)
+    for path in folder.glob("b/*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"seed": result["seed"] + 5}))
+    assert told(folder)[2].headline == "No verdict: needs a seed that both arms have."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,20 @@ class Planted:
     folder: Path
 
 
-def planted(place: Path, speakers: int, pairs: int) -> Planted:
-    """Synthetic voices that say the same sentences, the bundled base and encoders."""
+def planted(place: Path, speakers: int, pairs: int, *, heard: int | None = None) -> Planted:
+    """Synthetic voices that say the same sentences, the bundled base and encoders.
+
+    Nothing is trained here: with `heard`, all voices but so many of the train split are tested.
+    """
     speech = synthesize(place / "speech", speakers, 12)
+    if heard is not None:
+        manifest = speech / "manifest.jsonl"
+        lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+        kept = sorted({line["speaker"] for line in lines if line["split"] == "train"})[:heard]
+        for line in lines:
+            if line["split"] == "train" and line["speaker"] not in kept:
+                line["split"] = "test"
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     catalogue = discover()
     rest = tuple(name for name in catalogue.metrics if name not in MEASURED)  # most of the time of judging
     study = StudySettings(name="planted", data=str(speech), test_pairs=pairs, pair_seconds=3.0, samples=0, without=rest)
@@ -64,8 +76,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """Enough to show that five points of content were kept."""
-    return planted(tmp_path_factory.mktemp("many"), speakers=80, pairs=160)
+    """Enough targets to show that five points of content were kept: how well a recogniser reads differs by voice."""
+    return planted(tmp_path_factory.mktemp("many"), speakers=80, pairs=160, heard=4)
 
 
 def everywhere(change: Callable[[Conversions, Item, str], Tensor]) -> System:
