@@ -62,7 +62,12 @@ def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], l
         if _number(values, key, 0, where) and name not in strategies:
             objectives.append(name)
     found |= {"strategies": strategies, "objectives": objectives, "weights": dict(phase.get("weights", {}))}
-    for key, value in values.items():
+    left_out = {key: value for key, value in phase["left_out"].items() if key not in values}
+    remarks.append(f"{where}: read as {strategies[0]}{_because(values, phase['known_by'])}")
+    remarks += [f"{where}: {key} is not given; the original's {value!r} is used" for key, value in left_out.items()]
+    values = {**values, **left_out}
+    for key in sorted(values, key=_narrowness):
+        value = values[key]
         if key in table["without_meaning"]:
             remarks.append(f"{where}: {key} has no meaning here: {table['without_meaning'][key]}")
         elif key in _TODAY - set(table["renamed"]):
@@ -71,6 +76,18 @@ def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], l
             _rename(found, key, value, {*strategies, *objectives})
     _finish(found, values, strategies, objectives, where)
     return found, remarks
+
+
+def _because(values: Mapping[str, Any], known_by: list[str]) -> str:
+    """By which keys a phase was recognised."""
+    found = [key for key in known_by if key in values]
+    return f", because of {', '.join(found)}" if found else ", because it has no key of another phase"
+
+
+def _narrowness(key: str) -> int:
+    """Keys that stand for several weights come first, so that a weight's own key wins, wherever it stands."""
+    places = _table()["renamed"].get(key, "")
+    return -1 if isinstance(places, list) else 0
 
 
 def _number(values: Mapping[str, Any], key: str, default: float, where: str) -> float:
@@ -108,7 +125,7 @@ def _finish(
     contrastive, synthetic, adversary = _table()["turns_on"].values()
     if contrastive in strategies + objectives:
         settings = found.setdefault(contrastive, {})
-        settings |= {"path": contrastive in strategies, "batch_negatives": False}
+        settings |= {"path": contrastive in strategies, "batch_negatives": False, "source_negative": False}
         if "contrastive_margin" in values:
             settings["form"] = "margin"
         if values.get("use_stratified_negatives") or values.get("use_faiss_hard_negatives"):

@@ -46,7 +46,7 @@ def describe_plan(
     lines.append(f"memory: about {memory / 2**30:.1f} GiB")
     pairs = materials.test_pairs
     targets = len({pair.target for pair in pairs.pairs})
-    sources = len({pair.source for pair in pairs.pairs})
+    sources = len({pair.source.utterance for pair in pairs.pairs})
     usable, _ = wanted_metrics(materials)
     primaries = 1 + any(metric.role == "content" for metric in usable.values())
     comparisons = primaries * max(1, len(arms) * (len(arms) - 1) // 2)

@@ -62,7 +62,7 @@ def test_every_key_without_meaning_is_named_with_its_reason() -> None:
     for key in ("speaker_emb_dim", "val_data", "num_workers", "num_epochs", "early_stopping_patience", "output_dir",
                 "faiss_index_path", "embedding_cache_path", "comment"):  # fmt: skip
         assert sum(f": {key} has no meaning here: " in remark for remark in remarks) == 1, key
-    assert len(remarks) == 9, "and nothing else is"
+    assert len(remarks) == 10, "and nothing else is, but as which phase the file is read"
 
 
 def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:
@@ -155,3 +155,20 @@ def test_train_and_ablate_take_an_original_file(
     file.write_text(file.read_text().replace('"lambda_fm"', '"lambda_gm"'))
     assert runner("train", "--config", file, "--out", tmp_path / "other", *options) == 2
     assert "did you mean 'lambda_fm'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_weights_own_key_wins_wherever_it_stands() -> None:
+    keys = {"lambda_speaker_identity": 0.25, "lambda_speaker_vc": 2.0, "lambda_speaker_matching": 0.5}
+    for order in (list(keys), list(reversed(keys))):
+        found, _ = translated({"adapter_type": "film", **{key: keys[key] for key in order}}, "f.json")
+        assert found["weights"]["voice_conversion/spk_id"] == 0.25
+        assert found["weights"]["voice_conversion/spk_vc"] == 2.0
+
+
+def test_a_file_says_as_which_phase_it_is_read_and_what_it_takes_from_the_original() -> None:
+    found, remarks = translated({"lambda_speaker_vc": 2.0}, "f.json")
+    assert found["phase6_encoder_adapter"] == {"adapter_type": "film", "hidden_dim": 512, "num_layers": 1}
+    assert found["lr"] == 1e-4
+    assert remarks[0] == "f.json: read as phase6_encoder_adapter, because of lambda_speaker_vc"
+    assert "f.json: adapter_type is not given; the original's 'film' is used" in remarks
+    assert "because it has no key of another phase" in translated({"max_negatives": 8}, "f.json")[1][0]
