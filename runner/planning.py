@@ -12,7 +12,7 @@ from runner.config import ArmSettings, StudySettings
 from runner.controls import wanted_metrics
 from runner.evaluate.judging import judged_row
 from runner.evaluate.systems import conditioned
-from runner.evaluate.verdict import planned_effect, shortfalls
+from runner.evaluate.verdict import Sds, Size, planned_effect, share_kept, shortfalls
 from runner.materials import Materials
 from runner.preflight import preflight
 from runner.runs import peak_memory
@@ -20,7 +20,8 @@ from runner.runs import peak_memory
 TRIED_STEPS = 3
 # Assumed standard deviations of a difference in normalised SECS between two arms, per factor. They size nothing but the
 # announcement of a dry run; the report computes what its own data could have shown.
-SPREAD = {"sd_seed": 0.05, "sd_target": 0.15, "sd_source": 0.10, "sd_rest": 0.20}
+SPREAD = Sds(seed=0.05, target=0.15, source=0.10, rest=0.20)
+CONTENT_SPREAD = Sds(seed=0.01, target=0.05, source=0.05, rest=0.10)  # likewise, in an error rate
 
 
 def describe_plan(
@@ -48,15 +49,21 @@ def describe_plan(
     targets = len({pair.target for pair in pairs.pairs})
     sources = len({pair.source.utterance for pair in pairs.pairs})
     usable, _ = wanted_metrics(materials)
-    primaries = 1 + any(metric.role == "content" for metric in usable.values())
-    comparisons = primaries * max(1, len(arms) * (len(arms) - 1) // 2)
-    effect = planned_effect(
-        seeds=len(study.seeds), targets=targets, sources=sources, pairs=len(pairs), comparisons=comparisons, **SPREAD
-    )
+    content = [metric for metric in usable.values() if metric.role == "content"]
+    comparisons = (1 + bool(content)) * max(1, len(arms) * (len(arms) - 1) // 2)
+    size = Size(len(study.seeds), targets, sources, len(pairs))
+    effect = planned_effect(size, SPREAD, comparisons=comparisons)
     lines.append(
         f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; smallest difference in "
         f"normalised SECS that would be seen in 80 % of such studies: about {effect:.2f}"
     )
+    if content:
+        margin = max(metric.margin for metric in content)
+        kept = share_kept(size, CONTENT_SPREAD, margin)
+        lines.append(
+            f"content: to be called better, an arm must also be shown to lose less than {100 * margin:.0f} points of "
+            f"content errors; about {100 * kept:.0f} % of such studies could show that of an arm that loses none"
+        )
     missing = shortfalls(targets=targets, seeds=len(study.seeds), ok=1.0, comparisons=comparisons)
     lines += [f"no verdict will be given: {reason}" for reason in missing]
     return "\n".join(lines)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy import stats
+
 from runner.evaluate.spread import Spread
 from runner.evaluate.statistics import Estimate
 
@@ -27,6 +29,26 @@ class Decision:
 
     word: Word
     missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a study judges."""
+
+    seeds: int
+    targets: int
+    sources: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Sds:
+    """Standard deviations of a difference between two arms, per factor, and of what is left between single cells."""
+
+    seed: float
+    target: float
+    source: float
+    rest: float
 
 
 def shortfalls(*, targets: int, seeds: int, ok: float, comparisons: int = 1, whose: str = "") -> tuple[str, ...]:
@@ -98,30 +120,34 @@ def is_dead(*, moved: float, noise_floor: float) -> bool:
     return math.isfinite(moved) and math.isfinite(noise_floor) and moved <= noise_floor
 
 
-def planned_effect(
-    *,
-    seeds: int,
-    targets: int,
-    sources: int,
-    pairs: int,
-    sd_seed: float,
-    sd_target: float,
-    sd_source: float,
-    sd_rest: float,
-    comparisons: int = 1,
-    power: float = PLANNED_POWER,
-) -> float:
+def planned_effect(size: Size, sds: Sds, *, comparisons: int = 1, power: float = PLANNED_POWER) -> float:
     """Minimum detectable difference of a study that has not run, from the standard deviations of a difference.
 
     `power` is the interval's; the verdict, which asks the sign-flip test too, finds that effect in at least 80 % of
-    studies. The sampling variances that such a study is expected to show go through the intervals of the verdict
-    itself. NaN where no factor has two levels.
+    studies. NaN where no factor has two levels.
     """
-    rest = sd_rest**2 / (seeds * pairs)
-    own = [(sd_seed**2 / seeds, seeds), (sd_target**2 / targets, targets), (sd_source**2 / sources, sources)]
-    varied = [(v, levels) for v, levels in own if levels > 1]
-    if not varied:
+    spread = _planned_spread(size, sds)
+    return math.nan if spread is None else spread.detectable(alpha=ALPHA / comparisons, power=power)
+
+
+def share_kept(size: Size, sds: Sds, margin: float) -> float:
+    """Of studies of two arms that are equal in a measure, the share whose interval stays within `margin` of zero.
+
+    That is what "better" asks of content beside a difference in speaker similarity. NaN where no factor has two levels.
+    """
+    spread = _planned_spread(size, sds)
+    if spread is None:
         return math.nan
+    return float(stats.nct.sf(spread.half_width(ALPHA) / spread.se, spread.df, margin / spread.se))
+
+
+def _planned_spread(size: Size, sds: Sds) -> Spread | None:
+    """The sampling variances that such a study is expected to show; they go through the verdict's own intervals."""
+    rest = sds.rest**2 / (size.seeds * size.pairs)
+    own = [(sds.seed, size.seeds), (sds.target, size.targets), (sds.source, size.sources)]
+    varied = [(sd**2 / levels, levels) for sd, levels in own if levels > 1]
+    if not varied:
+        return None
     # clustered by a factor, a mean varies with the factor's own effect and with the noise of single cells
     parts = tuple((v + rest, levels - 1.0) for v, levels in varied)
-    return Spread(sum(v for v, _ in varied) + rest, parts).detectable(alpha=ALPHA / comparisons, power=power)
+    return Spread(sum(v for v, _ in varied) + rest, parts)

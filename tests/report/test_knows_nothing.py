@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runner.evaluate.comparing import Judged, compare
-from runner.evaluate.verdict import planned_effect
+from runner.evaluate.verdict import Sds, Size, planned_effect, share_kept
 
 SOURCES, PER_TARGET = 20, 4
 SD_TARGET, SD_SOURCE, SD_REST = 0.15, 0.10, 0.20
@@ -51,9 +51,8 @@ class Shares:
 def shares(seeds: int, targets: int, sd_seed: float, studies: int) -> Shares:
     """Two equal arms, and two that differ by the announced effect, `studies` times each."""
     rng = np.random.default_rng([seeds, targets, round(100 * sd_seed)])
-    sds = {"sd_seed": sd_seed, "sd_target": SD_TARGET, "sd_source": SD_SOURCE, "sd_rest": SD_REST}
-    sizes = {"seeds": seeds, "targets": targets, "sources": SOURCES, "pairs": PER_TARGET * targets}
-    announced = planned_effect(**sizes, **sds)
+    sds = Sds(sd_seed, SD_TARGET, SD_SOURCE, SD_REST)
+    announced = planned_effect(Size(seeds, targets, SOURCES, PER_TARGET * targets), sds)
     false = both = covered = found = 0
     for _ in range(studies):
         arms, *labels = drawn_study(rng, seeds=seeds, targets=targets, sd_seed=sd_seed, effect=0.0, content=True)
@@ -105,3 +104,17 @@ def test_equal_arms_among_many_are_told_apart_no_more_often() -> None:
         assert len(found) == 6
         false += any(c.decision.word in ("better", "worse") for c in found)
     assert false <= 8  # 5 % of 60 is 3; 9 or more has a probability of 0.2 %
+
+
+def test_a_dry_run_knows_how_often_content_is_shown_to_be_kept() -> None:
+    rng, margin = np.random.default_rng(6), 0.06
+    size = Size(3, 20, SOURCES, PER_TARGET * 20)
+    held = 0
+    for _ in range(120):
+        arms, *labels = drawn_study(rng, seeds=3, targets=20, sd_seed=0.05, effect=0.0, content=True)
+        (equal,) = compare(arms, *labels, content_margin=margin)
+        assert equal.content is not None
+        held += equal.content.high < margin
+    announced = share_kept(size, Sds(*(0.3 * sd for sd in (0.05, SD_TARGET, SD_SOURCE, SD_REST))), margin)
+    assert held / 120 == pytest.approx(announced, abs=0.13)  # three standard errors
+    assert 0.2 < announced < 0.95, "or nothing would have been asked"

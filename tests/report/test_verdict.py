@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simulated_study import write_study
 
 from runner.evaluate.statistics import Estimate
-from runner.evaluate.verdict import Decision, Word, decide, is_dead, planned_effect, shortfalls
+from runner.evaluate.verdict import Decision, Sds, Size, Word, decide, is_dead, planned_effect, shortfalls
 from runner.report import summary
 from runner.report.metrics import present
 from runner.report.numbers import Numbers, compute
@@ -113,10 +113,7 @@ def test_two_arms_that_are_each_a_little_ahead_in_one_primary_are_not_told_apart
 
 def test_more_of_everything_makes_a_smaller_effect_detectable() -> None:
     def effect(seeds: int, targets: int, sources: int, pairs: int) -> float:
-        return planned_effect(
-            seeds=seeds, targets=targets, sources=sources, pairs=pairs,
-            sd_seed=0.02, sd_target=0.05, sd_source=0.03, sd_rest=0.1,
-        )  # fmt: skip
+        return planned_effect(Size(seeds, targets, sources, pairs), Sds(0.02, 0.05, 0.03, 0.1))
 
     small, large = effect(2, 8, 16, 32), effect(5, 20, 40, 80)
     assert 0 < large < small
