@@ -21,7 +21,7 @@ TRIED_STEPS = 3
 # Assumed standard deviations of a difference in normalised SECS between two arms, per factor. They size nothing but the
 # announcement of a dry run; the report computes what its own data could have shown.
 SPREAD = Sds(seed=0.05, target=0.15, source=0.10, rest=0.20)
-CONTENT_SPREAD = Sds(seed=0.01, target=0.05, source=0.05, rest=0.10)  # likewise, in an error rate
+CONTENT_SPREAD = Sds(seed=0.02, target=0.04, source=0.07, rest=0.10)  # likewise, in an error rate
 
 
 def describe_plan(

@@ -58,9 +58,8 @@ def metric_table(
     metrics: Sequence[Metric],
     *,
     controls: bool = True,
-    embeddings: bool = False,
 ) -> Table | None:
-    """Arms and controls by metrics; with `embeddings` also each arm under the own and under another speaker's."""
+    """Arms and controls by metrics."""
     metrics = [m for m in metrics if any(k[1] == m.name for k in [*numbers.arms, *numbers.controls])]
     if not metrics:
         return None
@@ -91,12 +90,6 @@ def metric_table(
             cells[0] = Cell(number(exact), exact)
         if any(c.value is not None for c in cells):
             rows.append(Row([text_cell(_CONTROLS.get(control, control)), *map(_blank, cells), BLANK, BLANK], "control"))
-    if embeddings:
-        for key, label in (("secs_own", "own embedding"), ("secs_other", "other speaker's embedding")):
-            for arm in study.finished():
-                if (arm, key) in numbers.arms:
-                    under = [estimate_cell(numbers.arms[arm, key], 3) if m.name == "secs" else BLANK for m in metrics]
-                    rows.append(Row([text_cell(f"{label} · {arm}"), *under, BLANK, BLANK], "control"))
     return Table(name, title, columns, rows) if any(row.kind != "failed" for row in rows) else None
 
 
@@ -275,7 +268,8 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
         groups.setdefault(m.group, []).append(m)
     speaker = groups["speaker"]
     tables = [
-        metric_table(study, numbers, "speaker", "Speaker similarity, by the judge", speaker, embeddings=True),
+        metric_table(study, numbers, "speaker", "Speaker similarity, by the judge", speaker),
+        metric_table(study, numbers, "embeddings", "SECS to the target, by the embedding given", _given(groups)),
         comparison_table(numbers),
         metric_table(study, numbers, "content", "Content, of the converted output", groups.get("content", [])),
         metric_table(study, numbers, "prosody", "Prosody, of the converted output", groups.get("prosody", [])),
@@ -290,6 +284,12 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
         cost_table(study),
     ]
     return {t.name: t for t in tables if t is not None}
+
+
+def _given(groups: dict[str, list[Metric]]) -> list[Metric]:
+    """Under the target's embedding, the source's own, and another speaker's."""
+    others = groups.get("embedding", [])
+    return [replace(KNOWN["secs"], label="SECS under the target's embedding"), *others] if others else []
 
 
 def _teacher(groups: dict[str, list[Metric]]) -> list[Metric]:

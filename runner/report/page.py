@@ -15,7 +15,7 @@ from runner.evaluate.statistics import Estimate
 from runner.report import audio, curves
 from runner.report.metrics import KNOWN, Metric, present
 from runner.report.numbers import ENDS, Numbers
-from runner.report.plots import COLOURS, Bar, Point, key_mark, pareto, ranking
+from runner.report.plots import COLOURS, MOST_NAMED, Bar, Point, key_mark, pareto, ranking
 from runner.report.results import Study
 from runner.report.sentences import Verdict
 from runner.report.tables import Table, as_markdown
@@ -27,7 +27,7 @@ INTERVALS = (
 )
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
-    *("speaker", "comparisons", "content", "prosody", "identity", "teacher", "sexes", "other"),
+    *("speaker", "comparisons", "content", "prosody", "identity", "teacher", "embeddings", "sexes", "other"),
     *("codes", "taps", "cost", "settings", "failures"),
 )
 
@@ -74,6 +74,7 @@ def render(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, T
         content=numbers.content,
         worst=audio.worst(study),
         trades=_trades(study, numbers),
+        most_named=MOST_NAMED,
         tables=dict.fromkeys(SECTIONS) | tables,
         panels=curves.panels(study),
         groups=groups,

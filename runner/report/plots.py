@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 COLOURS = 8
+MOST_NAMED = 6  # arms whose names a scatter plot has room for
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def _label_place(axes: _Axes, p: Point, taken: Sequence[Box]) -> tuple[Box, bool
 
 
 def pareto(points: Sequence[Point], x_label: str, y_label: str, label: str) -> Markup:
-    """Two measures against each other, intervals as crosses, every point named."""
+    """Two measures against each other, intervals as crosses, every point named; of many arms, only what is no arm."""
+    many = sum(p.mark is not None for p in points) > MOST_NAMED
     xs = [v for p in points for v in (p.x, p.x_low, p.x_high) if v is not None]
     ys = [v for p in points for v in (p.y, p.y_low, p.y_high) if v is not None]
     axes = _Axes(xs, ys, 400, 300, x_label, y_label)
@@ -160,7 +162,7 @@ def pareto(points: Sequence[Point], x_label: str, y_label: str, label: str) -> M
             axes.parts.append(f'<line class="whisker {name}" {ends}/>')
         axes.parts.append(marker(p.mark, f"{x:.1f}", f"{y:.1f}"))
     taken = [(axes.x(p.x) - 8, axes.y(p.y) - 8, axes.x(p.x) + 8, axes.y(p.y) + 8) for p in points]
-    for p in sorted(points, key=lambda q: -q.y):
+    for p in sorted((p for p in points if p.mark is None or not many), key=lambda q: -q.y):
         box, end = _label_place(axes, p, taken)
         taken.append(box)
         axes.text(box[2] if end else box[0], box[3] - 3, p.label, "name end" if end else "name")
