@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.data import Corpus, PairList, References, Segment, Utterance, conversion_pairs, open_corpus
+from runner.data.references import PARTS
 from snac_core.errors import UserError
 
 
@@ -33,6 +34,11 @@ def made_up(counts: list[int], seconds: float = 3.0, texts: bool = False, sexes:
     return Corpus(Path("/nowhere"), "nowhere", {"train": (), "dev": (), "test": tuple(utterances)})
 
 
+def _within(part: Segment, whole: Segment) -> bool:
+    ends = whole.start - 1e-9 <= part.start and part.start + part.seconds <= whole.start + whole.seconds + 1e-9
+    return part.utterance == whole.utterance and ends
+
+
 def clash(parts: list[Segment], others: list[Segment]) -> bool:
     return any(a.overlaps(b) for a in parts for b in others)
 
@@ -52,7 +58,10 @@ def test_scoring_parts_overlap_neither_conditioning_nor_sources(counts: list[int
         assert not clash(scoring, source)
         assert not clash(scoring, [references.ceiling(speaker), references.ceiling(speaker, 0.3)])
         assert count < 3 or not clash(conditioning, source)
-        for part in (*conditioning, *scoring, *source):
+        parts = references.parts(speaker)
+        assert len(parts) == PARTS
+        assert all(any(_within(part, whole) for whole in scoring) for part in parts)
+        for part in (*conditioning, *scoring, *source, *parts):
             assert part.start >= 0
             assert part.start + part.seconds <= corpus.utterance(part.utterance).seconds + 1e-9
             assert part.seconds > 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from snac_core import ConditionedCodec, Conditioning, UserError, discover
 from snac_core.conditioned import Reconstruction
+from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import Step
 from snac_core.taps import Tap, Taps
 from snac_core.testing import Surroundings, small_codec
@@ -176,19 +178,47 @@ def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_tar
         assert not {source, target} & found
 
 
-def test_a_conversion_is_pulled_to_all_embeddings_of_its_target(surroundings: Surroundings) -> None:
-    for form in ("infonce", "margin"):
-        step = step_of(surroundings, "phase3_contrastive", path=False, form=form, margin=2.5)
-        at = {name: [] for name in ("reference", "conditioning", "source")}
+@pytest.mark.parametrize("form", ["infonce", "margin"])
+def test_a_conversion_is_pulled_to_all_parts_of_its_target(surroundings: Surroundings, form: str) -> None:
+    step = step_of(surroundings, "phase3_contrastive", path=False, form=form, margin=2.5)
+    table = step.sampler.table
+    draw = torch.Generator().manual_seed(3)
+    parts = table.reference.unsqueeze(1) + 0.3 * torch.randn(len(table), 4, SPEAKER_DIM, generator=draw)
+    object.__setattr__(table, "parts", torch.nn.functional.normalize(parts, dim=2))
+    try:
+        at = {}
         for name, goal in (
-            ("reference", step.target_reference),
-            ("conditioning", step.target.speaker),
+            ("part", table.positives(step.target_ids)[:, 2]),
+            ("mean", step.target_reference),
             ("source", step.own_reference.repeat(TARGETS, 1)),
         ):
             vars(step)["_embeddings"] = torch.cat([step.own_reference, goal])
             at[name] = loss_of(step)["contrastive"]
-        assert at["reference"] < at["source"], form
-        assert at["conditioning"] < at["source"], form
+    finally:
+        object.__setattr__(table, "parts", None)
+    assert max(at["part"], at["mean"]) < at["source"]
+
+
+def test_what_conditions_is_no_positive(surroundings: Surroundings) -> None:
+    """Or an arm under wrong embeddings, the control, would be taught to follow them."""
+    losses = []
+    for shift in (0, 1):
+        step = step_of(surroundings, "phase3_contrastive", path=False)
+        table = step.sampler.table
+        rolled = replace(table, conditioning=table.conditioning.roll(shift, 0))
+        step.sampler, before = SpeakerSampler(rolled, seed=0), step.sampler
+        step.target = Conditioning(rolled.conditioning[step.target_ids])
+        vars(step)["_embeddings"] = torch.cat([step.own_reference, before.table.reference[step.target_ids]])
+        losses.append(float(loss_of(step)["contrastive"]))
+    assert losses[0] == losses[1]
+
+
+def test_nobody_counts_twice_among_the_negatives(surroundings: Surroundings) -> None:
+    step = step_of(surroundings, "phase3_contrastive", path=False, max_negatives=12)
+    for row in step.model.attached["phase3_contrastive"]._negatives(step).tolist():
+        found = [speaker for speaker in row if speaker >= 0]
+        assert found
+        assert len(set(found)) == len(found)
 
 
 def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameters(surroundings: Surroundings) -> None:
