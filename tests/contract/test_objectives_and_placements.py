@@ -101,4 +101,36 @@ def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences
             measured = -measured
         assert measured != 0, f"{objective}/{name} does not depend on {placement}"
         assert slope == pytest.approx(measured, rel=1e-2), f"{objective}/{name}"
-    assert all(parameter.grad is None for parameter in model.codec.parameters())
+
+
+@pytest.fixture(scope="module")
+def rounding() -> Surroundings:
+    """With the codec's own quantiser."""
+    return Surroundings(small_codec(encoder_dim=2, decoder_dim=16), SPEAKER_DIM)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_through_real_codes_every_objective_teaches_the_placement_and_nothing_frozen(
+    rounding: Surroundings, placement: str, objective: str
+) -> None:
+    names = list(dict.fromkeys([placement, objective]))
+    alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and placement != objective
+    config = {objective: {"path": False}} if alone else {}
+    model = ConditionedCodec(rounding.codec, names, speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE)
+    try:
+        for _, start in model.callers("training_start"):
+            start(context=rounding.context(model))
+    except UserError:
+        return  # the pair is refused; the test above looks at what is said
+    model = perturbed(model, seed=0)
+    before = {name: value.clone() for name, value in model.codec.state_dict().items()}
+    terms = dict(model.callers("loss"))[objective](step=rounding.step(model, LATE))
+    torch.stack(list(terms.values())).sum().backward()
+    learned = [parameter.grad for _, parameter in model.attached[placement].adapted_parameters()]
+    assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in learned)
+    assert all(grad is None or bool(grad.isfinite().all()) for grad in learned)
+    for frozen in (*model.codec.parameters(), *rounding.teacher.parameters()):
+        assert not frozen.requires_grad
+        assert frozen.grad is None
+    assert all(torch.equal(before[name], value) for name, value in model.codec.state_dict().items())
