@@ -46,7 +46,7 @@ class WhisperWER(Metric):
         recognise = _recogniser(self.model)
         wanted = recognise.words(truth)
         if not wanted:
-            raise ValueError("no words are read in the source")  # so the conversion counts, and not as measured
+            return None  # nothing is read in the source
         return error_rate(wanted, recognise.words(self.read(conversion.converted, rate)))
 
     def read(self, audio: Tensor, sample_rate: int) -> str:

@@ -220,7 +220,9 @@ def _compare(
     primaries = ["secs", *([content.name] if content else [])]
 
     def judged(arm: str) -> Judged:
-        shares = [n_ok / n if n else 0.0 for n_ok, n in (ok.get((arm, name), (0, 0)) for name in primaries)]
+        # of all conversions: one of whose source a recogniser read nothing has not been measured
+        of = sum(len(run.result.utterances) for run in cells.study.arms[arm] if run.ok and run.result is not None)
+        shares = [ok.get((arm, name), (0, 0))[0] / of if of else 0.0 for name in primaries]
         errors = cells.arm(arm, content.name) if content else None
         return Judged(cells.seeds(arm), cells.arm(arm, "secs"), errors, min(shares))
 

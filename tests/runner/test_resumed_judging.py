@@ -139,7 +139,7 @@ class Counting(Metric):
 def test_controls_are_judged_once_for_all_arms(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     materials = Materials.__new__(Materials)
     vars(materials).update(vars(bench.materials(bench.study())))
-    monkeypatch.setattr("runner.controls.available", lambda _: ({"counting": Counting()}, {}))
+    monkeypatch.setattr("runner.controls.available", lambda *_: ({"counting": Counting()}, {}))
     console = Console(lambda _: None, lambda *_: None)
     for _ in range(2):
         run_controls(materials.study, tmp_path, materials, console)
