@@ -16,6 +16,7 @@ from torch import Tensor
 from runner.data import Corpus, open_corpus, synthesize
 from runner.logs import RunLog
 from runner.pretrain.devices import Place, placed
+from runner.pretrain.growing import add_levels
 from runner.pretrain.listening import Listener
 from runner.pretrain.losses import windows
 from runner.pretrain.presets import codec_config
@@ -122,7 +123,10 @@ def _train(
 
 def _codec(settings: PretrainSettings) -> SNAC:
     if settings.start is not None:
-        return SNAC.from_pretrained(settings.start)
+        codec = SNAC.from_pretrained(settings.start)
+        return add_levels(codec, settings.levels, seed=settings.seed) if settings.levels else codec
+    if settings.levels:
+        raise UserError("levels are added to those of `start`; without it give a `codec` whose vq_strides hold them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(settings.seed, "codec weights"))
         return SNAC.from_config(codec_config(settings.codec))

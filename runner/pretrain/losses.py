@@ -8,6 +8,8 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from snac_core.speakers.encoder import SpeakerEncoder
+
 FLOOR = 1e-5
 """Magnitudes below -100 dB re a full-scale sine count as silence."""
 
@@ -67,6 +69,26 @@ class SpectralDistance(nn.Module):
         )
         # abs() of a complex zero has no useful gradient
         return (spectrum.real.square() + spectrum.imag.square() + (0.1 * FLOOR) ** 2).sqrt()
+
+
+class SpeakerDistance(nn.Module):
+    """How far the voice of an output is from that of its input, as a frozen speaker encoder hears it.
+
+    Args:
+        encoder: frozen; gradients pass through it to the audio.
+        sample_rate: of the audio, in Hz.
+    """
+
+    def __init__(self, encoder: SpeakerEncoder, sample_rate: int) -> None:
+        super().__init__()
+        self.encoder, self.sample_rate = encoder, sample_rate
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        """(B, 1, T) twice to a scalar, 0 to 2; no gradient passes to the target."""
+        with torch.no_grad():
+            wanted = self.encoder(target, self.sample_rate)
+        near: Tensor = (self.encoder(estimate, self.sample_rate) * wanted).sum(-1)
+        return (1 - near).mean()
 
 
 def _hann(window: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 from runner.pretrain.settings import PretrainSettings
 from snac_core.codec import PRESETS as RELEASED
 from snac_core.errors import UserError, nearest
+from snac_core.settings import checked
 
 TINY: dict[str, Any] = {
     "sampling_rate": 16000,
@@ -54,7 +55,7 @@ def recipe(name: str, **changes: Any) -> PretrainSettings:
         changes: fields of PretrainSettings; nested ones as mappings, which change single entries.
 
     Raises:
-        UserError: for an unknown preset.
+        UserError: for an unknown preset, or a field that is unknown or has no such value.
     """
     if name not in _RECIPES:
         raise UserError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
@@ -62,7 +63,8 @@ def recipe(name: str, **changes: Any) -> PretrainSettings:
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(fields.get(key), dict)
         fields[key] = {**fields[key], **value} if both else value
-    return PretrainSettings(**fields)
+    settings: PretrainSettings = checked(PretrainSettings, fields, f"the preset {name!r}")
+    return settings
 
 
 def codec_config(name: str) -> dict[str, Any] | str:

@@ -93,15 +93,16 @@ class Usage:
 
 
 @torch.no_grad()
-def lay_codebooks(quantizer: ResidualVectorQuantize, z: Tensor, *, seed: int, rounds: int = 10) -> None:
-    """Set every codebook to the k-means of what reaches it, level by level, for latents z (B, C, F)."""
+def lay_codebooks(quantizer: ResidualVectorQuantize, z: Tensor, *, seed: int, rounds: int = 10, first: int = 0) -> None:
+    """Set the codebooks from level `first` on to the k-means of what reaches them, one by one, for z (B, C, F)."""
     residual = z
     for number, level in enumerate(quantizer.quantizers):
         assert isinstance(level, VectorQuantize)
         encoding = level.project(residual)
-        points = encoding.transpose(1, 2).flatten(0, 1)
-        draw = generator(seed, "k-means", number)
-        level.codebook.weight.copy_(_kmeans(points, level.codebook.num_embeddings, rounds, draw))
+        if number >= first:
+            points = encoding.transpose(1, 2).flatten(0, 1)
+            draw = generator(seed, "k-means", number)
+            level.codebook.weight.copy_(_kmeans(points, level.codebook.num_embeddings, rounds, draw))
         codes = level.nearest(encoding)
         residual = residual - level.expand(level.codebook(codes).transpose(1, 2))
 

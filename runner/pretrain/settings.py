@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -26,6 +26,7 @@ class LossWeights(Settings):
     codebook: float = Field(1.0, ge=0, description="Pulls entries to their encodings.")
     adversarial: float = Field(1.0, ge=0, description="Hinge of the critics.")
     features: float = Field(10.0, ge=0, description="Distance of the critics' features, relative.")
+    speaker: float = Field(0.0, ge=0, description="1 - cosine of `speaker_encoder`'s embeddings; 0: not computed.")
 
 
 class QuantiserTraining(Settings):
@@ -41,6 +42,11 @@ class QuantiserTraining(Settings):
     restart_every: int = Field(100, ge=0, description="Steps after which unused entries are moved; 0: never.")
     lr_scale: float = Field(5.0, gt=0, description="Learning rate of the entries, relative to that of the codec.")
     level_dropout: Share = Field(0.1, description="Share of the items that keep only some of the coarse levels.")
+
+
+def _none(value: Any) -> Any:
+    """A command line cannot write None; `none` is the word for it."""
+    return None if value == "none" else value
 
 
 class Adversary(Settings):
@@ -72,6 +78,10 @@ class PretrainSettings(Settings):
 
     codec: str = Field("tiny", description="Preset, or a JSON file of SNAC's arguments; ignored with `start`.")
     start: str | None = Field(None, description="Bundled name, folder or hub id of a codec to continue from.")
+    levels: tuple[int, ...] = Field((), description="Strides of quantiser levels to add to those of `start`.")
+    speaker_encoder: str = Field(
+        "ecapa_tiny", description="Of the term `speaker`; who judges the codec must be of another family."
+    )
     data: tuple[str, ...] = Field((), description="Folders of speech; their train splits are trained on.")
     synthetic: int = Field(
         80, ge=0, le=80, description="Synthetic speakers to add; the held-out ones are never trained on."
@@ -90,7 +100,9 @@ class PretrainSettings(Settings):
     seed: int = Field(0, ge=0, description="Of everything random.")
     weights: LossWeights = LossWeights()
     quantiser: QuantiserTraining = QuantiserTraining()
-    adversary: Adversary | None = Field(Adversary(), description="The critics; None: no adversary.")
+    adversary: Annotated[Adversary | None, BeforeValidator(_none)] = Field(
+        Adversary(), description="The critics; none: no adversary."
+    )
     augmentation: Augmentation = Augmentation()
     device: str = Field("auto", description="cpu, cuda, or auto.")
     bf16: bool | None = Field(None, description="Mixed precision; None: where the device gains by it.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.pretrain.devices import Place
-from runner.pretrain.losses import SpectralDistance
+from runner.pretrain.losses import SpeakerDistance, SpectralDistance
 from runner.pretrain.optimizing import adamw, rate
 from runner.pretrain.quantiser import Quantised, Usage, codebooks, lay_codebooks, quantise, restart_dead
 from runner.pretrain.settings import PretrainSettings
@@ -18,6 +18,7 @@ from snac_core import atomic
 from snac_core.codec import SNAC
 from snac_core.critics import Critics, adversarial_loss, critic_loss, feature_loss
 from snac_core.seeding import derive, generator
+from snac_core.speakers import load_speaker_encoder
 
 _WINDOW = 100  # steps over which the use of codes is counted where no entry is ever moved
 
@@ -55,6 +56,10 @@ class Trainer:
         self.usage = Usage(codec.n_codebooks, codec.codebook_size, place.device)  # since entries were last moved
         self.use: dict[str, float] = {}  # of the codes in the last whole window
         self.distance = SpectralDistance(codec.sampling_rate).to(place.device)
+        self.speaker: SpeakerDistance | None = None
+        if settings.weights.speaker:
+            encoder = load_speaker_encoder(settings.speaker_encoder).to(place.device)
+            self.speaker = SpeakerDistance(encoder, codec.sampling_rate)
         self.critics: Critics | None = None
         how = settings.adversary
         if how is not None:
@@ -90,13 +95,15 @@ class Trainer:
         """
         s, blend = self.settings, self.blend
         audio = batches.at(self.step).to(self.place.device, non_blocking=True)
-        if self.step == self.continuous and s.start is None and s.quantiser.kmeans_batches:
+        if self.step == self.continuous and s.quantiser.kmeans_batches and (s.start is None or s.levels):
             self._lay_codebooks(batches)
         with torch.random.fork_rng(devices=[self.place.device] if self.place.device.type == "cuda" else []):
             torch.manual_seed(derive(s.seed, self.step, self.place.rank, "decoder noise"))
             made, out = self._reconstruct(audio, blend)
         self.usage.add(out.codes)
         terms = self.distance(made, audio)
+        if self.speaker is not None:
+            terms["speaker"] = self.speaker(made, audio)
         terms["commitment"] = torch.stack(out.commitment).sum()
         terms["codebook"] = torch.stack(out.codebook).sum()
         scale = self._adversary_scale()
@@ -132,11 +139,12 @@ class Trainer:
 
     @torch.no_grad()
     def _lay_codebooks(self, batches: Batches) -> None:
-        """Codebooks into the data, before rounding is first blended in; the same ones in every process."""
+        """New codebooks into the data, before rounding is first blended in; the same ones in every process."""
         numbers = range(self.settings.quantiser.kmeans_batches)
         crops = [batches.at(-1 - number).to(self.place.device) for number in numbers]
         z = torch.cat([self.codec.advance(self.codec.preprocess(crop), None, "latent") for crop in crops])
-        lay_codebooks(self.codec.quantizer, z, seed=self.settings.seed)
+        first = 0 if self.settings.start is None else self.codec.n_codebooks - len(self.settings.levels)
+        lay_codebooks(self.codec.quantizer, z, seed=self.settings.seed, first=first)
         self.place.agree(codebooks(self.codec.quantizer))
 
     def _restart(self, out: Quantised, blend: float) -> None:

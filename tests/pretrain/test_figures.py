@@ -100,5 +100,8 @@ def test_changes_of_a_preset_reach_nested_settings_and_unknown_presets_are_named
     settings = recipe("snac_24khz", lr=1e-4, quantiser={"continuous": 0})
     assert settings.lr == 1e-4
     assert (settings.quantiser.continuous, settings.quantiser.blend) == (0, 2000)
+    assert recipe("tiny", adversary="none").adversary is None
+    with pytest.raises(UserError, match=r"'tiny': adversary = 'null'"):
+        recipe("tiny", adversary="null")
     with pytest.raises(UserError, match="did you mean 'snac_24khz'"):
         recipe("snac_24")
