@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from runner.evaluate.readings import remembered
+from runner.evaluate.readings import errors, remembered
 from runner.phones.alphabet import phones_of
-from runner.phones.recogniser import bundled, error_rate
+from runner.phones.recogniser import bundled
 from snac_core.metric import Conversion, Metric
 
 
@@ -26,18 +26,12 @@ class PERAboveHalf(Metric):
     name, unit, direction, worst = "per_above_half", "share", "down", 1.0
 
     def __call__(self, conversion: Conversion) -> float | None:
-        errors = _errors(conversion)
-        return None if errors is None else float(errors > 0.5)
+        rate = _errors(conversion)
+        return None if rate is None else float(rate > 0.5)
 
 
 def _errors(conversion: Conversion) -> float | None:
-    if not conversion.same_words:
-        return None
-    rate = conversion.sample_rate
-    said = phones_of(conversion.text) if conversion.text else _read(conversion.source, rate)
-    if not said:
-        return None  # nothing is read in the source
-    return error_rate(said, _read(conversion.converted, rate))
+    return errors(conversion, phones_of, _read)
 
 
 def _read(audio: Tensor, rate: int) -> tuple[str, ...]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from runner.evaluate.readings import remembered
-from runner.evaluate.words import error_rate
+from runner.evaluate.readings import errors, remembered
 from snac_core.errors import UserError
 from snac_core.metric import Conversion, Metric
 from snac_core.tensor_digest import tensor_digest
@@ -39,15 +38,8 @@ class WhisperWER(Metric):
         _recogniser(self.model)
 
     def __call__(self, conversion: Conversion) -> float | None:
-        if not conversion.same_words:
-            return None
-        rate = conversion.sample_rate
-        truth = conversion.text if conversion.text else self.read(conversion.source, rate)
-        recognise = _recogniser(self.model)
-        wanted = recognise.words(truth)
-        if not wanted:
-            return None  # nothing is read in the source
-        return error_rate(wanted, recognise.words(self.read(conversion.converted, rate)))
+        words = _recogniser(self.model).words
+        return errors(conversion, words, lambda audio, rate: words(self.read(audio, rate)))
 
     def read(self, audio: Tensor, sample_rate: int) -> str:
         """What Whisper hears in `audio` (T,)."""
@@ -99,6 +91,6 @@ class _Whisper:
         return plain.split()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _recogniser(source: str) -> _Whisper:
     return _Whisper(source)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
-from functools import lru_cache
+from functools import cache
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from runner.evaluate.readings import remembered
+from runner.error_rate import plain_words
+from runner.evaluate.readings import errors, remembered
 from snac_core.metric import Conversion, Metric
+
+if TYPE_CHECKING:
+    from runner.pretrain.words import Recogniser
 
 
 class WER(Metric):
@@ -22,7 +26,7 @@ class WER(Metric):
     role, margin = "content", 0.05
 
     def __call__(self, conversion: Conversion) -> float | None:
-        return _error_rate(conversion, str.split)
+        return errors(conversion, plain_words, lambda audio, rate: plain_words(read_words(audio, rate)))
 
 
 class CER(Metric):
@@ -32,28 +36,11 @@ class CER(Metric):
     role, margin = "content", 0.05
 
     def __call__(self, conversion: Conversion) -> float | None:
-        return _error_rate(conversion, list)
+        return errors(conversion, _characters, lambda audio, rate: _characters(read_words(audio, rate)))
 
 
-def _error_rate(conversion: Conversion, units: type[list[str]] | object) -> float | None:
-    if not conversion.same_words:
-        return None
-    truth = plain_words(conversion.text if conversion.text else read_words(conversion.source, conversion.sample_rate))
-    if not truth:
-        return None  # nothing is read in the source
-    return error_rate(units(truth), units(plain_words(read_words(conversion.converted, conversion.sample_rate))))  # type: ignore[operator]
-
-
-def error_rate(wanted: list[str], got: list[str]) -> float:
-    """Fewest insertions, deletions and substitutions that make `got` of `wanted`, per wanted unit; at most 1."""
-    from runner.pretrain.words import distance
-
-    return min(1.0, distance(wanted, got) / len(wanted))
-
-
-def plain_words(text: str) -> str:
-    """Lower-case words with single spaces."""
-    return " ".join(re.findall(r"[a-z']+", text.lower()))
+def _characters(text: str) -> list[str]:
+    return list(" ".join(plain_words(text)))
 
 
 def read_words(audio: Tensor, sample_rate: int) -> str:
@@ -64,8 +51,8 @@ def read_words(audio: Tensor, sample_rate: int) -> str:
     )
 
 
-@lru_cache(maxsize=1)
-def _recogniser():  # type: ignore[no-untyped-def]
+@cache
+def _recogniser() -> Recogniser:
     from runner.pretrain.words import Recogniser
 
     return Recogniser()

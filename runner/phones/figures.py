@@ -13,8 +13,9 @@ from torch import Tensor
 
 from runner.data.audio import load_audio, resample
 from runner.data.corpus import Corpus
+from runner.error_rate import error_rate
 from runner.phones.alphabet import phones_of
-from runner.phones.recogniser import PhoneRecogniser, error_rate
+from runner.phones.recogniser import PhoneRecogniser
 from runner.pretrain.words import RATE, Recogniser
 from snac_core.codec import SNAC
 from snac_core.errors import UserError

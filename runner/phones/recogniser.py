@@ -1,8 +1,7 @@
-"""The phone recogniser as a judge: from audio to the phones that are heard in it, and how many of them are wrong."""
+"""The phone recogniser as a judge: from audio to the phones that are heard in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from itertools import groupby
@@ -16,7 +15,6 @@ from torch import Tensor
 from runner.data.audio import resample
 from runner.phones.alphabet import PHONES
 from runner.phones.network import BLANK, SAMPLE_RATE, PhoneNetwork
-from runner.pretrain.words import distance
 from snac_core.errors import UserError
 
 ASSET = Path(__file__).resolve().parent / "assets" / "phones_tiny" / "model.safetensors"
@@ -68,14 +66,3 @@ def decode(logits: Tensor) -> tuple[str, ...]:
     """The likeliest class of each frame (F, 40), once for a run of them, without blanks (Graves et al. 2006, eq. 4)."""
     best = (index for index, _ in groupby(logits.argmax(-1).tolist()))
     return tuple(PHONES[index - 1] for index in best if index != BLANK)
-
-
-def error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
-    """Insertions, deletions and substitutions per phone said; 1 at most, which is what silence gets.
-
-    Raises:
-        ValueError: if nothing was said.
-    """
-    if not said:
-        raise ValueError("an error rate needs at least one phone to be said")
-    return min(1.0, distance(said, heard) / len(said))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from runner.data.audio import resample
+from runner.error_rate import distance, plain_words
 from snac_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,22 +69,7 @@ def wer_cost(items: Sequence[Item], made: Sequence[Tensor], rate: int, read: Cal
     errors = words = 0
     for item, audio in zip(items, made, strict=True):
         original, coded = read(item.audio, rate), read(audio, rate)
-        truth = _words(original if item.text is None else item.text)
-        errors += distance(truth, _words(coded)) - distance(truth, _words(original))
+        truth = plain_words(original if item.text is None else item.text)
+        errors += distance(truth, plain_words(coded)) - distance(truth, plain_words(original))
         words += len(truth)
     return 100 * errors / max(1, words)
-
-
-def distance(wanted: Sequence[str], got: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions that make `got` of `wanted` (Levenshtein)."""
-    before = list(range(len(got) + 1))
-    for number, word in enumerate(wanted, 1):
-        now = [number]
-        for place, other in enumerate(got, 1):
-            now.append(min(before[place] + 1, now[-1] + 1, before[place - 1] + (word != other)))
-        before = now
-    return before[-1]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z']+", text.lower())

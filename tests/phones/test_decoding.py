@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.functional import edit_distance
 
+from runner.error_rate import error_rate
 from runner.phones.alphabet import PHONES
 from runner.phones.network import BLANK, PhoneNetwork
-from runner.phones.recogniser import decode, error_rate
+from runner.phones.recogniser import decode
 
 phones = st.lists(st.sampled_from(PHONES[:6]), max_size=12)
 
@@ -46,7 +47,7 @@ def test_what_is_heard_as_said_has_no_errors_and_silence_has_all(said: list[str]
 
 
 def test_an_error_rate_of_nothing_said_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one phone"):
+    with pytest.raises(ValueError, match="at least one unit"):
         error_rate([], ["AA"])
 
 

@@ -13,11 +13,12 @@ import runner
 from runner.data import open_corpus, synthesize
 from runner.data.audio import load_audio
 from runner.data.corpus import Corpus
+from runner.error_rate import error_rate
 from runner.evaluate.phones import PER, PERAboveHalf
 from runner.phones.alphabet import phones_of
 from runner.phones.command import compare
 from runner.phones.figures import Judge, measure, phone_judge
-from runner.phones.recogniser import ASSET, PhoneRecogniser, bundled, error_rate
+from runner.phones.recogniser import ASSET, PhoneRecogniser, bundled
 from snac_core import SNAC, discover
 from snac_core.errors import UserError
 from snac_core.metric import Conversion

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from runner.data import Corpus
+from runner.error_rate import distance
 from runner.pretrain import compare
 from runner.pretrain.figures import choose_items, decode_coarse, figures
 from runner.pretrain.presets import PRESETS, codec_config, recipe
-from runner.pretrain.words import distance, wer_cost
+from runner.pretrain.words import wer_cost
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_core.speakers import load_speaker_encoder

@@ -11,12 +11,13 @@ from small_study import PHASES, Bench, arm
 
 from runner.arm import Arm
 from runner.controls import wanted_metrics
+from runner.error_rate import error_rate, plain_words
 from runner.evaluate import systems
 from runner.evaluate.codes import SpeakerProbe, summary
 from runner.evaluate.metrics import Top1
 from runner.evaluate.prosody import F0Correlation, F0Error, VoicingError, pitch
 from runner.evaluate.robustness import roughened
-from runner.evaluate.words import WER, error_rate, plain_words
+from runner.evaluate.words import WER
 from runner.materials import Materials
 from snac_core.errors import UserError
 from snac_core.metric import Conversion
@@ -72,7 +73,7 @@ def test_an_error_rate_lies_between_none_and_all(wanted: list[str], got: list[st
 
 
 def test_words_are_compared_without_case_and_punctuation() -> None:
-    assert plain_words("The boat, SANK!") == "the boat sank"
+    assert plain_words("The boat, SANK!") == ["the", "boat", "sank"]
 
 
 def test_words_are_judged_by_the_text_else_by_the_reading_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:

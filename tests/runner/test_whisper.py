@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_whisper_is_asked_for_by_name_and_shown_as_missing_else(bench: Bench) ->
 
 
 def test_without_transformers_it_is_missing_and_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = __import__("importlib.util").util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "transformers" else find(name))
     metrics, missing = wanted_metrics(bench.materials(bench.study(also=("whisper_wer",))))
     assert "whisper_wer" not in metrics
@@ -52,7 +52,6 @@ class SmallWhisper(WhisperWER):
     """The metric with another model, as a plugin would have it."""
 
     name = "small_whisper_wer"
-    folder: ClassVar[Path]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +90,7 @@ def test_it_reads_any_rate_and_length_and_judges_by_text_or_source(small: type[W
     assert judged is not None
     assert 0 <= judged <= 1
     assert metric(Conversion("p", 24000, source, output, same_words=False)) is None
-    if heard.strip():
-        assert metric(Conversion("p", 24000, source, source)) == 0
+    assert metric(Conversion("p", 24000, source, source)) == (0 if heard.strip() else None)
 
 
 def test_spellings_and_numbers_are_compared_as_the_authors_of_whisper_do(small: type[WhisperWER]) -> None:
