@@ -17,15 +17,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from runner.names import RESERVED, SHUFFLED
 from snac_core.errors import UserError, nearest
 from snac_core.settings import checked
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a TOML key that needs no quotes
 _COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')  # a string of JSON, or a comment outside of one
-
-
-RESERVED = {"controls", "systems", "tables", "trials", "export", "votes", "shuffled", ".", ".."}
-"""What no arm can be called: folders of a study, and the control arm."""
 
 
 class ArmSettings(BaseModel):
@@ -61,7 +58,7 @@ class ArmSettings(BaseModel):
     @model_validator(mode="after")
     def _usable_as_folder(self) -> Self:
         name = self.title
-        control = name == "shuffled" and self.shuffled
+        control = name == SHUFFLED and self.shuffled
         if (name in RESERVED and not control) or set(name) & set('/\\:*?"<>|\0'):
             raise ValueError(f"{name!r} cannot be the name of an arm: it is also a folder's")
         return self

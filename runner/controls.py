@@ -14,6 +14,7 @@ from runner.evaluate.judging import Scores, available, score
 from runner.evaluate.moved_voice import moved_voice
 from runner.evaluate.verdict import MIN_RANGE
 from runner.materials import Materials
+from runner.names import SHUFFLED
 from runner.runs import now, read_result, result_status, write_result
 from snac_core.codec import SNAC
 from snac_core.errors import UserError, nearest
@@ -27,8 +28,6 @@ CONTROLS: dict[str, Callable[[SNAC], systems.System]] = {
     "moved_voice": moved_voice,
 }
 NEEDS = {"moved_voice": "parselmouth"}  # control to the package that it needs
-SHUFFLED = "shuffled"
-"""Name of the control arm that is trained under wrong embeddings."""
 
 
 @dataclass

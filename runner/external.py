@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from runner.config import StudySettings
-from runner.controls import CONTROLS, SHUFFLED, Console, fit_metrics, judged, run_controls
+from runner.controls import CONTROLS, Console, fit_metrics, judged, run_controls
 from runner.data import PairList
 from runner.data.audio import resample
 from runner.data.corpus import digest_of
 from runner.evaluate.conversions import Conversions, Item
 from runner.evaluate.systems import Rendering, System
 from runner.materials import Materials
+from runner.names import SHUFFLED, SYSTEMS
 from runner.runs import now, result_status, write_result, write_wav
 from snac_core import atomic
 from snac_core.errors import UserError
 
-SYSTEMS = "systems"
 """Folder of a study that holds the results of other systems."""
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 _TOLD = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into a

@@ -66,7 +66,8 @@ def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], l
     remarks.append(f"{where}: read as {strategies[0]}{_because(values, phase['known_by'])}")
     remarks += [f"{where}: {key} is not given; the original's {value!r} is used" for key, value in left_out.items()]
     values = {**values, **left_out}
-    for key in sorted(values, key=_narrowness):
+    # keys that stand for several weights first, so that a weight's own key wins, wherever it stands
+    for key in sorted(values, key=lambda key: not isinstance(table["renamed"].get(key), list)):
         value = values[key]
         if key in table["without_meaning"]:
             remarks.append(f"{where}: {key} has no meaning here: {table['without_meaning'][key]}")
@@ -82,12 +83,6 @@ def _because(values: Mapping[str, Any], known_by: list[str]) -> str:
     """By which keys a phase was recognised."""
     found = [key for key in known_by if key in values]
     return f", because of {', '.join(found)}" if found else ", because it has no key of another phase"
-
-
-def _narrowness(key: str) -> int:
-    """Keys that stand for several weights come first, so that a weight's own key wins, wherever it stands."""
-    places = _table()["renamed"].get(key, "")
-    return -1 if isinstance(places, list) else 0
 
 
 def _number(values: Mapping[str, Any], key: str, default: float, where: str) -> float:

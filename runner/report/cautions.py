@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from runner.evaluate.verdict import ALPHA, MIN_RANGE
+from runner.names import CONTROL_ROWS
 from runner.report.numbers import Numbers
 from runner.report.results import Study
 from runner.report.wording import bracket, listed, number, plural
 
-CONTROLS = ("source", "floor", "ceiling", "mismatched", "moved_voice", "shuffled")
 SUSPICIOUS = 0.02  # of equal error rate above one half
 FOOLED = 0.15  # of the way from floor to ceiling that the teacher may be ahead of the judge
 FRAGILE = 0.05  # cosine that an arm may lose to roughening beyond what the bare codec loses
@@ -113,7 +113,7 @@ def _suspicious(numbers: Numbers) -> list[str]:
 
 def _others(study: Study, numbers: Numbers) -> list[str]:
     found = []
-    missing = [c for c in CONTROLS if c not in study.controls or not study.controls[c].ok]
+    missing = [c for c in CONTROL_ROWS if c not in study.controls or not study.controls[c].ok]
     if missing:
         found.append(f"Control{'s' if len(missing) > 1 else ''} missing: {listed(missing)}.")
     if math.isfinite(numbers.noise):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from runner.evaluate.statistics import Estimate
+from runner.names import SHUFFLED
 from runner.report.metrics import KNOWN, Metric, present
 from runner.report.numbers import Numbers
 from runner.report.results import Run, Study, finite
@@ -96,7 +97,7 @@ def metric_table(
 _CONTROLS = {
     "mismatched": "mismatched: bare codec of another utterance",
     "moved_voice": "moved voice: pitch and formants, bare codec",
-    "shuffled": "shuffled embeddings",
+    SHUFFLED: "shuffled embeddings",
     "source": "source, unchanged",
     "floor": "floor: bare codec of the source",
     "ceiling": "ceiling: bare codec of the target",

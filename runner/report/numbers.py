@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from runner.evaluate.verdict import is_dead
 from runner.report.abx import preferences
 from runner.report.cells import COUNTED, DERIVED, Cells
 from runner.report.content import Content, content_judges, primary_content
+from runner.report.metrics import present
 from runner.report.results import Study, finite
 
 ENDS = ("floor", "ceiling", "mismatched")  # the controls that the scales are made of
@@ -45,13 +45,14 @@ class Numbers:
         return "normalised" if any(m == "normalised" for _, m in self.arms) else "secs"
 
 
-def compute(study: Study, names: Iterable[str]) -> Numbers:
-    """Estimates for the metrics `names` and all comparisons of a study."""
+def compute(study: Study) -> Numbers:
+    """Estimates for every metric that some result has, and all comparisons of a study."""
     cells = Cells(study)
     arms = study.finished()
     keys: list[tuple[str, str]] = []
     arrays: list[Array] = []
     over: list[Array | None] = []
+    names = [metric.name for metric in present(study.results())]
     wanted = [n for n in dict.fromkeys([*names, *DERIVED, *COUNTED]) if n != "normalised"]
     for arm in arms:
         for name in wanted:
@@ -61,29 +62,21 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
                 arrays.append(values)
                 over.append(None)
     floor, ceiling = cells.control("floor", "secs"), cells.control("ceiling", "secs")
-    span = ceiling - floor
-    usable = bool(np.isfinite(span).any()) and float(np.nanmean(span)) > 0
     judges = content_judges(study, cells)
     content = primary_content(judges)
-    scales: list[tuple[str, str, Array, Array]] = []  # normalised metric, of which metric, where it is 0, its unit
-    if usable:
-        scales.append(("normalised", "secs", floor, span))
-    taught = cells.control("ceiling", "teacher_secs") - cells.control("floor", "teacher_secs")
-    if bool(np.isfinite(taught).any()) and float(np.nanmean(taught)) > 0:
-        scales.append(("teacher_normalised", "teacher_secs", cells.control("floor", "teacher_secs"), taught))
-    if content is not None:
-        scales.append(("normalised_content", content.name, content.bare, content.span))
-    for normalised, name, zero, unit in scales:
+    scales = _scales(cells, content)
+    span = next((scale.unit for scale in scales if scale.name == "normalised"), None)
+    for scale in scales:
         for who, values in [
-            *((arm, cells.arm(arm, name)) for arm in arms),
-            *((c, cells.control(c, name)) for c in study.controls if c not in ENDS),
+            *((arm, cells.arm(arm, scale.of)) for arm in arms),
+            *((c, cells.control(c, scale.of)) for c in study.controls if c not in ENDS),
         ]:
-            above = values - zero
-            both = np.isfinite(above) & np.isfinite(unit)
+            above = values - scale.zero
+            both = np.isfinite(above) & np.isfinite(scale.unit)
             if both.any():
-                keys.append((who, normalised))
+                keys.append((who, scale.name))
                 arrays.append(np.where(both, above, np.nan))
-                over.append(np.where(both, unit, np.nan))
+                over.append(np.where(both, scale.unit, np.nan))
     found = dict(zip(keys, estimates(arrays, cells.target, cells.source, over=over), strict=True))
     arm_estimates = {key: e for key, e in found.items() if key[0] in arms}
     masks = {same: np.array([s is same for s in cells.same_sex], dtype=bool) for same in (True, False)}
@@ -99,17 +92,40 @@ def compute(study: Study, names: Iterable[str]) -> Numbers:
     arm_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name in arms}
     control_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name not in arms}
     ok = _counts(study, cells, arms, [*wanted])
-    obstacles = _obstacles(study, usable, floor, ceiling)
-    comparisons = _compare(cells, arms, span if usable else None, content, ok, obstacles)
+    obstacles = _obstacles(study, span is not None, floor, ceiling)
+    comparisons = _compare(cells, arms, span, content, ok, obstacles)
     noise = {a: _noise_floor(study, a) for a in arms}
     dead = tuple(arm for arm in arms if is_dead(moved=_moved(cells, arm, floor), noise_floor=noise[arm]))
-    score = "normalised" if usable else "secs"
+    score = "secs" if span is None else "normalised"
     ranked = sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)
     return Numbers(
         arm_estimates, control_estimates, ok, by_sex, comparisons, dead, obstacles, tuple(ranked),
         cells.targets, int(cells.source.max()) + 1 if cells.pairs else 0, len(cells.pairs), content, tuple(judges),
         max((n for n in noise.values() if math.isfinite(n)), default=math.nan),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A metric `name`: that much of `of` above `zero`, in units of `unit`."""
+
+    name: str
+    of: str
+    zero: Array
+    unit: Array
+
+
+def _scales(cells: Cells, content: Content | None) -> list[_Scale]:
+    """The scales whose ends lie apart: similarity by the judge and by the teacher, and content."""
+    found = []
+    for name, of in (("normalised", "secs"), ("teacher_normalised", "teacher_secs")):
+        floor = cells.control("floor", of)
+        span = cells.control("ceiling", of) - floor
+        if bool(np.isfinite(span).any()) and float(np.nanmean(span)) > 0:
+            found.append(_Scale(name, of, floor, span))
+    if content is not None:
+        found.append(_Scale("normalised_content", content.name, content.bare, content.span))
+    return found
 
 
 def _moved(cells: Cells, arm: str, floor: Array) -> float:

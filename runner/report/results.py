@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from runner.names import SYSTEMS
 from runner.report.schema import SCHEMA, Result
 from snac_core.errors import UserError
 
@@ -139,7 +140,7 @@ def _read_single(folder: Path) -> Study:
 
 def _read_controls(folder: Path) -> dict[str, Run]:
     """Controls, and beside them the other systems that were judged on the same pairs."""
-    paths = [*sorted(folder.glob("controls/*/result.json")), *sorted(folder.glob("systems/*/result.json"))]
+    paths = [*sorted(folder.glob("controls/*/result.json")), *sorted(folder.glob(f"{SYSTEMS}/*/result.json"))]
     return {path.parent.name: read_run(path, path.parent.name, None) for path in paths}
 
 

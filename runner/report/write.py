@@ -10,7 +10,7 @@ from typing import Any
 from runner.evaluate.statistics import Estimate
 from runner.report import abx
 from runner.report.contents import all_tables, estimate_cell
-from runner.report.metrics import KNOWN, present
+from runner.report.metrics import KNOWN
 from runner.report.numbers import Numbers, compute
 from runner.report.page import markdown, render, render_abx
 from runner.report.provenance import failures_table, origin_table, settings_table
@@ -23,7 +23,7 @@ from snac_core import atomic
 def write(study: Study) -> Path:
     """Compute, and write every file of the report into the study's folder."""
     folder = study.folder
-    numbers = compute(study, [m.name for m in present(study.results())])
+    numbers = compute(study)
     said = verdict(study, numbers)
     tables = all_tables(study, numbers)
     for table in (settings_table(study), failures_table(study), origin_table(study)):
@@ -81,7 +81,7 @@ def plain(study: Study, numbers: Numbers, said: Verdict) -> dict[str, Any]:
 
 def summarise(study: Study) -> str:
     """Headline, arms ranked, cautions; plain text."""
-    numbers = compute(study, [m.name for m in present(study.results())])
+    numbers = compute(study)
     said = verdict(study, numbers)
     names = [n for n in ("normalised", "secs", "specificity", "gap", "stoi") if any(m == n for _, m in numbers.arms)]
     columns = [Column("arm", numeric=False), *(Column(KNOWN[n].label, arrow=KNOWN[n].arrow) for n in names)]

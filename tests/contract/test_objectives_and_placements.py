@@ -51,6 +51,14 @@ def surroundings() -> Surroundings:
     return around
 
 
+def conditioned(around: Surroundings, placement: str, objective: str) -> ConditionedCodec:
+    """A codec with both, where the objective leaves a path of its own out."""
+    names = list(dict.fromkeys([placement, objective]))
+    alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and placement != objective
+    config = {objective: {"path": False}} if alone else {}
+    return ConditionedCodec(around.codec, names, speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE)
+
+
 def test_there_are_pairs_to_look_at() -> None:
     assert len(PLACEMENTS) >= 3
     assert len(OBJECTIVES) >= 6
@@ -61,12 +69,7 @@ def test_there_are_pairs_to_look_at() -> None:
 def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences(
     surroundings: Surroundings, placement: str, objective: str
 ) -> None:
-    names = list(dict.fromkeys([placement, objective]))
-    alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and placement != objective
-    config = {objective: {"path": False}} if alone else {}
-    model = ConditionedCodec(
-        surroundings.codec, names, speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE
-    ).double()
+    model = conditioned(surroundings, placement, objective).double()
     try:
         for _, start in model.callers("training_start"):
             start(context=surroundings.context(model))
@@ -114,10 +117,7 @@ def rounding() -> Surroundings:
 def test_through_real_codes_every_objective_teaches_the_placement_and_nothing_frozen(
     rounding: Surroundings, placement: str, objective: str
 ) -> None:
-    names = list(dict.fromkeys([placement, objective]))
-    alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and placement != objective
-    config = {objective: {"path": False}} if alone else {}
-    model = ConditionedCodec(rounding.codec, names, speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE)
+    model = conditioned(rounding, placement, objective)
     try:
         for _, start in model.callers("training_start"):
             start(context=rounding.context(model))

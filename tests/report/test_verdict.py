@@ -15,7 +15,6 @@ from simulated_study import write_study
 from runner.evaluate.statistics import Estimate
 from runner.evaluate.verdict import Decision, Sds, Size, Word, decide, is_dead, planned_effect, shortfalls
 from runner.report import summary
-from runner.report.metrics import present
 from runner.report.numbers import Numbers, compute
 from runner.report.results import Study, read
 from runner.report.sentences import Verdict, _headline, verdict
@@ -28,7 +27,7 @@ def made_up(low: float, high: float) -> Estimate:
 
 def told(folder: Path) -> tuple[Study, Numbers, Verdict]:
     study = read(folder)
-    numbers = compute(study, [m.name for m in present(study.results())])
+    numbers = compute(study)
     return study, numbers, verdict(study, numbers)
 
 

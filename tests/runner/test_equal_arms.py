@@ -14,7 +14,6 @@ from runner.config import ArmSettings, StudySettings
 from runner.data import synthesize
 from runner.materials import Materials
 from runner.report import build
-from runner.report.metrics import present
 from runner.report.numbers import compute
 from runner.report.results import read
 from runner.report.sentences import verdict
@@ -113,7 +112,7 @@ def _study(number: int, folder: Path, plugin: Path) -> tuple[str, float]:
             run_arms(study, arms, places, materials, console, controls=folder / "study")
         build(folder / "study")
         results = read(folder / "study")
-        numbers = compute(results, [metric.name for metric in present(results.results())])
+        numbers = compute(results)
         (pair,) = numbers.comparisons
         assert pair.difference is not None
         said = {

@@ -21,7 +21,6 @@ from runner.evaluate.prosody import mean_log2
 from runner.evaluate.systems import Rendering, System, floor, resynthesis
 from runner.materials import Materials
 from runner.report import build
-from runner.report.metrics import present
 from runner.report.numbers import Numbers, compute
 from runner.report.results import read
 from runner.report.sentences import Verdict, verdict
@@ -185,7 +184,7 @@ def judge(study: Planted, **systems: System) -> tuple[Numbers, Verdict, dict[str
             )  # fmt: skip
     build(folder)
     results = read(folder)
-    numbers = compute(results, [m.name for m in present(results.results())])
+    numbers = compute(results)
     for (arm, metric), e in numbers.arms.items():
         if metric in ("normalised", "specificity", "overrating", "fragility", "eer", "per", "normalised_content"):
             print(f"{arm:14s} {metric:20s} {e.mean:7.3f} [{e.low:.3f}, {e.high:.3f}]")
