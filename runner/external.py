@@ -22,7 +22,6 @@ from runner.runs import now, result_status, write_result, write_wav
 from snac_core import atomic
 from snac_core.errors import UserError
 
-"""Folder of a study that holds the results of other systems."""
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 _TOLD = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into a
 folder. pairs.csv says which target belongs to which pair. Then:
