@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -45,10 +44,8 @@ def _characters(text: str) -> list[str]:
 
 def read_words(audio: Tensor, sample_rate: int) -> str:
     """What the recogniser hears in `audio` (T,)."""
-    version = importlib.metadata.version("pocketsphinx")
-    return remembered(
-        f"pocketsphinx {version}", audio, sample_rate, lambda: _recogniser()(audio.unsqueeze(0), sample_rate)
-    )
+    recognise = _recogniser()
+    return remembered(recognise.version, audio, sample_rate, lambda: recognise(audio.unsqueeze(0), sample_rate))
 
 
 @cache
