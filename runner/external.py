@@ -85,10 +85,8 @@ def _read(path: Path, sample_rate: int) -> Tensor:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be read as audio: {error}") from error
-    if not len(samples):
-        raise UserError(f"{path} holds no audio (0 samples)")
-    audio: Tensor = resample(torch.from_numpy(samples.mean(axis=1)).unsqueeze(0), rate, sample_rate)[0]
-    return audio
+    audio = torch.from_numpy(samples.mean(axis=1))
+    return resample(audio.unsqueeze(0), rate, sample_rate)[0] if len(audio) else audio  # no sound at all scores worst
 
 
 def judge_returned(

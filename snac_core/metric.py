@@ -8,6 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+OUTPUTS = ("converted", "identity", "other")
+"""What a system makes of one source, under the embedding of the target, of the source's own speaker, of a third."""
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -56,6 +59,8 @@ class Metric:
         unit: e.g. "cosine", "dB"; "" for a pure number.
         direction: whether "up" or "down" is better.
         worst: the score of output that is NaN or silent: such output is judged, not missing.
+        outputs: of "converted", "identity" and "other", those that it judges: where one of them is NaN or silent, the
+            score is `worst`.
         requires: importable packages it needs; where one is missing the metric is shown as missing.
         on_request: True for a metric that fetches a large model or takes long: it is measured only in studies that name
             it in `also`.
@@ -68,6 +73,7 @@ class Metric:
     unit: ClassVar[str] = ""
     direction: ClassVar[Literal["up", "down"]] = "up"
     worst: ClassVar[float] = 0.0
+    outputs: ClassVar[tuple[str, ...]] = OUTPUTS
     requires: ClassVar[tuple[str, ...]] = ()
     on_request: ClassVar[bool] = False
     role: ClassVar[Literal["", "content"]] = ""

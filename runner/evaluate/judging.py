@@ -20,7 +20,7 @@ from runner.evaluate.journal import Journal
 from runner.evaluate.robustness import roughened
 from runner.evaluate.systems import Rendering, System
 from snac_core.containment import described
-from snac_core.metric import Conversion, Metric
+from snac_core.metric import OUTPUTS, Conversion, Metric
 from snac_core.plugins import Catalogue
 from snac_core.speakers.encoder import SpeakerEncoder
 
@@ -151,12 +151,11 @@ def _inside(rendering: Rendering) -> dict[str, Any]:
 def judged_row(
     item: Item, rendering: Rendering, conversions: Conversions, metrics: Mapping[str, Metric]
 ) -> dict[str, Any]:
-    parts = {
-        "converted": rendering.converted,
-        "identity": rendering.identity,
-        "other": rendering.other,
+    parts = {name: getattr(rendering, name) for name in OUTPUTS}
+    least = conversions.sample_rate * max(conversions.judge.min_seconds, conversions.teacher.min_seconds)
+    sounding = {
+        name: audio for name, audio in parts.items() if audio is not None and len(audio) >= least and _sounds(audio)
     }
-    sounding = {name: audio for name, audio in parts.items() if audio is not None and _sounds(audio)}
     if "converted" in sounding:
         sounding["roughened"] = roughened(rendering.converted, conversions.sample_rate)
     pair = item.pair
@@ -177,10 +176,10 @@ def judged_row(
         candidates=conversions.candidates,
         same_words=rendering.same_words,
     )
-    broken = any(audio is not None and name not in sounding for name, audio in parts.items())
+    broken = {name for name, audio in parts.items() if audio is not None and name not in sounding}
     values: dict[str, float | None] = {}
     for name, metric in metrics.items():
-        if broken:
+        if broken.intersection(metric.outputs):
             values[name] = metric.worst
             continue
         try:

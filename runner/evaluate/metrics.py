@@ -26,6 +26,7 @@ class SECS(Metric):
     """Speaker embedding cosine similarity of the converted output to the target, by the judge."""
 
     name, unit, direction, worst = "secs", "cosine", "up", -1.0
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         return _cosine(conversion.embeddings, "converted", conversion.references, "target")
@@ -35,6 +36,7 @@ class SECSSource(Metric):
     """Similarity of the converted output to the source speaker: what leaks through."""
 
     name, unit, direction, worst = "secs_source", "cosine", "down", 1.0
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         return _cosine(conversion.embeddings, "converted", conversion.references, "source")
@@ -44,6 +46,7 @@ class SECSOwn(Metric):
     """Similarity to the target of the same source under its own embedding."""
 
     name, unit, direction, worst = "secs_own", "cosine", "down", 1.0
+    outputs = ("identity",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         return _cosine(conversion.embeddings, "identity", conversion.references, "target")
@@ -53,6 +56,7 @@ class SECSOther(Metric):
     """Similarity to the target of the same source under another speaker's embedding."""
 
     name, unit, direction, worst = "secs_other", "cosine", "down", 1.0
+    outputs = ("other",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         return _cosine(conversion.embeddings, "other", conversion.references, "target")
@@ -62,6 +66,7 @@ class Specificity(Metric):
     """What the right embedding adds: similarity to the target under its embedding minus under another speaker's."""
 
     name, unit, direction, worst = "specificity", "cosine", "up", -2.0
+    outputs = ("converted", "other")
 
     def __call__(self, conversion: Conversion) -> float | None:
         right = _cosine(conversion.embeddings, "converted", conversion.references, "target")
@@ -73,6 +78,7 @@ class SECSRoughened(Metric):
     """SECS after a 7 kHz low-pass and with noise at 30 dB: a gain that this takes away was an inaudible attack."""
 
     name, unit, direction, worst = "secs_roughened", "cosine", "up", -1.0
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         return _cosine(conversion.embeddings, "roughened", conversion.references, "target")
@@ -82,6 +88,7 @@ class Top1(Metric):
     """Whether the judge, asked who of all target speakers speaks, names the target: 1 or 0."""
 
     name, unit, direction, worst = "top1", "share", "up", 0.0
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if "converted" not in conversion.embeddings or conversion.target_speaker not in conversion.candidates:
@@ -97,6 +104,7 @@ class SpkVC(Metric):
     """Distance of the converted output to the target speaker, 1 - cosine, by the judge."""
 
     name, unit, direction, worst = "spk_vc", "1 - cosine", "down", 2.0
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         similarity = _cosine(conversion.embeddings, "converted", conversion.references, "target")
@@ -107,6 +115,7 @@ class SpkID(Metric):
     """Distance of the output under the own embedding to the source speaker, 1 - cosine, by the judge."""
 
     name, unit, direction, worst = "spk_id", "1 - cosine", "down", 2.0
+    outputs = ("identity",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         similarity = _cosine(conversion.embeddings, "identity", conversion.references, "source")
@@ -117,6 +126,7 @@ class Gap(Metric):
     """spk_vc - spk_id: how much farther conversion is from its speaker than identity is."""
 
     name, unit, direction, worst = "gap", "1 - cosine", "down", 2.0
+    outputs = ("converted", "identity")
 
     def __call__(self, conversion: Conversion) -> float | None:
         vc, identity = SpkVC()(conversion), SpkID()(conversion)
@@ -127,6 +137,7 @@ class TeacherSECS(Metric):
     """SECS by the teacher: beside the judge's it shows a strategy that only fools its teacher."""
 
     name, unit, direction, worst = "teacher_secs", "cosine", "up", -1.0
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         return _cosine(conversion.teacher_embeddings, "converted", conversion.teacher_references, "target")
@@ -136,6 +147,7 @@ class STOI(Metric):
     """Intelligibility of the output under the own embedding, against the source (Taal et al. 2011; pystoi)."""
 
     name, unit, direction, worst, requires = "stoi", "", "up", 0.0, ("pystoi",)
+    outputs = ("identity",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if conversion.identity is None:
@@ -149,6 +161,7 @@ class PESQ(Metric):
     """Wide-band PESQ of the output under the own embedding, against the source (ITU-T P.862.2; pesq), at 16 kHz."""
 
     name, unit, direction, worst, requires = "pesq", "MOS-LQO", "up", 1.0, ("pesq",)
+    outputs = ("identity",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if conversion.identity is None:
@@ -166,6 +179,7 @@ class Mel(Metric):
     """Mean difference of log10 mel spectra of the output under the own embedding, against the source."""
 
     name, unit, direction, worst = "mel", "log10", "down", 5.0
+    outputs = ("identity",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if conversion.identity is None:
@@ -179,6 +193,7 @@ class STFT(Metric):
     """Multi-scale STFT distance of the output under the own embedding, against the source."""
 
     name, unit, direction, worst = "stft", "", "down", 10.0
+    outputs = ("identity",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if conversion.identity is None:
@@ -190,6 +205,7 @@ class SISDR(Metric):
     """Scale-invariant signal-to-distortion ratio of the output under the own embedding (Le Roux et al. 2019, eq. 3)."""
 
     name, unit, direction, worst = "si_sdr", "dB", "up", -60.0
+    outputs = ("identity",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if conversion.identity is None:

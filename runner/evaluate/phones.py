@@ -14,6 +14,7 @@ class PER(Metric):
     """Phone error rate of the converted output: against the text where it is known, else as the source is read."""
 
     name, unit, direction, worst = "per", "share", "down", 1.0
+    outputs = ("converted",)
     role, margin = "content", 0.05
 
     def __call__(self, conversion: Conversion) -> float | None:
@@ -24,6 +25,7 @@ class PERAboveHalf(Metric):
     """Whether more than half of the phones are wrong; the mean is the share of such utterances."""
 
     name, unit, direction, worst = "per_above_half", "share", "down", 1.0
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         rate = _errors(conversion)

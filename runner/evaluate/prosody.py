@@ -23,6 +23,7 @@ class F0Correlation(Metric):
     """
 
     name, unit, direction, worst, requires = "f0_correlation", "r", "up", -1.0, ("parselmouth",)
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if not conversion.same_words:
@@ -42,6 +43,7 @@ class F0Error(Metric):
     """Distance of the output's mean log-F0 to the target speaker's, in semitones; 24 where nothing is voiced."""
 
     name, unit, direction, worst, requires = "f0_error", "semitones", "down", 24.0, ("parselmouth",)
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if conversion.target is None:
@@ -58,6 +60,7 @@ class VoicingError(Metric):
     """Share of frames that are voiced in one of output and source and not in the other."""
 
     name, unit, direction, worst, requires = "voicing_error", "share", "down", 1.0, ("parselmouth",)
+    outputs = ("converted",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if not conversion.same_words:

@@ -26,6 +26,7 @@ class WhisperWER(Metric):
     """
 
     name, unit, direction, worst, requires = "whisper_wer", "share", "down", 1.0, ("transformers",)
+    outputs = ("converted",)
     role, margin, on_request = "content", 0.01, True
     model: ClassVar[str] = "openai/whisper-small.en"
 

@@ -22,6 +22,7 @@ class WER(Metric):
     """
 
     name, unit, direction, worst, requires = "wer", "share", "down", 1.0, ("pocketsphinx",)
+    outputs = ("converted",)
     role, margin = "content", 0.05
 
     def __call__(self, conversion: Conversion) -> float | None:
@@ -32,6 +33,7 @@ class CER(Metric):
     """Character error rate of the converted output, capped at 1, by pocketsphinx; see WER."""
 
     name, unit, direction, worst, requires = "cer", "share", "down", 1.0, ("pocketsphinx",)
+    outputs = ("converted",)
     role, margin = "content", 0.05
 
     def __call__(self, conversion: Conversion) -> float | None:

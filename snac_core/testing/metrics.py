@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snac_core.metric import Conversion, Metric
+from snac_core.metric import OUTPUTS, Conversion, Metric
 from snac_core.seeding import generator
 from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
 from snac_core.testing.surroundings import speech_like
@@ -76,6 +76,8 @@ def _declaration(trial: MetricTrial) -> str:
         raise Broken(f"direction = {cls.direction!r}", "say which is better: 'up' or 'down'")
     if isinstance(cls.requires, str) or not all(isinstance(name, str) for name in cls.requires):
         raise Broken(f"requires = {cls.requires!r}", "list importable packages: requires = ('package',)")
+    if isinstance(cls.outputs, str) or not cls.outputs or not set(cls.outputs) <= set(OUTPUTS):
+        raise Broken(f"outputs = {cls.outputs!r}", f"list what it judges, of {', '.join(OUTPUTS)}")
     if not isinstance(cls.unit, str):
         raise Broken(f"unit = {cls.unit!r}", "give the unit as a string; '' for a pure number")
     if cls.role not in ("", "content"):

@@ -117,6 +117,10 @@ class Sideways(SoundMetric):
     direction = "sideways"  # type: ignore[assignment]
 
 
+class UnknownOutput(SoundMetric):
+    outputs = ("convertd",)
+
+
 class OneNeed(SoundMetric):
     requires = "numpy"  # type: ignore[assignment]
 
@@ -184,6 +188,7 @@ def test_a_fault_of_an_encoder_is_caught(encoder: type[SpeakerEncoder], rule: st
     ("metric", "rule", "measured", "advice"),
     [
         (Sideways, "declaration", "direction = 'sideways'", "'up' or 'down'"),
+        (UnknownOutput, "declaration", "outputs = ('convertd',)", "converted, identity, other"),
         (OneNeed, "declaration", "requires = 'numpy'", "('package',)"),
         (NeedsATool, "requires", "needs no_such_tool_anywhere", "install no_such_tool_anywhere"),
         (ReturnsATensor, "value", "returned Tensor", "return a float"),

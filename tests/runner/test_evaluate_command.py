@@ -70,6 +70,21 @@ def test_a_system_that_returned_too_little_is_told_what_is_missing(
     assert not (study / "systems" / "lazy").exists()
 
 
+def test_a_system_that_returned_nothing_or_a_click_scores_worst_and_is_not_missing(
+    study: Path, exported: Path, tmp_path: Path
+) -> None:
+    returned = shutil.copytree(exported / "source", tmp_path / "returned")
+    nothing, click, *_ = sorted(returned.iterdir())
+    soundfile.write(nothing, [], 16000)
+    soundfile.write(click, [0.5] * 160, 16000)
+    assert runner("evaluate", "--audio", returned, "--pairs", study / "pairs.json", "--name", "mute") == 0
+    found = result(study / "systems" / "mute")
+    scores = {row["pair"]: row["metrics"]["secs"] for row in found["utterances"]}
+    assert scores[nothing.stem] == scores[click.stem] == -1
+    assert found["metrics"]["secs"]["n_ok"] == found["metrics"]["secs"]["n"] == len(scores)
+    assert "mute" in (study / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

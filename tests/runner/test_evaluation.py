@@ -36,8 +36,8 @@ def planted(change: Any) -> systems.System:
     """The source, with its audio changed."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
-        audio = item.audio[0]
-        return Rendering(converted=change(audio), identity=audio, other=audio)
+        audio = change(item.audio[0])
+        return Rendering(converted=audio, identity=audio, other=audio)
 
     return render
 
@@ -97,6 +97,18 @@ def test_broken_output_scores_worst_and_is_not_missing(materials: Materials, cha
     for name, metric in available(materials.catalogue)[0].items():
         sign = 1 if metric.direction == "up" else -1
         assert sign * metric.worst <= sign * real.pooled[name]["mean"], name
+
+
+def test_silence_under_one_embedding_spoils_only_what_is_judged_of_it(materials: Materials) -> None:
+    whole = score(planted(lambda audio: audio), materials.test, materials.catalogue)
+
+    def silent_itself(conversions: Any, item: Any) -> Rendering:
+        return replace(planted(lambda audio: audio)(conversions, item), identity=torch.zeros_like(item.audio[0]))
+
+    found = score(silent_itself, materials.test, materials.catalogue)
+    for name, metric in available(materials.catalogue)[0].items():
+        value = metric.worst if "identity" in metric.outputs else whole.pooled[name]["mean"]
+        assert found.pooled[name]["mean"] == pytest.approx(value, rel=1e-5), name
 
 
 class Raises(Metric):
