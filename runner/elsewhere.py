@@ -7,6 +7,7 @@ from pathlib import Path
 from runner.config import ArmSettings, StudySettings
 from runner.controls import Console, fit_metrics, judged, run_controls
 from runner.evaluate.noise import noise_floor
+from runner.evaluate.pace import times_real_time
 from runner.evaluate.systems import conditioned
 from runner.materials import Materials
 from runner.runs import check_folder, now, run_config, write_result
@@ -53,5 +54,5 @@ def judge_elsewhere(
     write_result(
         out, study=study, materials=materials, status="success", arm=arm.title, seed=seed, settings=arm, config=config,
         scores=scores, noise_floor={"secs": noise_floor(model, materials.test, materials.catalogue.metrics["secs"]())},
-        started=started,
+        cost={"times_real_time": times_real_time(model, materials.test)}, started=started,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from runner.config import ArmSettings, StudySettings
 from runner.controls import CONTROLS, Console, fit_metrics, judged, run_controls, shuffled_arm
 from runner.data import PairList
 from runner.evaluate.noise import noise_floor
+from runner.evaluate.pace import times_real_time
 from runner.evaluate.stating import evaluation
 from runner.evaluate.systems import conditioned
 from runner.materials import Materials
@@ -94,12 +95,12 @@ def _run_seed(
         shown = "  ".join(f"{title}: gap {values['gap']:.3f}" for title, values in logged.items())
         console.step(f"seed {seed}: training {len(training)} arm(s) side by side", step, steps, shown)
 
-    def finish(arm: Arm, status: str, **extra: Any) -> None:
+    def finish(arm: Arm, status: str, pace: float | None = None, **extra: Any) -> None:
         title = arm.settings.title
         write_result(
             arm.folder, study=study, materials=materials, status=status, arm=title, seed=seed,
             kind="control" if arm.settings.shuffled else "arm", settings=arm.settings, config=configs[title, seed],
-            cost=_cost(arm), started=started, **extra,
+            cost=_cost(arm) | {"times_real_time": pace}, started=started, **extra,
         )  # fmt: skip
 
     try:
@@ -129,6 +130,7 @@ def _run_seed(
             )  # fmt: skip
             scores.missing = missing
             floor = noise_floor(arm.model, materials.test, materials.catalogue.metrics["secs"]())
+            pace = times_real_time(arm.model, materials.test)
         except OSError:
             raise
         except Exception as error:  # e.g. a strategy that cannot take the length of a test utterance
@@ -137,7 +139,7 @@ def _run_seed(
             continue
         arm.model.evaluation = evaluation(arm.model, scores, materials, seed=seed, steps=arm.progress.step)
         arm.model.save_pretrained(arm.folder / "model")  # again: its card now has the figures
-        finish(arm, "success", scores=scores, noise_floor={"secs": floor})
+        finish(arm, "success", pace, scores=scores, noise_floor={"secs": floor})
 
 
 def check_study(

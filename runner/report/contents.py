@@ -90,11 +90,15 @@ def metric_table(
             exact = 0.0 if control == "floor" else 1.0
             cells[0] = Cell(number(exact), exact)
         if any(c.value is not None for c in cells):
-            rows.append(Row([text_cell(_CONTROLS.get(control, control)), *map(_blank, cells), BLANK, BLANK], "control"))
+            rows.append(Row([_named(control), *map(_blank, cells), BLANK, BLANK], "control"))
     return Table(name, title, columns, rows) if any(row.kind != "failed" for row in rows) else None
 
 
-_CONTROLS = {
+def _named(name: str) -> Cell:
+    return text_cell(CONTROL_TITLES.get(name, name))
+
+
+CONTROL_TITLES = {
     "mismatched": "mismatched: bare codec of another utterance",
     "moved_voice": "moved voice: pitch and formants, bare codec",
     SHUFFLED: "shuffled embeddings",
@@ -160,13 +164,14 @@ def codes_table(study: Study) -> Table | None:
     fields = (
         ("changed", "Changed", "%", 100.0, 1, "share of codes that the conditioning changes"),
         ("perplexity", "Perplexity", "", 1.0, 0, "of the converted output's codes"),
+        ("used", "In use", "", 1.0, 0, "entries of the codebook that the conversions use"),
         ("probe_source", "Source heard", "%", 100.0, 0,
          "a linear probe, trained on real speech through the bare codec, hears the source speaker in the codes"),
         ("probe_target", "Target heard", "%", 100.0, 0, "the same probe hears the target"),
     )  # fmt: skip
     runs = {name: [r.result.codes for r in runs if r.ok and r.result is not None] for name, runs in _with_codes(study)}
     marks = list(study.arms)
-    columns, grid = [Column("Arm", numeric=False)], {name: [text_cell(_CONTROLS.get(name, name))] for name in runs}
+    columns, grid = [Column("Arm", numeric=False)], {name: [_named(name)] for name in runs}
     for field, label, unit, scale, digits, meaning in fields:
         averages = {name: _levels([getattr(c, field) for c in codes]) for name, codes in runs.items()}
         depth = max((len(x) for x in averages.values()), default=0)
@@ -199,7 +204,7 @@ def taps_table(study: Study) -> Table | None:
         if any(m is not None for m in means):
             cells = [Cell(number(100 * m, 1), 100 * m) if m is not None else BLANK for m in means]
             mark = marks.index(name) if name in marks else None
-            rows.append(Row([text_cell(_CONTROLS.get(name, name)), *cells], "control" if mark is None else "arm", mark))
+            rows.append(Row([_named(name), *cells], "control" if mark is None else "arm", mark))
     columns = [Column("Arm", numeric=False), *(Column(tap, "%") for tap in taps)]
     return Table("taps", "Size of the edit at every tap, of what is edited there", columns, rows)
 
@@ -244,6 +249,12 @@ def cost_table(study: Study) -> Table | None:
         ("parameters", Column("Parameters", "thousand", "↓", "trainable"), 1, 1e-3),
         ("bytes", Column("Model", "MB", "↓", "size of the saved strategies"), 2, 1e-6),
         ("peak_memory_bytes", Column("Peak memory", "MB", "↓", "of the whole process"), 0, 1e-6),
+        (
+            "times_real_time",
+            Column("Converts", "× real time", "↑", "one source at a time, on the machine that trained it"),
+            1,
+            1.0,
+        ),
     )
     marks = list(study.arms)
     rows = []

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from runner.evaluate.statistics import Estimate
 from runner.report import audio, curves
+from runner.report.contents import CONTROL_TITLES
 from runner.report.metrics import KNOWN, Metric, present
 from runner.report.numbers import ENDS, Numbers
 from runner.report.plots import COLOURS, MOST_NAMED, Bar, Point, key_mark, pareto, ranking
@@ -121,16 +122,29 @@ def _known(e: Estimate) -> tuple[float | None, float | None]:
     return (e.low, e.high) if e.low == e.low else (None, None)
 
 
+def _beside(study: Study) -> list[str]:
+    """What converts too and stands in every plot: other systems, and the controls that are no end of a scale."""
+    return [name for name in study.controls if name not in ENDS and name != "source"]
+
+
+def _short(control: str) -> str:
+    return CONTROL_TITLES.get(control, control).partition(":")[0]
+
+
 def _ranking(study: Study, numbers: Numbers) -> tuple[list[Bar], list[tuple[float, str]]]:
     marks = {arm: i for i, arm in enumerate(study.arms)}
-    rows = []
+    digits = KNOWN[numbers.score].digits
+    rows: list[tuple[str, int | None, float, float | None, float | None, str, str]] = []
     for arm in numbers.ranked:
         e = numbers.arms.get((arm, numbers.score))
         if e is not None:
-            digits = KNOWN[numbers.score].digits
             rows.append((arm, marks[arm], e.mean, *_known(e), number(e.mean, digits), bracket(e, digits)))
     if not rows:
         return [], []
+    for name in _beside(study):  # after the arms, which are what is ranked
+        e = numbers.controls.get((name, numbers.score))
+        if e is not None:
+            rows.append((_short(name), None, e.mean, *_known(e), number(e.mean, digits), bracket(e, digits)))
     if numbers.score == "normalised":
         return ranking(rows, [0.0, 1.0])
     return ranking(rows, [e.mean for c in ("floor", "ceiling") if (e := numbers.controls.get((c, "secs"))) is not None])
@@ -153,10 +167,10 @@ def _trades(study: Study, numbers: Numbers) -> list[Trade]:
         at = zero if zero is not None else floor.mean if floor is not None else None
         if at is not None and numbers.score == "normalised":
             points.append(Point("bare codec", None, at, 0.0))
-        for name in study.controls:
+        for name in _beside(study):
             x, y = (numbers.controls.get((name, m)) for m in (metric.name, numbers.score))
-            if x is not None and y is not None and name not in ENDS and name != "source":
-                points.append(Point(name, None, x.mean, y.mean, *_known(x), *_known(y)))
+            if x is not None and y is not None:
+                points.append(Point(_short(name), None, x.mean, y.mean, *_known(x), *_known(y)))
         good = {"up": "right is better", "down": "left is better"}.get(metric.direction, "")
         unit = f" ({metric.unit})" if metric.unit else ""
         label = f"{KNOWN[numbers.score].label} against {metric.label}, every arm with its intervals"

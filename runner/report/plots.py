@@ -192,6 +192,9 @@ def curves(lines: Sequence[Line], label: str) -> Markup:
             axes.parts.append(marker(line.mark, f"{axes.x(points[0][0]):.1f}", f"{axes.y(points[0][1]):.1f}", 4))
         else:
             axes.parts.append(f'<polyline class="{style}" points="{coordinates}">{title}</polyline>')
+            if line.seed_place == 0:  # where colours come again, shapes tell arms apart
+                x, y = points[-1]
+                axes.parts.append(marker(line.mark, f"{axes.x(x):.1f}", f"{axes.y(y):.1f}", 3))
     return axes.svg(label)
 
 
@@ -200,14 +203,14 @@ class Bar:
     """A row of the ranking: positions in percent of the track."""
 
     label: str
-    mark: int
+    mark: int | None
     text: str
     detail: str
     svg: Markup
 
 
-def ranking(rows: Sequence[tuple[str, int, float, float | None, float | None, str, str]], references: Sequence[float],
-            ) -> tuple[list[Bar], list[tuple[float, str]]]:  # fmt: skip
+def ranking(rows: Sequence[tuple[str, int | None, float, float | None, float | None, str, str]],
+            references: Sequence[float]) -> tuple[list[Bar], list[tuple[float, str]]]:  # fmt: skip
     """Rows (label, mark, mean, low, high, text, detail) on one axis, with reference lines; also the ticks in percent.
 
     Positions are percentages, so the page can stretch the tracks to any width while texts keep their size.
@@ -224,7 +227,8 @@ def ranking(rows: Sequence[tuple[str, int, float, float | None, float | None, st
         parts = [f'<line class="grid" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v in marks]
         parts += [f'<line class="reference" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v in references]
         if low is not None and high is not None:
-            parts.append(f'<line class="interval s{mark % COLOURS}" x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
+            kind = "control" if mark is None else f"s{mark % COLOURS}"
+            parts.append(f'<line class="interval {kind}" x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
         parts.append(marker(mark, at(mean), "50%", 6))
         svg = Markup(f'<svg class="track" width="100%" height="34" aria-hidden="true">{"".join(parts)}</svg>')
         bars.append(Bar(label, mark, text, detail, svg))

@@ -44,7 +44,8 @@ class Encoder(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a run took: seconds (as if alone = shared + own), steps, trainable parameters, bytes."""
+    """What a run took: seconds (as if alone = shared + own), steps, trainable parameters, bytes; and how many seconds
+    of speech its model converts in one."""
 
     seconds_alone: float | None = None
     seconds_own: float | None = None
@@ -53,14 +54,16 @@ class Cost(BaseModel):
     parameters: int | None = None
     bytes: int | None = None
     peak_memory_bytes: float | None = None
+    times_real_time: float | None = None
 
 
 class Codes(BaseModel):
-    """Per codebook level, coarse first: share of codes changed by the conditioning, perplexity, and how often a linear
-    probe hears source and target in the codes; per tap, the relative size of the edit."""
+    """Per codebook level, coarse first: share of codes changed by the conditioning, perplexity, entries in use, and how
+    often a linear probe hears source and target in the codes; per tap, the relative size of the edit."""
 
     changed: list[float | None] = Field(default_factory=list)
     perplexity: list[float | None] = Field(default_factory=list)
+    used: list[float | None] = Field(default_factory=list)
     probe_source: list[float | None] = Field(default_factory=list)
     probe_target: list[float | None] = Field(default_factory=list)
     probe_speakers: int | None = None
