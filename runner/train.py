@@ -104,7 +104,7 @@ def _judge_on_dev(arm: Arm, materials: Materials) -> dict[str, float]:
     """Judge conversions of dev speakers, keep the best state, and stop where patience runs out; what to log of it."""
     study, progress = materials.study, arm.progress
     metrics = {name: materials.catalogue.metrics[name]() for name in DEV_METRICS}
-    pooled = score(conditioned(arm.model), materials.dev, materials.catalogue, only=metrics).pooled
+    pooled = score(conditioned(arm.model, synthetic=False), materials.dev, materials.catalogue, only=metrics).pooled
     found = dev_score(pooled)
     judge = materials.judge.name
     measured = {f"judge/{judge}/{name}": values["mean"] for name, values in pooled.items() if name != "teacher_secs"}

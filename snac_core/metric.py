@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-OUTPUTS = ("converted", "identity", "other")
-"""What a system makes of one source, under the embedding of the target, of the source's own speaker, of a third."""
+OUTPUTS = ("converted", "identity", "other", "synthetic")
+"""What a system makes: of the source under the embedding of the target, of its own speaker, of a third; and of another
+voice made out of the source, under the own speaker's."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class Conversion:
         converted: the output under the target's embedding (T,).
         identity: the output under the source speaker's own embedding (T,); None where there is no such output.
         other: the output under a third speaker's embedding (T,); None likewise.
-        embeddings: the judge's unit vectors (S,) of "converted", "identity", "other", and "roughened": the converted
-            output after a 7 kHz low-pass and with noise at 30 dB.
+        synthetic: the output under the source speaker's own embedding where pitch and formants of the source were
+            moved before (T,); None likewise.
+        embeddings: the judge's unit vectors (S,) of "converted", "identity", "other", "synthetic", and "roughened": the
+            converted output after a 7 kHz low-pass and with noise at 30 dB.
         references: the judge's unit vectors (S,) of the speakers "source" and "target", from audio kept for scoring.
         teacher_embeddings, teacher_references: the same by the teacher; empty where there is none.
         text: what is said, where known.
@@ -40,6 +43,7 @@ class Conversion:
     converted: Tensor
     identity: Tensor | None = None
     other: Tensor | None = None
+    synthetic: Tensor | None = None
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     references: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_embeddings: Mapping[str, Tensor] = field(default_factory=dict)
@@ -59,8 +63,7 @@ class Metric:
         unit: e.g. "cosine", "dB"; "" for a pure number.
         direction: whether "up" or "down" is better.
         worst: the score of output that is NaN or silent: such output is judged, not missing.
-        outputs: of "converted", "identity" and "other", those that it judges: where one of them is NaN or silent, the
-            score is `worst`.
+        outputs: of OUTPUTS, those that it judges: where one of them is NaN or silent, the score is `worst`.
         requires: importable packages it needs; where one is missing the metric is shown as missing.
         on_request: True for a metric that fetches a large model or takes long: it is measured only in studies that name
             it in `also`.

@@ -6,11 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from runner.data import Corpus, Pair, PairList, Segment, load_audio
 from runner.embeddings import speaker_embeddings
+from snac_core.augment import change_voice
+from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
+
+MOVES = torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([0.8, 0.9, 1.1, 1.2])
+"""Semitones of pitch, and factors on formants, by which a source becomes another voice."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Conversions:
         self.teacher = teacher
         self.judge = judge
         self._heard: dict[tuple[str, str], Tensor] = {}
+        self._moved: dict[str, Tensor] = {}
 
         def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
             def told(done: int, of: int) -> None:
@@ -86,6 +93,14 @@ class Conversions:
             others.sort(key=lambda s: self.corpus.sex(s) != self.corpus.sex(pair.target))
             items.append(Item(pair, self.segment_audio(pair.source), others[0] if others else ""))
         return items
+
+    def moved(self, item: Item) -> Tensor:
+        """Another voice made out of the source (1, T): pitch and formants moved by what the pair's id decides."""
+        if item.pair.id not in self._moved:
+            draw = generator(item.pair.id, "another voice")
+            semitones, formants = (choices[torch.randint(len(choices), (1,), generator=draw)] for choices in MOVES)
+            self._moved[item.pair.id] = change_voice(item.audio.unsqueeze(0), self.sample_rate, semitones, formants)[0]
+        return self._moved[item.pair.id]
 
     def ceiling_audio(self, item: Item) -> Tensor:
         """Another, real utterance of the target (1, T) that neither conditions nor scores beyond its share."""

@@ -166,6 +166,7 @@ def judged_row(
         converted=rendering.converted,
         identity=rendering.identity,
         other=rendering.other,
+        synthetic=rendering.synthetic,
         embeddings=_embedded(sounding, conversions.judge, conversions.sample_rate),
         references=_references(conversions.reference, pair.source_speaker, pair.target),
         teacher_embeddings=_embedded(_without_roughened(sounding), conversions.teacher, conversions.sample_rate),

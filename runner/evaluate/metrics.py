@@ -122,6 +122,17 @@ class SpkID(Metric):
         return None if similarity is None else 1 - similarity
 
 
+class SpkSynth(Metric):
+    """As spk_id, where the source's pitch and formants were moved before: whether the embedding undoes the change."""
+
+    name, unit, direction, worst = "spk_synth", "1 - cosine", "down", 2.0
+    outputs = ("synthetic",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        similarity = _cosine(conversion.embeddings, "synthetic", conversion.references, "source")
+        return None if similarity is None else 1 - similarity
+
+
 class Gap(Metric):
     """spk_vc - spk_id: how much farther conversion is from its speaker than identity is."""
 
@@ -221,7 +232,7 @@ class SISDR(Metric):
 def register_metrics(register: Callable[[type], None]) -> None:
     """Offer the metrics."""
     for metric in (
-        SECS, SECSSource, SECSOwn, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, Gap, TeacherSECS, WER,
-        CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
+        SECS, SECSSource, SECSOwn, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, SpkSynth, Gap, TeacherSECS,
+        WER, CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

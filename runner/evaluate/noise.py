@@ -15,9 +15,9 @@ def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metri
     """Standard deviation of a metric over decodes with different noise, the mean over the first `items` conversions."""
     spreads = []
     for item in conversions.items[:items]:
-        values = [
-            judged_row(item, conditioned(model, noise_seed=seed)(conversions, item), conversions, {metric.name: metric})
-            for seed in (1, 2, 3)
-        ]
+        values = []
+        for seed in (1, 2, 3):
+            rendering = conditioned(model, noise_seed=seed, synthetic=False)(conversions, item)
+            values.append(judged_row(item, rendering, conversions, {metric.name: metric}))
         spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
     return float(torch.stack(spreads).mean())

@@ -35,6 +35,7 @@ class Rendering:
     converted: Tensor
     identity: Tensor | None = None
     other: Tensor | None = None
+    synthetic: Tensor | None = None
     codes: list[Tensor] = field(default_factory=list)
     bare_codes: list[Tensor] = field(default_factory=list)
     edits: dict[str, float] = field(default_factory=dict)
@@ -44,8 +45,11 @@ class Rendering:
 System = Callable[[Conversions, Item], Rendering]
 
 
-def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED) -> System:
-    """The trained model: under the target's, the source's own, and a third speaker's embedding, in one batch."""
+def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, synthetic: bool = True) -> System:
+    """The trained model: under the target's, the source's own, and a third speaker's embedding, in one batch.
+
+    `synthetic` also asks it to give the source back its own voice, after that was moved.
+    """
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         names = [item.pair.target, item.pair.source_speaker, *([item.other] if item.other else [])]
@@ -61,11 +65,17 @@ def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED) -> Sys
         with evaluating(model), model.codec.fixed_noise(noise_seed), model.observed(seen):
             bare = BarePass(model.codec, item.audio.unsqueeze(0).to(device))
             out = model.reconstruct(bare.audio, Conditioning(speakers), bare=bare)
+        moved = None
+        if synthetic:
+            with evaluating(model), model.codec.fixed_noise(noise_seed):
+                another = conversions.moved(item).unsqueeze(0).to(device)
+                moved = model.reconstruct(another, Conditioning(speakers[1:2])).audio[0, 0].cpu()
         audio = out.audio.squeeze(1).cpu()
         return Rendering(
             converted=audio[0],
             identity=audio[1],
             other=audio[2] if item.other else None,
+            synthetic=moved,
             codes=[level[0].cpu() for level in out.codes],
             bare_codes=[level[0].cpu() for level in bare.codes],
             edits=edits,
@@ -79,7 +89,7 @@ def floor(codec: SNAC) -> System:
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         audio = resynthesis(codec, item.audio)
-        return Rendering(converted=audio, identity=audio)
+        return Rendering(converted=audio, identity=audio, synthetic=resynthesis(codec, conversions.moved(item)))
 
     return render
 
@@ -115,7 +125,7 @@ def source() -> System:
     """The source, copied."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
-        return Rendering(converted=item.audio[0], identity=item.audio[0])
+        return Rendering(converted=item.audio[0], identity=item.audio[0], synthetic=conversions.moved(item)[0])
 
     return render
 

@@ -51,6 +51,8 @@ KNOWN = {
                "distance of the output under the source's own embedding to the source speaker's mean"),
         Metric("spk_vc", "spk_vc", "1 − cos", "down", "speaker", 3,
                "distance of the converted output to the target's mean"),
+        Metric("spk_synth", "spk_synth", "1 − cos", "down", "speaker", 3,
+               "as spk_id, where the source's pitch and formants were moved before: whether the embedding undoes that"),
         Metric("gap", "Gap", "1 − cos", "down", "speaker", 3, "spk_vc − spk_id; the goal is under 0.1"),
         Metric("normalised_content", "Normalised content error", "share", "down", "content", 2,
                "(error − bare codec's) / (mismatched − bare codec's): 0 is the bare codec, 1 is other words"),

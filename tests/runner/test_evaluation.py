@@ -37,7 +37,7 @@ def planted(change: Any) -> systems.System:
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         audio = change(item.audio[0])
-        return Rendering(converted=audio, identity=audio, other=audio)
+        return Rendering(converted=audio, identity=audio, other=audio, synthetic=audio)
 
     return render
 
@@ -97,6 +97,19 @@ def test_broken_output_scores_worst_and_is_not_missing(materials: Materials, cha
     for name, metric in available(materials.catalogue)[0].items():
         sign = 1 if metric.direction == "up" else -1
         assert sign * metric.worst <= sign * real.pooled[name]["mean"], name
+
+
+def test_another_voice_made_out_of_the_source_is_farther_from_its_speaker_and_the_same_each_time(
+    materials: Materials,
+) -> None:
+    pooled = score(systems.source(), materials.test, materials.catalogue).pooled
+    assert pooled["spk_synth"]["mean"] > pooled["spk_id"]["mean"] + 0.02
+    item = materials.test.items[0]
+    again = Conversions(
+        materials.corpus, materials.test.pairs, materials.test.sample_rate, materials.teacher, materials.judge
+    )
+    assert torch.equal(again.moved(again.items[0]), materials.test.moved(item))
+    assert again.moved(item).shape == item.audio.shape
 
 
 def test_silence_under_one_embedding_spoils_only_what_is_judged_of_it(materials: Materials) -> None:
@@ -243,8 +256,8 @@ def test_speaker_metrics_are_the_cosines_they_say() -> None:
         return torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
 
     seen = Conversion(
-        pair="p", sample_rate=16000, source=VOICE, converted=VOICE, identity=VOICE, other=VOICE,
-        embeddings={"converted": unit(60), "identity": unit(30), "other": unit(20)},
+        pair="p", sample_rate=16000, source=VOICE, converted=VOICE, identity=VOICE, other=VOICE, synthetic=VOICE,
+        embeddings={"converted": unit(60), "identity": unit(30), "other": unit(20), "synthetic": unit(45)},
         references={"source": unit(0), "target": unit(90)},
         teacher_embeddings={"converted": unit(45)}, teacher_references={"target": unit(90), "source": unit(0)},
     )  # fmt: skip
@@ -256,6 +269,7 @@ def test_speaker_metrics_are_the_cosines_they_say() -> None:
         "specificity": cos[30] - cos[70],
         "spk_vc": 1 - cos[30],
         "spk_id": 1 - cos[30],
+        "spk_synth": 1 - cos[45],
         "gap": 0.0,
         "teacher_secs": cos[45],
     }
