@@ -233,6 +233,7 @@ def register_metrics(register: Callable[[type], None]) -> None:
     """Offer the metrics."""
     for metric in (
         SECS, SECSSource, SECSOwn, SECSOther, SECSRoughened, Specificity, Top1, SpkID, SpkVC, SpkSynth, Gap,
-        TeacherSECS, WER, CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel, STFT, SISDR,
+        TeacherSECS, WER, CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel,
+        STFT, SISDR,
     ):  # fmt: skip
         register(metric)
