@@ -13,14 +13,13 @@ from markupsafe import Markup, escape
 
 from runner.evaluate.statistics import Estimate
 from runner.report import audio, curves
-from runner.report.contents import CONTROL_TITLES
 from runner.report.metrics import KNOWN, Metric, present
 from runner.report.numbers import ENDS, Numbers
 from runner.report.plots import COLOURS, MOST_NAMED, Bar, Point, key_mark, pareto, ranking
 from runner.report.results import Study
 from runner.report.sentences import Verdict
 from runner.report.tables import Table, as_markdown
-from runner.report.wording import bracket, number, plural
+from runner.report.wording import bracket, called, number, plural
 
 INTERVALS = (
     "Intervals are 95 %, over seeds, target speakers and source utterances, "
@@ -128,7 +127,7 @@ def _beside(study: Study) -> list[str]:
 
 
 def _short(control: str) -> str:
-    return CONTROL_TITLES.get(control, control).partition(":")[0]
+    return called(control).partition(":")[0]
 
 
 def _ranking(study: Study, numbers: Numbers) -> tuple[list[Bar], list[tuple[float, str]]]:

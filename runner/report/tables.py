@@ -27,6 +27,11 @@ class Cell:
         return f"{self.value:.9g}" if isinstance(self.value, int | float) else self.value
 
 
+EMPTY = Cell("—")
+BLANK = Cell("")
+"""What does not apply, e.g. to a control."""
+
+
 @dataclass(frozen=True)
 class Column:
     label: str

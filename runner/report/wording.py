@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from runner.evaluate.statistics import Estimate
+from runner.names import SHUFFLED
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
@@ -36,3 +37,18 @@ def listed(names: Sequence[str]) -> str:
 
 def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+_CONTROLS = {
+    "mismatched": "mismatched: bare codec of another utterance",
+    "moved_voice": "moved voice: pitch and formants, bare codec",
+    SHUFFLED: "shuffled embeddings",
+    "source": "source, unchanged",
+    "floor": "floor: bare codec of the source",
+    "ceiling": "ceiling: bare codec of the target",
+}
+
+
+def called(name: str) -> str:
+    """A control as a table calls it: its name, after a colon what it is. Any other name is unchanged."""
+    return _CONTROLS.get(name, name)
