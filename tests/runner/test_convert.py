@@ -17,6 +17,7 @@ from small_study import PHASES, Bench, arm, contents, runner
 
 from runner.arm import Arm
 from runner.convert import Converter
+from snac_core.augment import change_voice
 from snac_core.codec import SNAC
 
 
@@ -107,6 +108,14 @@ def test_stages_are_written_beside_the_conversion(
     assert told == [str(out), *(str(out.with_name(f"c.{part}.wav")) for part in parts)]
     assert np.allclose(read(out.with_name("c.source.wav")), read(voices[0]), atol=2 / 32768)
     assert len({len(read(path)) for path in out.parent.iterdir()}) == 1
+    # the synthetic stage is another voice made of the source, converted back to the source's own
+    source = torch.from_numpy(read(voices[0])).float().view(1, 1, -1)
+    moved = change_voice(source, 16000, torch.tensor([2.0]), torch.tensor([1.1]))[0, 0].numpy()
+    soundfile.write(tmp_path / "moved.wav", moved, 16000, subtype="FLOAT")
+    back = tmp_path / "back.wav"
+    assert runner("convert", "--run", runs[PHASES[2]], "--source", tmp_path / "moved.wav", "--target", voices[0],
+                  "--out", back) == 0  # fmt: skip
+    assert np.allclose(read(back), read(out.with_name("c.synthetic.wav")), atol=2 / 32768)
 
 
 def test_sources_of_another_rate_and_in_stereo_are_converted(
