@@ -56,7 +56,7 @@ def returned(folder: Path, pairs: PairList) -> dict[str, Path]:
     """Pair to the audio file that a system returned for it.
 
     Raises:
-        UserError: if any is missing, or cannot be read.
+        UserError: if any is missing, or is no audio.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; expected one with <pair>.wav for every pair of the list")
@@ -67,7 +67,18 @@ def returned(folder: Path, pairs: PairList) -> dict[str, Path]:
             f"{folder} lacks {len(lacking)} of {len(pairs)} conversions, the first {lacking[0]}.wav; "
             "a system is judged on all pairs of the list"
         )
-    return {pair.id: files[pair.id] for pair in pairs.pairs}
+    found = {pair.id: files[pair.id] for pair in pairs.pairs}
+    for path in found.values():
+        _read_header(path)
+    return found
+
+
+def _read_header(path: Path) -> None:
+    try:
+        if path.stat().st_size:
+            soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"{path} cannot be read as audio: {error}") from error
 
 
 def from_files(files: dict[str, Path]) -> System:
@@ -80,13 +91,15 @@ def from_files(files: dict[str, Path]) -> System:
 
 
 def _read(path: Path, sample_rate: int) -> Tensor:
-    """Mono audio (T,) at `sample_rate`."""
+    """Mono audio (T,) at `sample_rate`; none where the file is empty, which scores worst."""
+    if not path.stat().st_size:
+        return torch.zeros(0)
     try:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be read as audio: {error}") from error
     audio = torch.from_numpy(samples.mean(axis=1))
-    return resample(audio.unsqueeze(0), rate, sample_rate)[0] if len(audio) else audio  # no sound at all scores worst
+    return resample(audio.unsqueeze(0), rate, sample_rate)[0] if len(audio) else audio
 
 
 def judge_returned(

@@ -82,6 +82,12 @@ class Metric:
     role: ClassVar[Literal["", "content"]] = ""
     margin: ClassVar[float] = 0.0
 
+    @property
+    def version(self) -> str:
+        """What its values depend on beside the conversion, e.g. a recogniser's digest; values of different versions are
+        not compared."""
+        return ""
+
     def prepare(self) -> None:
         """Make ready what it judges with, once before anything is judged.
 

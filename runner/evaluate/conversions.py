@@ -15,8 +15,8 @@ from snac_core.augment import change_voice
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
 
-MOVES = torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([0.8, 0.9, 1.1, 1.2])
-"""Semitones of pitch, and factors on formants, by which a source becomes another voice."""
+MOVES = torch.tensor([-2.5, -1.5, 1.5, 2.5]), torch.tensor([0.85, 0.93, 1.08, 1.15])
+"""Semitones of pitch, and factors on formants, by which a source becomes another voice: none that is trained on."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Scores:
     """What judging one system gave.
 
     Attributes:
-        pooled: metric to mean, n_ok, n, unit, direction, and role and margin where it has a role.
+        pooled: metric to mean, n_ok, n, unit, direction, role and margin where it has a role, and its version.
         utterances: one row a conversion: pair, speakers, metrics.
         codes: what the conditioning does inside; see `runner.evaluate.codes.summary`.
         missing: metric to what it would need.
@@ -105,7 +105,11 @@ def score(
         progress: called with (done, of how many).
     """
     metrics, missing = (dict(only), {}) if only is not None else available(catalogue)
-    belongs = {**(key or {}), "pairs": conversions.pairs.digest, "metrics": sorted(metrics)}
+    belongs = {
+        **(key or {}),
+        "pairs": conversions.pairs.digest,
+        "metrics": {name: metrics[name].version for name in sorted(metrics)},
+    }
     kept = Journal(journal, belongs) if journal is not None else None
     scores = Scores(missing=missing)
     rows: list[dict[str, Any]] = []
@@ -240,5 +244,6 @@ def _pooled(rows: list[dict[str, Any]], metrics: Mapping[str, Metric]) -> dict[s
                 "unit": metric.unit,
                 "direction": metric.direction,
                 **({"role": metric.role, "margin": metric.margin} if metric.role else {}),
+                **({"version": version} if (version := metric.version) else {}),
             }
     return pooled

@@ -17,6 +17,10 @@ class PER(Metric):
     outputs = ("converted",)
     role, margin = "content", 0.05
 
+    @property
+    def version(self) -> str:
+        return _version()
+
     def __call__(self, conversion: Conversion) -> float | None:
         return _errors(conversion)
 
@@ -26,6 +30,10 @@ class PERAboveHalf(Metric):
 
     name, unit, direction, worst = "per_above_half", "share", "down", 1.0
     outputs = ("converted",)
+
+    @property
+    def version(self) -> str:
+        return _version()
 
     def __call__(self, conversion: Conversion) -> float | None:
         rate = _errors(conversion)
@@ -37,6 +45,9 @@ def _errors(conversion: Conversion) -> float | None:
 
 
 def _read(audio: Tensor, rate: int) -> tuple[str, ...]:
-    recognise = bundled()
-    reading = remembered(f"phones {recognise.digest}", audio, rate, lambda: " ".join(recognise(audio, rate)))
+    reading = remembered(_version(), audio, rate, lambda: " ".join(bundled()(audio, rate)))
     return tuple(reading.split())
+
+
+def _version() -> str:
+    return f"phones {bundled().digest}"

@@ -65,8 +65,10 @@ class VoicingError(Metric):
     def __call__(self, conversion: Conversion) -> float | None:
         if not conversion.same_words:
             return None
-        source, output = _contours(conversion)
-        return float(((source > 0) != (output > 0)).mean()) if len(source) else None
+        source, output = (pitch(wave, conversion.sample_rate) > 0 for wave in (conversion.source, conversion.converted))
+        missing = max(0, len(source) - len(output))  # what an output ends too early to say is not voiced
+        said = np.pad(output, (0, missing))[: len(source)]
+        return float((source != said).mean()) if len(source) else None
 
 
 def pitch(audio: Tensor, sample_rate: int) -> NDArray[np.float64]:

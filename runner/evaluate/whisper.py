@@ -30,6 +30,10 @@ class WhisperWER(Metric):
     role, margin, on_request = "content", 0.01, True
     model: ClassVar[str] = "openai/whisper-small.en"
 
+    @property
+    def version(self) -> str:
+        return _recogniser(self.model).version
+
     def prepare(self) -> None:
         """Load the model, fetching it where it is not there yet.
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from runner.error_rate import plain_words
 from runner.evaluate.readings import errors, remembered
+from runner.pretrain.words import Recogniser
 from snac_core.metric import Conversion, Metric
-
-if TYPE_CHECKING:
-    from runner.pretrain.words import Recogniser
 
 
 class WER(Metric):
@@ -25,6 +22,10 @@ class WER(Metric):
     outputs = ("converted",)
     role, margin = "content", 0.05
 
+    @property
+    def version(self) -> str:
+        return Recogniser.version()
+
     def __call__(self, conversion: Conversion) -> float | None:
         return errors(conversion, plain_words, lambda audio, rate: plain_words(read_words(audio, rate)))
 
@@ -36,6 +37,10 @@ class CER(Metric):
     outputs = ("converted",)
     role, margin = "content", 0.05
 
+    @property
+    def version(self) -> str:
+        return Recogniser.version()
+
     def __call__(self, conversion: Conversion) -> float | None:
         return errors(conversion, _characters, lambda audio, rate: _characters(read_words(audio, rate)))
 
@@ -46,12 +51,9 @@ def _characters(text: str) -> list[str]:
 
 def read_words(audio: Tensor, sample_rate: int) -> str:
     """What the recogniser hears in `audio` (T,)."""
-    recognise = _recogniser()
-    return remembered(recognise.version, audio, sample_rate, lambda: recognise(audio.unsqueeze(0), sample_rate))
+    return remembered(Recogniser.version(), audio, sample_rate, lambda: _recogniser()(audio.unsqueeze(0), sample_rate))
 
 
 @cache
 def _recogniser() -> Recogniser:
-    from runner.pretrain.words import Recogniser
-
     return Recogniser()

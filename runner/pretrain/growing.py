@@ -16,7 +16,7 @@ def add_levels(codec: SNAC, strides: Sequence[int], *, seed: int) -> SNAC:
     """A codec with further levels behind those of `codec`, to be trained: its output is at first the same.
 
     What a new level gives is multiplied by lengths of 0 (`out_proj`'s weight norm), which training raises; what it
-    looks at is a random rotation of what the levels before it left.
+    looks at are random directions, orthogonal to one another, of what the levels before it left.
 
     Args:
         codec: trained.

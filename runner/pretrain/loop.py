@@ -28,6 +28,8 @@ from snac_core import atomic
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_core.seeding import derive
+from snac_core.speakers import load_speaker_encoder
+from snac_core.speakers.encoder import SpeakerEncoder
 
 Share = tuple[Corpus, float]
 Say = Callable[[str], None]
@@ -56,11 +58,14 @@ def pretrain(settings: PretrainSettings, out: str | Path, *, say: Say = print, t
     """
     out = Path(out)
     with placed(settings.device) as place:
-        codec = _codec(settings)
-        _check_crop(codec, settings)
-        checkpoint = _claim(out, settings, codec, place)
+        start = None if settings.start is None else SNAC.from_pretrained(settings.start)
+        codec = _codec(settings, start)
+        ear = load_speaker_encoder(settings.speaker_encoder).to(place.device) if settings.weights.speaker else None
+        _check_crop(codec, settings, ear)
+        digests = {"start_digest": start and start.digest, "speaker_digest": ear and ear.digest}
+        checkpoint = _claim(out, settings, {"codec": codec.config, **digests}, place)
         corpora = _corpora(settings, out, place, say if place.first else _silent)
-        trainer = Trainer(codec, settings, place)
+        trainer = Trainer(codec, settings, place, ear)
         trainer.speech = [f"{corpus.digest} {share:.6f}" for corpus, share in corpora]
         if checkpoint.is_file():
             _load(trainer, checkpoint)
@@ -121,10 +126,9 @@ def _train(
     return True
 
 
-def _codec(settings: PretrainSettings) -> SNAC:
-    if settings.start is not None:
-        codec = SNAC.from_pretrained(settings.start)
-        return add_levels(codec, settings.levels, seed=settings.seed) if settings.levels else codec
+def _codec(settings: PretrainSettings, start: SNAC | None) -> SNAC:
+    if start is not None:
+        return add_levels(start, settings.levels, seed=settings.seed) if settings.levels else start
     if settings.levels:
         raise UserError("levels are added to those of `start`; without it give a `codec` whose vq_strides hold them")
     with torch.random.fork_rng(devices=[]):
@@ -132,7 +136,7 @@ def _codec(settings: PretrainSettings) -> SNAC:
         return SNAC.from_config(codec_config(settings.codec))
 
 
-def _check_crop(codec: SNAC, settings: PretrainSettings) -> None:
+def _check_crop(codec: SNAC, settings: PretrainSettings, ear: SpeakerEncoder | None) -> None:
     block = codec.preprocess(torch.zeros(1, 1, 1)).shape[-1]
     spectra = (*windows(codec.sampling_rate), *(settings.adversary.n_ffts if settings.adversary else ()))
     least = max(block, max(spectra) // 2 + 1)  # a window reaches half its length past the ends, by reflection
@@ -141,20 +145,32 @@ def _check_crop(codec: SNAC, settings: PretrainSettings) -> None:
             f"crop_seconds {settings.crop_seconds:g} are {round(settings.crop_seconds * codec.sampling_rate)} samples; "
             f"this codec and its losses need {least}, {least / codec.sampling_rate:.3f} s"
         )
+    if ear is not None and settings.crop_seconds < ear.min_seconds:
+        raise UserError(f"crop_seconds {settings.crop_seconds:g}; {ear.name} needs {ear.min_seconds:g} s")
 
 
-def _claim(out: Path, settings: PretrainSettings, codec: SNAC, place: Place) -> Path:
-    """Where the checkpoint is or will be, after making sure that `out` is free or holds this very training."""
+def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place: Place) -> Path:
+    """Where the checkpoint is or will be, after making sure that `out` is free or holds this very training.
+
+    `made_of` is what the settings only name: the codec's arguments, digests of the start and of the speaker encoder.
+    """
     path, wanted = out / "config.json", json.loads(settings.model_dump_json())
     if path.is_file():
         try:
-            stored = json.loads(path.read_text())["settings"]
+            found = json.loads(path.read_text())
+            # what was not there yet when it began is as by default
+            stored = json.loads(PretrainSettings(**found["settings"]).model_dump_json())
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is no configuration of a pretraining; give a new folder with --out") from None
         different = [
             f"{key}: {stored.get(key)!r} there, {value!r} asked for"
             for key, value in wanted.items()
             if key not in _BESIDE_THE_POINT and stored.get(key) != value
+        ]
+        different += [
+            f"{key}: {str(found[key])[:12]} there, {str(value)[:12]} now"
+            for key, value in made_of.items()
+            if key in found and found[key] != value
         ]
         if different:
             raise UserError(
@@ -167,12 +183,8 @@ def _claim(out: Path, settings: PretrainSettings, codec: SNAC, place: Place) -> 
         raise UserError(f"{out} holds files, but no training; give a new folder with --out")
     place.wait()
     if place.first and not path.is_file():
-        atomic.write_json(path, {"settings": wanted, "codec": codec.config, "start_digest": _digest(codec, settings)})
+        atomic.write_json(path, {"settings": wanted, **made_of})
     return out / "checkpoint" / "state.pt"
-
-
-def _digest(codec: SNAC, settings: PretrainSettings) -> str | None:
-    return codec.digest if settings.start is not None else None
 
 
 def _corpora(settings: PretrainSettings, out: Path, place: Place, say: Say) -> list[Share]:

@@ -18,7 +18,7 @@ from snac_core import atomic
 from snac_core.codec import SNAC
 from snac_core.critics import Critics, adversarial_loss, critic_loss, feature_loss
 from snac_core.seeding import derive, generator
-from snac_core.speakers import load_speaker_encoder
+from snac_core.speakers.encoder import SpeakerEncoder
 
 _WINDOW = 100  # steps over which the use of codes is counted where no entry is ever moved
 
@@ -42,9 +42,12 @@ class Trainer:
         codec: trained in place.
         settings: how.
         place: where, and beside how many others.
+        ear: the speaker encoder of the term `speaker`, on that place; None where the term has no weight.
     """
 
-    def __init__(self, codec: SNAC, settings: PretrainSettings, place: Place) -> None:
+    def __init__(
+        self, codec: SNAC, settings: PretrainSettings, place: Place, ear: SpeakerEncoder | None = None
+    ) -> None:
         self.settings, self.place = settings, place
         self.step = 0
         self.seconds = 0.0  # of training so far
@@ -56,10 +59,7 @@ class Trainer:
         self.usage = Usage(codec.n_codebooks, codec.codebook_size, place.device)  # since entries were last moved
         self.use: dict[str, float] = {}  # of the codes in the last whole window
         self.distance = SpectralDistance(codec.sampling_rate).to(place.device)
-        self.speaker: SpeakerDistance | None = None
-        if settings.weights.speaker:
-            encoder = load_speaker_encoder(settings.speaker_encoder).to(place.device)
-            self.speaker = SpeakerDistance(encoder, codec.sampling_rate)
+        self.speaker = SpeakerDistance(ear, codec.sampling_rate) if ear is not None else None
         self.critics: Critics | None = None
         how = settings.adversary
         if how is not None:

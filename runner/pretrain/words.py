@@ -23,9 +23,6 @@ _BRANCHES = 3000  # of the search that may be open at once
 class Recogniser:
     """pocketsphinx with the English model of its package.
 
-    Attributes:
-        version: changes whenever a reading may.
-
     Raises:
         UserError: if the package is not installed.
     """
@@ -35,9 +32,13 @@ class Recogniser:
             from pocketsphinx import Decoder
         except ImportError:
             raise UserError("word errors need the package pocketsphinx: install the extra [judges]") from None
-        self.version = f"pocketsphinx {importlib.metadata.version('pocketsphinx')}, {_BRANCHES} branches"
         # clear speech is read as with the default of 30,000 (docs/log.md); garbled speech in half the time
         self._decoder: Any = Decoder(samprate=RATE, maxhmmpf=_BRANCHES, loglevel="FATAL")
+
+    @staticmethod
+    def version() -> str:
+        """Changes whenever a reading may."""
+        return f"pocketsphinx {importlib.metadata.version('pocketsphinx')}, {_BRANCHES} branches"
 
     def __call__(self, audio: Tensor, sample_rate: int) -> str:
         """Words in audio (1, T)."""

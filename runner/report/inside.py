@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress
 
 from runner.report.results import Run, Study, finite
 from runner.report.tables import BLANK, EMPTY, Cell, Column, Row, Table, text_cell
@@ -102,7 +104,7 @@ def cost_table(study: Study) -> Table | None:
         ("peak_memory_bytes", Column("Peak memory", "MB", "↓", "of the whole process"), 0, 1e-6),
         (
             "times_real_time",
-            Column("Converts", "× real time", "↑", "one source at a time, on the machine that trained it"),
+            Column("Converts", "× real time", "↑", "one source at a time, on the machine that judged it"),
             1,
             1.0,
         ),
@@ -117,6 +119,9 @@ def cost_table(study: Study) -> Table | None:
             mean = sum(known) / len(known) if known else math.nan
             cells.append(Cell(number(mean, digits), mean) if known else EMPTY)
         rows.append(Row([text_cell(arm), *cells], "arm", marks.index(arm)))
-    if not any(c.value is not None for row in rows for c in row.cells[1:]):
+    known_of = [any(row.cells[1 + place].value is not None for row in rows) for place in range(len(fields))]
+    if not any(known_of):
         return None
-    return Table("cost", "Cost of one run", [Column("Arm", numeric=False), *(f[1] for f in fields)], rows)
+    columns = [Column("Arm", numeric=False), *compress((field[1] for field in fields), known_of)]
+    rows = [replace(row, cells=list(compress(row.cells, [True, *known_of]))) for row in rows]
+    return Table("cost", "Cost of one run", columns, rows)

@@ -92,7 +92,7 @@ def compute(study: Study) -> Numbers:
     arm_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name in arms}
     control_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name not in arms}
     ok = _counts(study, cells, arms, [*wanted])
-    obstacles = _obstacles(study, span is not None, floor, ceiling)
+    obstacles = _obstacles(study, span is not None, floor, ceiling, content)
     comparisons = _compare(cells, arms, span, content, ok, obstacles)
     noise = {a: _noise_floor(study, a) for a in arms}
     dead = tuple(arm for arm in arms if is_dead(moved=_moved(cells, arm, floor), noise_floor=noise[arm]))
@@ -187,7 +187,7 @@ def _counts(study: Study, cells: Cells, arms: list[str], names: list[str]) -> di
             n_ok = n = 0
             for result in results:
                 stated = result.metrics.get(name)
-                if stated is None and name in result.missing:
+                if stated is None and (name in result.missing or (result.metrics and name not in {*DERIVED, *COUNTED})):
                     continue  # the arm was not asked for it
                 if stated is not None and stated.n_ok is not None and stated.n:
                     n_ok, n = n_ok + stated.n_ok, n + stated.n
@@ -206,7 +206,7 @@ def _noise_floor(study: Study, arm: str) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _obstacles(study: Study, usable: bool, floor: Array, ceiling: Array) -> tuple[str, ...]:
+def _obstacles(study: Study, usable: bool, floor: Array, ceiling: Array, content: Content | None) -> tuple[str, ...]:
     """What forbids every verdict of this study, whatever its size."""
     found = []
     for name, values in (("floor", floor), ("ceiling", ceiling)):
@@ -217,6 +217,11 @@ def _obstacles(study: Study, usable: bool, floor: Array, ceiling: Array) -> tupl
     good = [r.result for runs in study.arms.values() for r in runs if r.ok and r.result is not None]
     if len({r.pairs.digest for r in good if r.pairs.digest}) > 1:
         found.append("needs one pair list; the arms were judged on different ones")
+    if content is not None:
+        judged = [r.metrics[content.name] for r in study.results() if content.name in r.metrics]
+        versions = sorted({measured.version or "one that is not named" for measured in judged if measured.n})
+        if len(versions) > 1:
+            found.append(f"needs {content.name} by one version of its recogniser, here {' and '.join(versions)}")
     teachers = {(t.family or t.name) for r in good if (t := r.teacher) is not None}
     judges = {(j.family or j.name) for r in good for j in r.judges[:1]}
     if good and not judges:

@@ -19,8 +19,9 @@ class Measured(BaseModel):
     direction: Literal["up", "down", ""] = ""
     role: str = ""  # "content" for what may be the primary measure of content
     margin: float | None = None  # the largest loss that counts as not worse
+    version: str = ""  # of the tool, where there may be several
 
-    @field_validator("unit", "direction", "role", mode="before")
+    @field_validator("unit", "direction", "role", "version", mode="before")
     @classmethod
     def _none_is_empty(cls, value: Any) -> Any:
         return "" if value is None else value

@@ -31,7 +31,7 @@ class MetricTrial:
 
     def __init__(self, cls: type[Metric]) -> None:
         self.cls = cls
-        source, converted, identity, other = speech_like(RATE, 1.5, rows=4)[:, 0]
+        source, converted, identity, other, synthetic = speech_like(RATE, 1.5, rows=5)[:, 0]
         numbers = generator("metric trial")
 
         def vectors(*names: str) -> dict[str, Tensor]:
@@ -44,9 +44,10 @@ class MetricTrial:
             converted,
             identity=identity,
             other=other,
-            embeddings=vectors("source", "converted", "identity", "other", "roughened"),
+            synthetic=synthetic,
+            embeddings=vectors(*OUTPUTS, "roughened"),
             references=vectors("source", "target"),
-            teacher_embeddings=vectors("source", "converted", "identity", "other"),
+            teacher_embeddings=vectors(*OUTPUTS),
             teacher_references=vectors("source", "target"),
             target=source.flip(0),
             target_speaker="b",
@@ -129,7 +130,7 @@ def _input(trial: MetricTrial) -> str:
 def _partial(trial: MetricTrial) -> str:
     given = trial.conversion
     cases = {
-        "no identity and no other output": replace(given, identity=None, other=None),
+        "the converted output alone": replace(given, identity=None, other=None, synthetic=None),
         "no text": replace(given, text=None),
         "no teacher": replace(given, teacher_embeddings={}, teacher_references={}),
     }

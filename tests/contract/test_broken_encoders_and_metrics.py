@@ -121,6 +121,11 @@ class UnknownOutput(SoundMetric):
     outputs = ("convertd",)
 
 
+class NeedsEveryOutput(SoundMetric):
+    def __call__(self, conversion):
+        return float(conversion.synthetic.std())
+
+
 class OneNeed(SoundMetric):
     requires = "numpy"  # type: ignore[assignment]
 
@@ -189,6 +194,7 @@ def test_a_fault_of_an_encoder_is_caught(encoder: type[SpeakerEncoder], rule: st
     [
         (Sideways, "declaration", "direction = 'sideways'", "'up' or 'down'"),
         (UnknownOutput, "declaration", "outputs = ('convertd',)", "converted, identity, other"),
+        (NeedsEveryOutput, "partial conversions", "NoneType", "return None where"),
         (OneNeed, "declaration", "requires = 'numpy'", "('package',)"),
         (NeedsATool, "requires", "needs no_such_tool_anywhere", "install no_such_tool_anywhere"),
         (ReturnsATensor, "value", "returned Tensor", "return a float"),

@@ -45,6 +45,18 @@ def test_added_levels_and_the_speaker_term_are_part_of_a_training(small: str, sp
     assert records[1]["used_2"] > 5 * records[0]["used_2"]  # from step 1 on its entries lie in the data
 
 
+def test_a_speaker_encoder_that_cannot_be_used_is_refused_before_anything_is_written(
+    small: str, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"speaker": 1.0}
+    with pytest.raises(UserError, match="did you mean 'ge2e'"):
+        pretrain(quick(small, speech, weights=weights, speaker_encoder="ge2"), tmp_path / "run", say=silent)
+    monkeypatch.setattr("snac_core.speakers.ge2e.GE2E.min_seconds", 0.4)
+    with pytest.raises(UserError, match=r"crop_seconds 0\.16; ge2e needs"):
+        pretrain(quick(small, speech, weights=weights, speaker_encoder="ge2e"), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+
+
 def test_levels_without_a_codec_to_add_them_to_are_refused(small: str, speech: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="start"):
         pretrain(quick(small, speech, levels=(1,)), tmp_path / "run", say=silent)

@@ -93,6 +93,12 @@ def test_another_training_is_refused_a_folder_that_is_taken(small: str, speech: 
     pretrain(settings, tmp_path / "run", say=silent)
     with pytest.raises(UserError, match=r"lr: 0\.0006 there, 0\.1 asked for"):
         pretrain(settings.model_copy(update={"lr": 0.1}), tmp_path / "run", say=silent)
+    # a training that was begun before a setting was there goes on as by default
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["settings"]["levels"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="finished training"):
+        pretrain(settings, tmp_path / "run", say=silent)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     with pytest.raises(UserError, match="holds files, but no training"):

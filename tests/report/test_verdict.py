@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -214,3 +217,54 @@ def test_arms_without_a_seed_in_common_are_told_so(tmp_path: Path) -> None:
         result = json.loads(path.read_text())
         path.write_text(json.dumps(result | {"seed": result["seed"] + 5}))
     assert told(folder)[2].headline == "No verdict: needs a seed that both arms have."
+
+
+def _changed(folder: Path, pattern: str, change: Callable[[dict[str, Any]], None]) -> None:
+    for path in sorted(folder.glob(pattern)):
+        result = json.loads(path.read_text())
+        change(result)
+        path.write_text(json.dumps(result))
+
+
+def test_a_measure_that_some_runs_came_too_early_for_counts_only_where_it_was_taken(tmp_path: Path) -> None:
+    write_study(tmp_path, gains={"a": 0.1, "b": 0.2}, samples=0)
+
+    def older(result: dict[str, Any]) -> None:
+        del result["metrics"]["stoi"]
+        for row in result["utterances"]:
+            del row["metrics"]["stoi"]
+
+    _changed(tmp_path, "a/seed0/result.json", older)
+    _changed(tmp_path, "b/seed*/result.json", older)
+    _, numbers, _ = told(tmp_path)
+    n_ok, n = numbers.ok["a", "stoi"]
+    assert n_ok == n == numbers.pairs
+    assert ("b", "stoi") not in numbers.ok
+
+
+def test_content_by_several_versions_of_a_recogniser_carries_no_verdict(tmp_path: Path) -> None:
+    write_study(tmp_path, gains={"a": 0.1, "b": 0.2}, samples=0)
+    rates = {"floor": 0.2, "mismatched": 0.9}
+
+    def read(version: str) -> Callable[[dict[str, Any]], None]:
+        def add(result: dict[str, Any]) -> None:
+            rate = rates.get(result["arm"], 0.3)
+            for row in result["utterances"]:
+                row["metrics"]["wer"] = rate
+            n = len(result["utterances"])
+            result["metrics"]["wer"] = {"mean": rate, "n_ok": n, "n": n, "unit": "share", "direction": "down",
+                                        "role": "content", "margin": 0.05, "version": version}  # fmt: skip
+
+        return add
+
+    other = tmp_path / "controls" / "mismatched"
+    shutil.copytree(tmp_path / "controls" / "floor", other)
+    _changed(other, "result.json", lambda result: result.update(arm="mismatched"))
+    for pattern in ("*/seed*/result.json", "controls/*/result.json"):
+        _changed(tmp_path, pattern, read("reader 1"))
+    assert told(tmp_path)[1].content is not None
+    assert not told(tmp_path)[1].obstacles
+    _changed(tmp_path, "b/seed1/result.json", read("reader 2"))
+    _, _, verdict = told(tmp_path)
+    assert verdict.headline.startswith("No verdict")
+    assert any("reader 1 and reader 2" in line for line in [verdict.headline, *verdict.missing])

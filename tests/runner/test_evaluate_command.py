@@ -73,18 +73,24 @@ def test_a_system_that_returned_too_little_is_told_what_is_missing(
 
 
 def test_a_system_that_returned_nothing_or_a_click_scores_worst_and_is_not_missing(
-    study: Path, exported: Path, tmp_path: Path
+    study: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     returned = shutil.copytree(exported / "source", tmp_path / "returned")
-    nothing, click, *_ = sorted(returned.iterdir())
+    nothing, click, *others = sorted(returned.iterdir())
     soundfile.write(nothing, [], 16000)
+    for path in others:
+        path.write_bytes(b"")
     soundfile.write(click, [0.5] * 160, 16000)
     assert runner("evaluate", "--audio", returned, "--pairs", study / "pairs.json", "--name", "mute") == 0
     found = result(study / "systems" / "mute")
     scores = {row["pair"]: row["metrics"]["secs"] for row in found["utterances"]}
-    assert scores[nothing.stem] == scores[click.stem] == -1
+    assert set(scores.values()) == {-1}
     assert found["metrics"]["secs"]["n_ok"] == found["metrics"]["secs"]["n"] == len(scores)
     assert "mute" in (study / "report.html").read_text()
+    nothing.write_bytes(b"no audio")
+    assert runner("evaluate", "--audio", returned, "--pairs", study / "pairs.json", "--name", "broken") == 2
+    assert f"{nothing} cannot be read as audio" in capsys.readouterr().err
+    assert not (study / "systems" / "broken").exists()
 
 
 @pytest.mark.parametrize(

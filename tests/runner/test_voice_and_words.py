@@ -62,6 +62,7 @@ def test_half_of_a_voice_lost_is_half_of_its_frames_wrong() -> None:
     half[len(half) // 2 :] = 0
     assert VoicingError()(conversion(whole, half)) == pytest.approx(0.5, abs=0.06)
     assert VoicingError()(conversion(whole, whole)) == 0
+    assert VoicingError()(conversion(whole, whole[: len(whole) // 2])) == pytest.approx(0.5, abs=0.06)  # ends too early
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
