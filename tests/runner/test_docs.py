@@ -20,10 +20,22 @@ from small_study import SMALL, Bench, runner
 from runner.cli import ablating
 from runner.config import StudySettings
 from runner.materials import Materials
+from runner.pretrain import PretrainSettings, recipe
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
-PAGES = ("README", "tutorial", "plugins", "hub", "report", "protocol", "performance", "migration", "configuration")
+PAGES = (
+    "README",
+    "tutorial",
+    "plugins",
+    "hub",
+    "report",
+    "protocol",
+    "performance",
+    "migration",
+    "configuration",
+    "bases",
+)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -58,8 +70,13 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         materials.catalogue = catalogue
         return materials
 
+    def quick(name: str, **changes: Any) -> PretrainSettings:
+        few = {"steps": 1, "batch": 1, "crop_seconds": 0.32, "synthetic": 0, "listen_every": 0, "adversary": "none"}
+        return recipe(name, **{**changes, **few})
+
     monkeypatch.setattr(ablating, "compose", small)
     monkeypatch.setattr(ablating, "Materials", loaded)
+    monkeypatch.setattr("runner.pretrain.recipe", quick)
     monkeypatch.setattr("runner.study.noise_floor", lambda *_: 0.0)
     monkeypatch.setattr("snac_core.testing.strategies.COMPILING", [])  # ten seconds; tested elsewhere
     monkeypatch.chdir(tmp_path)
