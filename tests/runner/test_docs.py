@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from small_study import SMALL, Bench, runner
 from runner.cli import ablating
 from runner.config import StudySettings
 from runner.materials import Materials
-from runner.pretrain import PretrainSettings, recipe
+from runner.pretrain import PretrainSettings, compare, recipe
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
@@ -77,6 +78,7 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(ablating, "compose", small)
     monkeypatch.setattr(ablating, "Materials", loaded)
     monkeypatch.setattr("runner.pretrain.recipe", quick)
+    monkeypatch.setattr("runner.pretrain.compare", partial(compare, most=1, coarse=False))
     monkeypatch.setattr("runner.study.noise_floor", lambda *_: 0.0)
     monkeypatch.setattr("snac_core.testing.strategies.COMPILING", [])  # ten seconds; tested elsewhere
     monkeypatch.chdir(tmp_path)
