@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runner.pretrain.averaging import average as average
     from runner.pretrain.comparing import compare as compare
+    from runner.pretrain.growing import add_levels as add_levels
+    from runner.pretrain.growing import first_levels as first_levels
     from runner.pretrain.loop import pretrain as pretrain
     from runner.pretrain.presets import PRESETS as PRESETS
     from runner.pretrain.presets import recipe as recipe
@@ -19,12 +21,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "PRESETS": "presets",
     "PretrainSettings": "settings",
+    "add_levels": "growing",
     "average": "averaging",
     "compare": "comparing",
+    "first_levels": "growing",
     "pretrain": "loop",
     "recipe": "presets",
 }
-__all__ = ["PRESETS", "PretrainSettings", "average", "compare", "pretrain", "recipe"]
+__all__ = [
+    "PRESETS",
+    "PretrainSettings",
+    "add_levels",
+    "average",
+    "compare",
+    "first_levels",
+    "pretrain",
+    "recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

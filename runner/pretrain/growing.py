@@ -1,4 +1,4 @@
-"""More levels for a trained codec."""
+"""More or fewer levels for a trained codec."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from snac_core.codec import SNAC
 from snac_core.codec.vq import VectorQuantize
+from snac_core.errors import UserError
 from snac_core.seeding import derive
 
 
@@ -42,3 +43,21 @@ def add_levels(codec: SNAC, strides: Sequence[int], *, seed: int) -> SNAC:
                 nn.init.zeros_(projection.bias)
     grown.load_state_dict({**grown.state_dict(), **codec.state_dict()})
     return grown
+
+
+def first_levels(codec: SNAC, count: int) -> SNAC:
+    """A codec of the first `count` quantiser levels alone: fewer bits, what the others added is missing.
+
+    Args:
+        codec: trained.
+        count: of levels to keep, at least 1.
+
+    Raises:
+        UserError: if the codec has fewer.
+    """
+    if not 1 <= count <= codec.n_codebooks:
+        raise UserError(f"{count} levels of a codec that has {codec.n_codebooks}; expected 1 to {codec.n_codebooks}")
+    kept = SNAC.from_config({**codec.config, "vq_strides": codec.config["vq_strides"][:count]})
+    state = codec.state_dict()
+    kept.load_state_dict({name: state[name] for name in kept.state_dict()})
+    return kept.eval()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runner.pretrain import pretrain
-from runner.pretrain.growing import add_levels
+from runner.pretrain.growing import add_levels, first_levels
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 
@@ -26,6 +26,14 @@ def test_a_grown_codec_sounds_as_before_and_keeps_the_codes_it_had() -> None:
     torch.testing.assert_close(after, before)
     assert [tuple(c.shape) for c in more] == [(2, 10), (2, 20), (2, 10), (2, 20)]
     assert all(torch.equal(a, b) for a, b in zip(more[:2], codes, strict=True))
+
+
+def test_a_codec_cut_to_its_first_levels_is_what_it_was_before_it_grew() -> None:
+    codec = SNAC.from_config(SMALL).eval()
+    cut = first_levels(add_levels(codec, [1], seed=0), 2)
+    assert cut.digest == codec.digest
+    with pytest.raises(UserError, match="3 levels of a codec that has 2; expected 1 to 2"):
+        first_levels(codec, 3)
 
 
 def test_added_levels_and_the_speaker_term_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) -> None:
