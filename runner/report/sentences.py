@@ -133,6 +133,8 @@ def _compared(c: Comparison) -> str:
         content = f"; content error {points} points, {probability(c.content_p_holm)}"
     if c.decision.word == "inconclusive":
         found = f"a difference of {number(c.detectable)} would have been found four times in five"
+        if c.detectable > 1:  # two seeds far apart, say
+            found = "not even the whole way from the bare codec to the target would have been found"
         if c.content is not None and c.p_holm < ALPHA and (c.difference.low > 0 or c.difference.high < 0):
             found = "ahead in speaker similarity, and not shown to keep its content within the margin"
             if c.content_p_holm < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:

@@ -142,6 +142,14 @@ def test_equal_arms_are_inconclusive(tmp_path: Path) -> None:
     assert said.headline.startswith("Inconclusive")
 
 
+def test_a_study_that_could_not_find_anything_there_can_be_says_so(tmp_path: Path) -> None:
+    _, numbers, said = told(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, seed_spread=0.3, samples=0))
+    assert numbers.comparisons[0].detectable > 1
+    assert any(
+        "not even the whole way from the bare codec to the target would have been found" in f for f in said.findings
+    )
+
+
 def test_five_speakers_and_one_seed_give_no_verdict_that_says_what_is_missing(tmp_path: Path) -> None:
     *_, said = told(write_study(tmp_path / "s", seeds=1, targets=5, samples=0))
     assert said.headline == "No verdict: needs ≥ 8 target speakers, here 5; needs ≥ 2 seeds, here 1."
