@@ -54,8 +54,8 @@ class CodebookAdversary(Strategy):
     """A classifier learns to tell the source speaker from converted codes; the placement learns to prevent it.
 
     It looks at the straight-through quantised vectors, which carry a gradient, not at indices, which carry none, so
-    only placements before the quantiser can be taught by it. Not recommended: no study has shown that a conversion
-    gains by it.
+    only placements before the quantiser can be taught by it. Not recommended: judged beside phase 6 over two seeds,
+    nothing was better than without it (docs/log.md).
     """
 
     name = "codebook_adversary"
