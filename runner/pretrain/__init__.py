@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from runner.pretrain.comparing import compare as compare
     from runner.pretrain.growing import add_levels as add_levels
     from runner.pretrain.growing import first_levels as first_levels
+    from runner.pretrain.growing import widen as widen
     from runner.pretrain.loop import pretrain as pretrain
     from runner.pretrain.presets import PRESETS as PRESETS
     from runner.pretrain.presets import recipe as recipe
@@ -27,6 +28,7 @@ _HOMES = {
     "first_levels": "growing",
     "pretrain": "loop",
     "recipe": "presets",
+    "widen": "growing",
 }
 __all__ = [
     "PRESETS",
@@ -37,6 +39,7 @@ __all__ = [
     "first_levels",
     "pretrain",
     "recipe",
+    "widen",
 ]
 
 

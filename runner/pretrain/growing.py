@@ -1,4 +1,4 @@
-"""More or fewer levels for a trained codec."""
+"""A trained codec with more levels, fewer, or wider layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from snac_core.codec import SNAC
+from snac_core.codec.convolution import WeightNorm, WNConv1d, WNConvTranspose1d
+from snac_core.codec.snake import Snake1d
 from snac_core.codec.vq import VectorQuantize
 from snac_core.errors import UserError
 from snac_core.seeding import derive
@@ -43,6 +45,64 @@ def add_levels(codec: SNAC, strides: Sequence[int], *, seed: int) -> SNAC:
                 nn.init.zeros_(projection.bias)
     grown.load_state_dict({**grown.state_dict(), **codec.state_dict()})
     return grown
+
+
+@torch.no_grad()
+def widen(codec: SNAC, encoder_dim: int, decoder_dim: int, *, seed: int) -> SNAC:
+    """A codec with wider layers than those of `codec`, to be trained: its output is at first the same, up to rounding.
+
+    The channels there were keep their weights and hear nothing of the new ones; the new ones hear all, by weights as
+    freshly drawn (after the function-preserving growth of Chen et al. 2016, Net2Net, without copies that would have to
+    be told apart).
+
+    Args:
+        codec: trained, without attention.
+        encoder_dim, decoder_dim: of the wider codec.
+        seed: of the new weights.
+
+    Raises:
+        UserError: for narrower layers than there are, or a codec with attention, whose norms count all channels.
+    """
+    for name, width in (("encoder_dim", encoder_dim), ("decoder_dim", decoder_dim)):
+        if width < codec.config[name]:
+            raise UserError(f"{name} {width}; a codec of {codec.config[name]} can be widened, not narrowed")
+    if codec.attn_window_size is not None:
+        raise UserError("a codec with attention cannot be widened: its layer norms would hear the new channels")
+    config = {**codec.config, "encoder_dim": encoder_dim, "decoder_dim": decoder_dim, "latent_dim": None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "new channels"))
+        wide = SNAC.from_config(config)
+    layers = dict(codec.named_modules())
+    for name, layer in wide.named_modules():
+        old = layers.get(name)
+        if isinstance(layer, WNConv1d | WNConvTranspose1d):
+            assert isinstance(old, WNConv1d | WNConvTranspose1d)
+            _put_into(layer, old)
+        elif isinstance(layer, Snake1d):
+            assert isinstance(old, Snake1d)
+            layer.alpha[:, : old.alpha.shape[1]] = old.alpha
+        elif isinstance(layer, nn.Embedding):
+            assert isinstance(old, nn.Embedding)
+            layer.weight.copy_(old.weight)
+    return wide
+
+
+def _put_into(layer: WNConv1d | WNConvTranspose1d, old: WNConv1d | WNConvTranspose1d) -> None:
+    """Give the first channels of a convolution another's weights, and silence what they would hear of the rest."""
+    weight, kept = layer.weight.clone(), old.weight
+    rows, columns = kept.shape[:2]
+    if isinstance(layer, WNConvTranspose1d):
+        weight[rows:, :columns] = 0  # (in, out, kernel)
+    else:
+        weight[:rows, columns:] = 0  # (out, in, kernel); a depthwise one has a single column
+    weight[:rows, :columns] = kept
+    normed = layer.parametrizations["weight"]
+    assert isinstance(normed, WeightNorm)
+    normed.original1.copy_(weight)
+    normed.original0.copy_(torch.norm_except_dim(weight, 2, 0))
+    if layer.bias is not None:
+        assert old.bias is not None
+        layer.bias[: len(old.bias)] = old.bias
 
 
 def first_levels(codec: SNAC, count: int) -> SNAC:

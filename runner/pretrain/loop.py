@@ -16,7 +16,7 @@ from torch import Tensor
 from runner.data import Corpus, open_corpus, synthesize
 from runner.logs import RunLog
 from runner.pretrain.devices import Place, placed
-from runner.pretrain.growing import add_levels
+from runner.pretrain.growing import add_levels, widen
 from runner.pretrain.listening import Listener
 from runner.pretrain.losses import windows
 from runner.pretrain.presets import codec_config
@@ -127,10 +127,14 @@ def _train(
 
 
 def _codec(settings: PretrainSettings, start: SNAC | None) -> SNAC:
+    if len(settings.widths) not in (0, 2):
+        raise UserError(f"widths are two, encoder_dim and decoder_dim; got {list(settings.widths)}")
     if start is not None:
+        if settings.widths:
+            start = widen(start, *settings.widths, seed=settings.seed)
         return add_levels(start, settings.levels, seed=settings.seed) if settings.levels else start
-    if settings.levels:
-        raise UserError("levels are added to those of `start`; without it give a `codec` whose vq_strides hold them")
+    if settings.levels or settings.widths:
+        raise UserError("levels and widths change those of `start`; without it give a `codec` that has them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(settings.seed, "codec weights"))
         return SNAC.from_config(codec_config(settings.codec))

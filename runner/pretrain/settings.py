@@ -79,6 +79,9 @@ class PretrainSettings(Settings):
     codec: str = Field("tiny", description="Preset, or a JSON file of SNAC's arguments; ignored with `start`.")
     start: str | None = Field(None, description="Bundled name, folder or hub id of a codec to continue from.")
     levels: tuple[int, ...] = Field((), description="Strides of quantiser levels to add to those of `start`.")
+    widths: tuple[int, ...] = Field(
+        (), description="encoder_dim and decoder_dim to widen `start` to; its output is at first the same."
+    )
     speaker_encoder: str = Field(
         "ecapa_tiny", description="Of the term `speaker`; who judges the codec must be of another family."
     )

@@ -1,4 +1,4 @@
-"""A level that is added changes nothing until it is trained, and then it is trained."""
+"""Levels and channels that are added change nothing until they are trained, and then they are trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runner.pretrain import pretrain
-from runner.pretrain.growing import add_levels, first_levels
+from runner.pretrain.growing import add_levels, first_levels, widen
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 
@@ -65,6 +65,59 @@ def test_a_speaker_encoder_that_cannot_be_used_is_refused_before_anything_is_wri
     assert not (tmp_path / "run").exists()
 
 
-def test_levels_without_a_codec_to_add_them_to_are_refused(small: str, speech: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="start"):
-        pretrain(quick(small, speech, levels=(1,)), tmp_path / "run", say=silent)
+def test_what_is_to_grow_without_a_codec_to_start_from_is_refused(small: str, speech: Path, tmp_path: Path) -> None:
+    for grown in ({"levels": (1,)}, {"widths": (12, 128)}):
+        with pytest.raises(UserError, match="start"):
+            pretrain(quick(small, speech, **grown), tmp_path / "run", say=silent)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_widened_codec_sounds_as_before_and_chooses_the_same_codes(depthwise: bool) -> None:
+    torch.manual_seed(1)
+    codec = SNAC.from_config({**SMALL, "depthwise": depthwise, "noise": True}).eval()
+    for name, parameter in codec.named_parameters():
+        if name.endswith("alpha"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    wide = widen(codec, 12, 160, seed=0).eval()
+    assert (wide.config["encoder_dim"], wide.config["decoder_dim"], wide.latent_dim) == (12, 160, 96)
+    audio = 0.1 * torch.randn(2, 1, 640)
+    with torch.no_grad(), codec.fixed_noise(0), wide.fixed_noise(0):
+        (before, codes), (after, same) = codec(audio), wide(audio)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(same, codes, strict=True))
+
+
+def test_every_new_channel_can_be_trained() -> None:
+    codec = SNAC.from_config(SMALL)
+    wide = widen(codec, 12, 160, seed=0)
+    before = {name: value.clone() for name, value in wide.named_parameters()}
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-3)
+    audio = 0.1 * torch.randn(2, 1, 640)
+    for _ in range(2):  # what nobody hears yet is first heard, and then taught
+        optimizer.zero_grad()
+        made, _ = wide(audio)
+        (made - audio).square().sum().backward()
+        optimizer.step()
+    first = "decoder.model.0.parametrizations.weight.original1"
+    assert (wide.get_parameter(first) != before[first]).any(dim=(1, 2)).all()
+    first = "encoder.block.1.block.0.block.1.parametrizations.weight.original1"
+    assert (wide.get_parameter(first) != before[first]).any(dim=(1, 2)).all()
+
+
+def test_narrower_layers_and_attention_are_refused() -> None:
+    codec = SNAC.from_config(SMALL)
+    with pytest.raises(UserError, match="decoder_dim 48; a codec of 96 can be widened"):
+        widen(codec, 8, 48, seed=0)
+    attending = SNAC.from_config({**SMALL, "decoder_dim": 64, "attn_window_size": 4})
+    with pytest.raises(UserError, match="attention"):
+        widen(attending, 16, 128, seed=0)
+
+
+def test_widths_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) -> None:
+    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
+    settings = quick(small, speech, steps=1, start=str(first), widths=(12, 128), adversary="none", listen_every=0)
+    second = pretrain(settings, tmp_path / "second", say=silent)
+    assert second is not None
+    assert SNAC.from_pretrained(second).config["decoder_dim"] == 128
+    with pytest.raises(UserError, match=r"two, encoder_dim and decoder_dim; got \[12\]"):
+        pretrain(quick(small, speech, start=str(first), widths=(12,)), tmp_path / "third", say=silent)
