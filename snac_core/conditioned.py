@@ -29,14 +29,31 @@ Seen = Callable[[str, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
+class Latents:
+    """What the path gives for one batch up to the codes.
+
+    Attributes:
+        z: the latent that was quantised (B, C, F), edited where a strategy acts before VQ.
+        z_q: its quantised value (B, C, F), before any edit after VQ.
+        codes: one integer tensor (B, F / stride) per codebook.
+    """
+
+    z: Tensor
+    z_q: Tensor
+    codes: list[Tensor]
+
+    def __getitem__(self, rows: slice) -> Latents:
+        """These rows of the batch."""
+        return Latents(self.z[rows], self.z_q[rows], [level[rows] for level in self.codes])
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What the path gives for one batch.
 
     Attributes:
         audio: (B, 1, T), of the input's length.
-        z: the latent that was quantised (B, C, F), edited where a strategy acts before VQ.
-        z_q: its quantised value (B, C, F), before any edit after VQ.
-        codes: one integer tensor (B, F / stride) per codebook.
+        z, z_q, codes: as in Latents.
     """
 
     audio: Tensor
@@ -105,8 +122,28 @@ class ConditionedCodec(nn.Module):
 
     # ---------------------------------------------------------------- the path
 
+    def latents(self, audio: Tensor, cond: Conditioning | None = None, *, bare: BarePass | None = None) -> Latents:
+        """Encode, edit, quantise: the part of `reconstruct` before the decoder, for what needs no audio.
+
+        Arguments as in `reconstruct`; the result has B, or k * B, rows.
+        """
+        bare = bare or BarePass(self.codec, audio)
+        if cond is None:
+            return Latents(bare.at("latent"), bare.at("quantized"), bare.codes)
+        cond, copies = self._rows(cond, audio.shape[0])
+        if first := self._first(before_vq=True):
+            z = self._fold(bare, first, "latent", cond, copies)
+            return Latents(z, *self.codec.quantizer(z))
+        codes = [_repeat(level, copies) for level in bare.codes]
+        return Latents(_repeat(bare.at("latent"), copies), _repeat(bare.at("quantized"), copies), codes)
+
     def reconstruct(
-        self, audio: Tensor, cond: Conditioning | None = None, *, bare: BarePass | None = None
+        self,
+        audio: Tensor,
+        cond: Conditioning | None = None,
+        *,
+        bare: BarePass | None = None,
+        latents: Latents | None = None,
     ) -> Reconstruction:
         """Encode, edit, quantise, edit, decode; differentiable through the quantiser (straight-through).
 
@@ -114,27 +151,23 @@ class ConditionedCodec(nn.Module):
             audio: (B, 1, T) at the codec's rate.
             cond: one row for all, B rows, or k * B rows (k targets of every item, items fastest). None: the bare codec.
             bare: the unedited pass over the same `audio`, to share its work.
+            latents: of the same `audio` and `cond`, where they are there already.
 
         Returns:
             a Reconstruction of B, or k * B, rows.
         """
         bare = bare or BarePass(self.codec, audio)
+        latents = latents or self.latents(audio, cond, bare=bare)
         if cond is None:
-            return Reconstruction(bare.output, bare.at("latent"), bare.at("quantized"), bare.codes)
+            return Reconstruction(bare.output, latents.z, latents.z_q, latents.codes)
         cond, copies = self._rows(cond, audio.shape[0])
-        if first := self._first(before_vq=True):
-            z = self._fold(bare, first, "latent", cond, copies)
-            z_q, codes = self.codec.quantizer(z)
-        else:
-            z, z_q = _repeat(bare.at("latent"), copies), _repeat(bare.at("quantized"), copies)
-            codes = [_repeat(level, copies) for level in bare.codes]
         if self._first(before_vq=True):
-            audio_hat = self._decode(z_q, cond)
+            audio_hat = self._decode(latents.z_q, cond)
         elif first := self._first(before_vq=False):
             audio_hat = self._fold(bare, first, "audio", cond, copies)
         else:
             audio_hat = _repeat(bare.output, copies)
-        return Reconstruction(audio_hat[..., : audio.shape[-1]], z, z_q, codes)
+        return Reconstruction(audio_hat[..., : audio.shape[-1]], latents.z, latents.z_q, latents.codes)
 
     def forward(
         self, audio: Tensor, speaker_embedding: Tensor | Conditioning | None = None
@@ -148,16 +181,14 @@ class ConditionedCodec(nn.Module):
         """Audio (B, 1, T) to codes, conditioned by the strategies that act before VQ."""
         if speaker_embedding is None:
             return self.codec.encode(audio)
-        first = self._first(before_vq=True)
-        if first is None:
+        if self._first(before_vq=True) is None:
             raise UserError(
                 f"{self._named()} acts only after VQ, so an embedding has no effect on encode; "
                 f"give it to decode(codes, speaker_embedding=...)"
             )
         check_finite(audio)
         cond, _ = self._rows(_given(speaker_embedding), audio.shape[0], multiple=False)
-        codes: list[Tensor] = self.codec.quantizer(self._fold(BarePass(self.codec, audio), first, "latent", cond, 1))[1]
-        return codes
+        return self.latents(audio, cond).codes
 
     def decode(
         self,

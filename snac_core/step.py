@@ -13,7 +13,7 @@ from snac_core.bare import BarePass
 from snac_core.conditioning import Conditioning
 
 if TYPE_CHECKING:
-    from snac_core.conditioned import ConditionedCodec, Reconstruction
+    from snac_core.conditioned import ConditionedCodec, Latents, Reconstruction
     from snac_core.speakers.encoder import SpeakerEncoder
     from snac_core.speakers.sampling import SpeakerSampler
 
@@ -81,6 +81,16 @@ class Step:
         """The batch conditioned on the targets: N * B rows."""
         return self._both[1]
 
+    @property
+    def identity_latents(self) -> Latents:
+        """`identity` without its audio: nothing is decoded for it."""
+        return self._latents[: len(self.audio)]
+
+    @property
+    def converted_latents(self) -> Latents:
+        """`converted` without its audio: nothing is decoded for it."""
+        return self._latents[len(self.audio) :]
+
     @cached_property
     def bare(self) -> Reconstruction:
         """The batch through the codec alone: B rows, no gradient."""
@@ -103,8 +113,16 @@ class Step:
 
     @cached_property
     def _both(self) -> tuple[Reconstruction, Reconstruction]:
-        out = self.model.reconstruct(self.audio, Conditioning.cat([self.own, self.target]), bare=self.bare_pass)
+        out = self.model.reconstruct(self.audio, self._conds, bare=self.bare_pass, latents=self._latents)
         return out[: len(self.audio)], out[len(self.audio) :]
+
+    @cached_property
+    def _latents(self) -> Latents:
+        return self.model.latents(self.audio, self._conds, bare=self.bare_pass)
+
+    @cached_property
+    def _conds(self) -> Conditioning:
+        return Conditioning.cat([self.own, self.target])
 
     @cached_property
     def _embeddings(self) -> Tensor:

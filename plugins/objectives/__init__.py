@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from plugins.objectives.adversarial import Adversarial
+from plugins.objectives.code_prediction import CodePrediction
 from plugins.objectives.codebook_adversary import CodebookAdversary
 from plugins.objectives.content import Content
 from plugins.objectives.synthetic_vc import SyntheticVC
@@ -15,5 +16,5 @@ from snac_core import hookimpl
 @hookimpl
 def register_strategies(register: Callable[[type], None]) -> None:
     """Offer the objectives."""
-    for objective in (VoiceConversion, SyntheticVC, Content, Adversarial, CodebookAdversary):
+    for objective in (VoiceConversion, SyntheticVC, CodePrediction, Content, Adversarial, CodebookAdversary):
         register(objective)

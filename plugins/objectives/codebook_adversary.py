@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snac_core import Step, Strategy, Taps, UserError, hookimpl
+from plugins.objectives.before_vq import require_edits_before_vq
+from snac_core import Step, Strategy, Taps, hookimpl
 from snac_core.critics import listening
 from snac_core.strategy import TrainingContext
-from snac_core.taps import is_before_vq
 
 
 class _Reversal(torch.autograd.Function):
@@ -76,11 +76,7 @@ class CodebookAdversary(Strategy):
         Raises:
             UserError: where no strategy acts before the quantiser, so that nothing can change the codes.
         """
-        if not any(is_before_vq(tap) for tap in context.model.edits):
-            raise UserError(
-                f"{self.name!r} is about the codes, which {' + '.join(context.model.strategies)} leaves as they are; "
-                f"add a strategy that acts before the quantiser"
-            )
+        require_edits_before_vq(self, context.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.generator.initial_seed())
             device = self.critic.out.weight.device
@@ -89,14 +85,14 @@ class CodebookAdversary(Strategy):
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`speaker`: the classifier's cross-entropy, through the reversal; it rises as the codes hide the speaker."""
-        reversed_: Tensor = _Reversal.apply(step.converted.z_q)
+        reversed_: Tensor = _Reversal.apply(step.converted_latents.z_q)
         with listening(self.critic):
             return {"speaker": self._entropy(reversed_, step)}
 
     @hookimpl
     def critic_loss(self, step: Step) -> dict[str, Tensor]:
         """`classifier`: the same, for the classifier, on detached vectors."""
-        return {"classifier": self._entropy(step.converted.z_q.detach(), step)}
+        return {"classifier": self._entropy(step.converted_latents.z_q.detach(), step)}
 
     def _entropy(self, z_q: Tensor, step: Step) -> Tensor:
         sources = step.speaker_ids.repeat(len(z_q) // len(step.speaker_ids)).to(z_q.device)

@@ -98,7 +98,7 @@ class Phase6EncoderAdapter(Strategy):
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`commitment`: edited latents stay near entries of the codebooks; see `snac_core.losses.commitment`."""
-        own, converted = step.identity, step.converted
+        own, converted = step.identity_latents, step.converted_latents
         codes = [torch.cat(level) for level in zip(own.codes, converted.codes, strict=True)]
         return {"commitment": commitment(step.model.codec.quantizer, torch.cat([own.z, converted.z]), codes)}
 

@@ -15,6 +15,7 @@ def synth(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     speakers: Annotated[int, typer.Option(min=8, max=80, help="How many voices.")] = 24,
     sentences: Annotated[int, typer.Option(min=1, max=48, help="Sentences, spoken by every voice.")] = 18,
+    held_out: Annotated[int, typer.Option(min=0, help="Of them, spoken by voices of dev and test alone.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the choice of voices and sentences.")] = 0,
 ) -> None:
     """Speak a parallel corpus of synthetic speakers with known text, split by speaker."""
@@ -23,8 +24,9 @@ def synth(
 
     with progress() as console:
         root = synthesize(
-            out, speakers, sentences, seed, progress=lambda done, of: console.step("speaking", done, of, "")
-        )
+            out, speakers, sentences, seed, held_out=held_out,
+            progress=lambda done, of: console.step("speaking", done, of, ""),
+        )  # fmt: skip
         corpus = open_corpus(root, console=console.line)
     say(_described(corpus))
 

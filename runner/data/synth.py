@@ -31,7 +31,7 @@ _MARGIN = 0.05  # s of quiet kept around the speech
 _RECIPE = 1  # of what is written for equal arguments
 _README = """# {speakers} synthetic speakers
 
-Spoken by espeak-ng {rate} Hz, resampled to {target} Hz, 16 bit, RMS {level}. {count} sentences, the same by all voices:
+Spoken by espeak-ng {rate} Hz, resampled to {target} Hz, 16 bit, RMS {level}. {count} sentences, {who}:
 a parallel corpus with known text. Split by voice: {train} train, {dev} dev, {test} test; the voices of dev and test are
 never in train, whatever the number of speakers. `{manifest}` names each file's voice, split, text and, where the
 voice's definition says it, sex. Made with speakers={speakers}, seed={seed}; equal arguments make equal files.
@@ -62,6 +62,7 @@ def synthesize(
     sentences: int | Sequence[str] = 18,
     seed: int = 0,
     *,
+    held_out: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Speak a corpus into `root`: `<split>/<voice>/<voice>_<number>.flac`, manifest, README; whole or not at all.
@@ -71,6 +72,8 @@ def synthesize(
         speakers: how many, 8 to 80; see choose_voices.
         sentences: how many of the 48 built-in sentences (the seed decides which), or the texts themselves.
         seed: of the choice of voices and sentences.
+        held_out: how many of the sentences, the last ones, the voices of dev and test say, and nobody else; those of
+            train say the others. 0: all say all, and what learns from parallel speech has heard the words of the test.
         progress: called with (voices done, of how many).
 
     Returns:
@@ -82,8 +85,13 @@ def synthesize(
     """
     root = Path(root)
     texts = _texts(sentences, seed)
+    if not 0 <= held_out < len(texts):
+        raise UserError(f"{held_out} of {len(texts)} sentences were to be held out; expected 0 to {len(texts) - 1}")
+    said = {"train": texts[: len(texts) - held_out]}
     chosen = choose_voices(speakers, seed)
-    made_with = {"recipe": _RECIPE, "voices": chosen, "texts": texts, "seed": seed}
+    made_with: dict[str, object] = {"recipe": _RECIPE, "voices": chosen, "texts": texts, "seed": seed}
+    if held_out:
+        made_with["held_out"] = held_out
     if _is_made(root, made_with):
         return root
     sexes = variants()
@@ -94,7 +102,8 @@ def synthesize(
         done = 0
         for split, names in chosen.items():
             for name in names:
-                splits[split] += _speak(working / split / name.replace(" ", "_"), name, split, texts, seed, sexes[name])
+                folder, spoken = working / split / name.replace(" ", "_"), said.get(split, texts[-held_out:])
+                splits[split] += _speak(folder, name, split, spoken, seed, sexes[name])
                 done += 1
                 if progress:
                     progress(done, speakers)
@@ -102,7 +111,7 @@ def synthesize(
         counts = {split: len(names) for split, names in chosen.items()}
         about = _README.format(
             speakers=speakers, rate=22050, target=SAMPLE_RATE, level=_LEVEL, count=len(texts), manifest=NAME, seed=seed,
-            **counts,
+            who="those of dev and test by no voice of train" if held_out else "the same by all voices", **counts,
         )  # fmt: skip
         atomic.write_text(working / "README.md", about)
         atomic.write_json(working / "synth.json", made_with)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
@@ -98,6 +99,7 @@ class PretrainSettings(Settings):
     lr_warmup: int = Field(100, ge=0, description="Steps until the peak.")
     lr_min_ratio: Share = Field(0.02, description="Last learning rate relative to the peak; a cosine leads there.")
     weight_decay: float = Field(1e-3, ge=0, description="Of AdamW, on matrices only.")
+    betas: tuple[Beta, Beta] = Field((0.8, 0.99), description="Of AdamW; long memories suit weights that are done.")
     grad_clip: float = Field(5.0, gt=0, description="Largest gradient norm of the codec.")
     ema: float = Field(0.999, ge=0, lt=1, description="Memory of the averaged weights, which are the ones kept.")
     seed: int = Field(0, ge=0, description="Of everything random.")

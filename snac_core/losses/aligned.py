@@ -29,15 +29,45 @@ def aligned_distance(estimate: Tensor, target: Tensor, lengths: Tensor, sample_r
     Returns:
         (M,), in bels; 0 where there is no target.
     """
-    got, wanted = (_log_mel(audio, sample_rate) for audio in (estimate, target))  # (M, mels, K), (M, mels, J)
-    hop = _hop(sample_rate)
-    there = torch.arange(wanted.shape[-1], device=wanted.device) * hop < lengths.to(wanted.device)[:, None]
+    hop = _window(sample_rate) // 4
+    got, wanted = (_log_mel(audio, sample_rate, hop) for audio in (estimate, target))  # (M, mels, K), (M, mels, J)
     with torch.no_grad():
-        one, other = ((x - x.mean(1, keepdim=True)).transpose(1, 2) for x in (got, wanted))
-        cost = torch.cdist(one, other, p=1) / _MELS
-        path = _best_path(cost.masked_fill(~there.unsqueeze(1), float("inf")))
+        one, other = (x - x.mean(1, keepdim=True) for x in (got, wanted))
+        path = _path(one, other, _counting(lengths, hop, wanted))
     along = wanted.gather(2, path.unsqueeze(1).expand(-1, _MELS, -1))
     return (got - along).abs().mean(dim=(1, 2)) * (lengths.to(got.device) > 0)
+
+
+@torch.no_grad()
+def alignment(source: Tensor, target: Tensor, lengths: Tensor, sample_rate: int, *, hop: int) -> Tensor:
+    """Which frame of another speaker's recording of the same words each frame of the source is.
+
+    As in `aligned_distance`, on log mel spectra without their level and without the mean of every band over time, which
+    is most of what two voices differ in.
+
+    Args:
+        source, target, lengths, sample_rate: as `estimate` and so on of `aligned_distance`.
+        hop: samples of a frame.
+
+    Returns:
+        (M, K) frames of the target, never going back, for the K = T / hop (rounded down) frames of the source.
+    """
+    spectra = (_log_mel(audio, sample_rate, hop)[..., : audio.shape[-1] // hop] for audio in (source, target))
+    one, other = (x - x.mean(1, keepdim=True) for x in spectra)
+    there = _counting(lengths, hop, other)
+    means = (other * there.unsqueeze(1)).sum(2, keepdim=True) / there.sum(1).clamp(min=1)[:, None, None]
+    return _path(one - one.mean(2, keepdim=True), other - means, there)
+
+
+def _counting(lengths: Tensor, hop: int, spectra: Tensor) -> Tensor:
+    """(M, J), True for the frames of spectra (M, mels, J) that lie within lengths (M,) in samples."""
+    return torch.arange(spectra.shape[-1], device=spectra.device) * hop < lengths.to(spectra.device)[:, None]
+
+
+def _path(one: Tensor, other: Tensor, there: Tensor) -> Tensor:
+    """The best path (M, K) of spectra (M, mels, K) through spectra (M, mels, J), of which the frames `there` count."""
+    cost = torch.cdist(one.transpose(1, 2), other.transpose(1, 2), p=1) / _MELS
+    return _best_path(cost.masked_fill(~there.unsqueeze(1), float("inf")))
 
 
 def _best_path(cost: Tensor) -> Tensor:
@@ -57,17 +87,17 @@ def _best_path(cost: Tensor) -> Tensor:
     return torch.cat(path[::-1], dim=1)
 
 
-def _hop(sample_rate: int) -> int:
-    return round(0.016 * sample_rate)
+def _window(sample_rate: int) -> int:
+    return 4 * round(0.016 * sample_rate)
 
 
-def _log_mel(audio: Tensor, sample_rate: int) -> Tensor:
-    """(M, 1, T) to log10 mel magnitudes (M, mels, frames); windows of 64 ms."""
-    hop = _hop(sample_rate)
-    window = torch.hann_window(4 * hop, dtype=audio.dtype, device=audio.device)
-    spectrum = torch.stft(audio.squeeze(1), 4 * hop, hop, window=window, return_complex=True, pad_mode="constant")
+def _log_mel(audio: Tensor, sample_rate: int, hop: int) -> Tensor:
+    """(M, 1, T) to log10 mel magnitudes (M, mels, T // hop + 1); windows of 64 ms."""
+    size = _window(sample_rate)
+    window = torch.hann_window(size, dtype=audio.dtype, device=audio.device)
+    spectrum = torch.stft(audio.squeeze(1), size, hop, window=window, return_complex=True, pad_mode="constant")
     power = spectrum.real.square() + spectrum.imag.square() + FLOOR**2
-    mel: Tensor = _filters(sample_rate, 2 * hop + 1).to(audio) @ power
+    mel: Tensor = _filters(sample_rate, size // 2 + 1).to(audio) @ power
     return 0.5 * mel.log10()
 
 

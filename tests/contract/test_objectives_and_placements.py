@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snac_core import ConditionedCodec, UserError, discover
+from snac_core.codec.vq import ResidualVectorQuantize
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.testing import Surroundings, small_codec
 from snac_core.testing.probes import gradients, perturbed
@@ -32,18 +33,21 @@ SPEAKER_DIM, LATE = 8, 10**6  # a step after every warm-up
 EPSILON = 1e-6
 
 
-class Passing(nn.Module):
-    """A quantiser that rounds nothing: (B, C, F) to itself and no codes."""
+class Passing(ResidualVectorQuantize):
+    """A quantiser whose rounding changes nothing: (B, C, F) to itself and its codes."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return z, []
+        return z, super().forward(z)[1]
 
 
 @pytest.fixture(scope="module")
 def surroundings() -> Surroundings:
     codec = small_codec(encoder_dim=2, decoder_dim=16)
     around = Surroundings(codec, SPEAKER_DIM)
-    codec.double().quantizer = Passing()
+    quantizer = Passing(codec.latent_dim, codec.codebook_size, codec.codebook_dim, codec.vq_strides)
+    quantizer.load_state_dict(codec.quantizer.state_dict())
+    codec.quantizer = quantizer.requires_grad_(False)
+    codec.double()
     around.audio, around.teacher = around.audio.double(), around.teacher.double()
     table = around.table
     table = replace(table, conditioning=table.conditioning.double(), reference=table.reference.double())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snac_core.augment import read_faster
-from snac_core.losses import aligned_distance
+from snac_core.losses import aligned_distance, alignment
 
 RATE = 8000
 
@@ -58,3 +58,22 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     with torch.no_grad():
         ahead, behind = (aligned_distance(estimate + e * way, target, lengths, RATE) for e in (1e-7, -1e-7))
     assert float((grad * way).sum()) == pytest.approx(float(ahead - behind) / 2e-7, rel=1e-3)
+
+
+def test_frames_are_matched_to_the_same_note_in_another_recording() -> None:
+    hop = 80
+    whole = torch.cat([sung([900, 200]), sung([300, 700, 450, 1100], 0.25)], dim=-1)
+    (path,) = alignment(TUNE, whole, torch.tensor([whole.shape[-1]]), RATE, hop=hop)
+    assert path.shape == (TUNE.shape[-1] // hop,)
+    assert bool((path.diff() >= 0).all())
+    middles = [round((n + 0.5) * 0.15 * RATE / hop) for n in range(4)]
+    expected = [(2 * 0.15 + (n + 0.5) * 0.25) * RATE / hop for n in range(4)]
+    for frame, middle in zip(path[middles].tolist(), expected, strict=True):
+        assert frame == pytest.approx(middle, abs=0.1 * RATE / hop)
+
+
+def test_what_colours_all_of_a_recording_does_not_move_the_alignment() -> None:
+    lengths = torch.tensor([TUNE.shape[-1]])
+    duller = torch.nn.functional.conv1d(TUNE, torch.full((1, 1, 3), 1 / 3), padding=1)
+    plain, coloured = (alignment(TUNE, other, lengths, RATE, hop=80) for other in (TUNE, 0.1 * duller))
+    assert int((plain - coloured).abs().max()) < 0.5 * 0.15 * RATE / 80, "a note stays with its note"

@@ -11,7 +11,15 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from snac_core.codec.vq import ResidualVectorQuantize
-from snac_core.losses import MultiScaleSTFT, commitment, contrastive, cosine_distance, margin_ranking, mel_distance
+from snac_core.losses import (
+    MultiScaleSTFT,
+    code_entropy,
+    commitment,
+    contrastive,
+    cosine_distance,
+    margin_ranking,
+    mel_distance,
+)
 
 ALL = torch.ones(4, 3, dtype=torch.bool)
 
@@ -164,3 +172,34 @@ def test_commitment_pulls_a_latent_to_what_it_was_quantised_to_and_moves_no_entr
     unfrozen = made.requires_grad_(True)
     commitment(unfrozen, z.detach(), codes).backward()
     assert all(parameter.grad is None for name, parameter in made.named_parameters() if "codebook" in name)
+
+
+def test_code_entropy_is_that_of_a_softmax_over_cosines_level_by_level() -> None:
+    made = ResidualVectorQuantize(6, 5, 3, (2, 1)).double().requires_grad_(False)
+    z = torch.randn(2, 6, 4, dtype=torch.float64)
+    wanted = made(torch.randn_like(z))[1]
+    residual, expected = z, []
+    for level, codes in zip(made.quantizers, wanted, strict=True):
+        cosines = torch.stack(
+            [F.cosine_similarity(level.project(residual), entry.view(1, -1, 1)) for entry in level.codebook.weight], 1
+        )
+        log = (cosines / 0.2).log_softmax(1).gather(1, codes.unsqueeze(1))
+        expected.append(-log.mean((1, 2)))
+        residual = residual - level.expand(level.codebook(codes).transpose(1, 2))
+    torch.testing.assert_close(code_entropy(made, z, wanted, temperature=0.2), torch.stack(expected).mean(0))
+
+
+def test_code_entropy_moves_a_latent_until_the_wanted_codes_are_chosen_and_moves_no_entry() -> None:
+    made = ResidualVectorQuantize(6, 8, 4, (2, 1))
+    z, wanted = torch.randn(1, 6, 4), made(torch.randn(1, 6, 4))[1]
+    latent = z.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([latent], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        code_entropy(made, latent, wanted, temperature=0.1).sum().backward()
+        optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(made(z)[1], wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(made(latent)[1], wanted, strict=True))
+    assert made.quantizers[0].get_parameter("codebook.weight").grad is None
+    frozen = made.double().requires_grad_(False)
+    assert gradcheck(lambda x: code_entropy(frozen, x, wanted, temperature=0.5), (z.double().requires_grad_(True),))

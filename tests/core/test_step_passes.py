@@ -137,6 +137,20 @@ def test_what_nobody_asks_for_is_not_computed() -> None:
     assert not rows
 
 
+def test_latents_are_had_without_decoding_and_are_those_of_the_outputs() -> None:
+    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
+    with counted(surroundings) as rows:
+        own, converted = step.identity_latents, step.converted_latents
+        assert (len(own.z), len(converted.z)) == (B, N * B)
+    assert set(rows) == {"encoder", "encoder end", "quantiser"}
+    with counted(surroundings) as rows:
+        assert step.identity.z is not None
+        assert torch.equal(step.identity.z_q, own.z_q)
+        assert torch.equal(step.converted.codes[0], converted.codes[0])
+    assert set(rows) == {"decoder", "decoder end"}
+
+
 def test_a_steps_rows_belong_to_their_speakers() -> None:
     surroundings = Surroundings(small_codec(), SPEAKER_DIM)
     model = arm(surroundings, "phase4_decoder_film")

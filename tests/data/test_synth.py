@@ -108,6 +108,18 @@ def test_there_is_much_to_say_and_nothing_twice() -> None:
     assert len(set(SENTENCES)) == len(SENTENCES) >= 40
 
 
+def test_held_out_sentences_are_said_by_no_voice_of_train_and_by_all_others(tmp_path: Path) -> None:
+    corpus = open_corpus(synthesize(tmp_path / "apart", speakers=8, sentences=5, held_out=2))
+    said = {split: Counter(u.text for u in corpus.split(split)) for split in corpus.splits}
+    assert [len(said[split]) for split in ("train", "dev", "test")] == [3, 2, 2]
+    assert set(said["dev"]) == set(said["test"])
+    assert not set(said["train"]) & set(said["test"])
+    assert all(set(counts.values()) == {len(corpus.speakers(split))} for split, counts in said.items())
+    assert "by no voice of train" in (tmp_path / "apart" / "README.md").read_text()
+    with pytest.raises(UserError, match="made with other arguments"):
+        synthesize(tmp_path / "apart", speakers=8, sentences=5)
+
+
 def test_own_sentences_can_be_spoken(tmp_path: Path) -> None:
     root = synthesize(tmp_path / "own", speakers=8, sentences=["This is my own sentence."])
     assert {u.text for us in open_corpus(root).splits.values() for u in us} == {"This is my own sentence."}
@@ -140,6 +152,7 @@ def test_an_interrupted_synthesis_leaves_nothing_behind(tmp_path: Path) -> None:
         ({"sentences": 0}, "1 to 48 are built in"),
         ({"sentences": ["a", " a"]}, "the same sentence is given twice"),
         ({"sentences": []}, "no sentences"),
+        ({"sentences": 3, "held_out": 3}, "3 of 3 sentences were to be held out; expected 0 to 2"),
         ({"speakers": 8, "sentences": ["..."]}, "made no speech of voice"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snac_core import ConditionedCodec, Conditioning, UserError, discover
-from snac_core.conditioned import Reconstruction
+from snac_core.conditioned import Latents, Reconstruction
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import Step
 from snac_core.taps import Tap, Taps
@@ -273,8 +273,9 @@ def test_critics_learn_from_their_own_terms_alone(surroundings: Surroundings) ->
 
 def test_a_codebook_adversary_turns_the_gradient_round(surroundings: Surroundings) -> None:
     step = step_of(surroundings, "codebook_adversary", placement="phase6_encoder_adapter")
-    z_q = step.converted.z_q.detach().requires_grad_(True)
-    step.__dict__["_both"] = (step.identity, Reconstruction(z_q, z_q, z_q, []))
+    z_q = step.converted_latents.z_q.detach().requires_grad_(True)
+    both = torch.cat([step.identity_latents.z_q.detach(), z_q])
+    step.__dict__["_latents"] = Latents(both, both, [])
     (turned,) = torch.autograd.grad(loss_of(step)["speaker"], z_q)
     strategy: Any = step.model.attached["codebook_adversary"]
     sources = step.speaker_ids.repeat(TARGETS)

@@ -1,0 +1,91 @@
+"""The codes that a conversion should have, where they are known: predicted before VQ, level by level."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from plugins.objectives.before_vq import require_edits_before_vq
+from snac_core import Step, Strategy, UserError, hookimpl
+from snac_core.augment import change_voice, colour
+from snac_core.bare import BarePass
+from snac_core.losses import alignment, code_entropy
+from snac_core.seeding import generator
+from snac_core.strategy import TrainingContext
+
+
+class CodePrediction(Strategy):
+    """Cross-entropy of the codes that come out against those that should; no audio is decoded for it.
+
+    Three conversions whose codes are known:
+
+    `identity`: the source under its own embedding has the bare codec's codes.
+    `restored`: a source whose pitch, formants and spectral balance were moved, under the original's embedding, has the
+    original's codes. Any speech teaches this.
+    `parallel`: the source under a target's embedding has the codes of the target's own recording of the same words,
+    aligned in time. Only where the data has such recordings: synthetic speakers, VCTK's common sentences.
+
+    The straight-through gradient of a quantiser knows nothing of which entry is chosen; a cross-entropy over the
+    entries does, and it says what to say and whose voice to say it in at once.
+    """
+
+    name = "code_prediction"
+
+    class Config(Strategy.Config):
+        parallel: bool = Field(False, description="Predict the codes of the target's recording of the same words.")
+        temperature: float = Field(0.1, gt=0, description="Of the softmax over cosines to a codebook's entries.")
+        semitones: float = Field(6.0, ge=0, description="Largest change of pitch to undo, either way.")
+        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest relative change of formants to undo.")
+        equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random equaliser to undo; 0: none.")
+
+    @hookimpl
+    def training_start(self, context: TrainingContext) -> None:
+        """Refuse an arm whose codes never change."""
+        require_edits_before_vq(self, context.model)
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`identity`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
+        own_codes = step.bare_pass.codes
+        moved = self.another_voice(step)
+        terms = {
+            "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
+            "restored": self._entropy(step, step.model.latents(moved, step.own).z, own_codes).mean(),
+        }
+        if self.config.parallel:
+            wanted, there = self.target_codes(step)
+            found = self._entropy(step, step.converted_latents.z, wanted) * there
+            terms["parallel"] = found.sum() / there.sum().clamp(min=1)
+        return terms
+
+    def another_voice(self, step: Step) -> Tensor:
+        """The batch (B, 1, T) with changes of its own for every item, uniform within the settings."""
+        draw = generator(step.sampler.seed, step.index, "voices to restore")
+        pitch, formants = 2 * torch.rand(2, len(step.audio), generator=draw) - 1
+        config, rate = self.config, step.sample_rate
+        audio = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
+        return colour(audio, rate, config.equaliser_db, draw) if config.equaliser_db else audio
+
+    @torch.no_grad()
+    def target_codes(self, step: Step) -> tuple[list[Tensor], Tensor]:
+        """Codes, one (N * B, F / stride) per level, of the targets' recordings in the timing of the sources.
+
+        Also which rows (N * B,) have a recording, 1 or 0.
+
+        Raises:
+            UserError: where no two speakers of the data say the same.
+        """
+        if step.parallel is None:
+            raise UserError(f"{self.name!r}: no two speakers of this data say the same words; set parallel = false")
+        recorded, lengths = step.parallel
+        codec = step.model.codec
+        sources = codec.preprocess(step.audio).repeat(len(recorded) // len(step.audio), 1, 1)
+        path = alignment(sources, recorded, lengths, step.sample_rate, hop=codec.hop_length)
+        z = BarePass(codec, recorded).at("latent")
+        aligned = z.gather(2, path.unsqueeze(1).expand(-1, z.shape[1], -1))
+        codes: list[Tensor] = codec.quantizer(aligned)[1]
+        return codes, (lengths > 0).to(z)
+
+    def _entropy(self, step: Step, z: Tensor, codes: list[Tensor]) -> Tensor:
+        return code_entropy(step.model.codec.quantizer, z, codes, temperature=self.config.temperature)

@@ -1,0 +1,125 @@
+"""Code prediction: of which conversion, under which embedding, which codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from snac_core import ConditionedCodec, UserError, discover
+from snac_core.bare import BarePass
+from snac_core.losses import code_entropy
+from snac_core.step import Step
+from snac_core.testing import Surroundings, small_codec
+
+CATALOGUE = discover()
+SPEAKER_DIM, TARGETS = 16, 2
+
+
+@pytest.fixture(scope="module")
+def surroundings() -> Surroundings:
+    return Surroundings(small_codec(), SPEAKER_DIM)
+
+
+def step_of(surroundings: Surroundings, recordings: tuple[Tensor, Tensor] | None = None, **config: Any) -> Step:
+    """A step of phase 6, three items with two targets each."""
+    model = ConditionedCodec(
+        surroundings.codec,
+        ["phase6_encoder_adapter", "code_prediction"],
+        speaker_dim=SPEAKER_DIM,
+        config={"code_prediction": config},
+        plugins=CATALOGUE,
+    )
+    speakers = torch.arange(len(surroundings.audio))
+    return Step(
+        model, surroundings.audio, sample_rate=16000, speaker_ids=speakers,
+        target_ids=surroundings.sampler.targets(speakers, 1, TARGETS), teacher=surroundings.teacher,
+        sampler=surroundings.sampler, index=1, parallel=lambda: recordings,
+    )  # fmt: skip
+
+
+def terms_of(step: Step) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = step.model.callers("loss")[-1][1](step=step)
+    return found
+
+
+def entropy(step: Step, z: Tensor, codes: list[Tensor]) -> float:
+    return float(code_entropy(step.model.codec.quantizer, z, codes, temperature=0.1).mean().detach())
+
+
+def test_identity_and_restored_want_the_codes_of_the_source(surroundings: Surroundings) -> None:
+    step = step_of(surroundings)
+    found = {name: float(term.detach()) for name, term in terms_of(step).items()}
+    assert set(found) == {"identity", "restored"}
+    bare = step.bare_pass
+    assert found["identity"] == pytest.approx(entropy(step, bare.at("latent"), bare.codes)), "new, so the same"
+    objective: Any = step.model.attached["code_prediction"]
+    moved = BarePass(step.model.codec, objective.another_voice(step))
+    assert any(not torch.equal(a, b) for a, b in zip(moved.codes, bare.codes, strict=True)), "another voice"
+    assert found["restored"] == pytest.approx(entropy(step, moved.at("latent"), bare.codes)), "to the original's codes"
+
+
+def test_a_source_that_is_not_moved_is_restored_as_it_is(surroundings: Surroundings) -> None:
+    step = step_of(surroundings, semitones=0.0, formants=0.0, equaliser_db=0.0)
+    objective: Any = step.model.attached["code_prediction"]
+    assert float((objective.another_voice(step) - step.audio).abs().max()) < 0.05
+
+
+def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Surroundings) -> None:
+    audio = surroundings.audio
+    recorded = audio.clone()
+    recorded[0] = 0  # a target who says nothing
+    recorded = torch.cat([recorded] * TARGETS)
+    step = step_of(surroundings, (recorded, torch.full((len(recorded),), audio.shape[-1])), parallel=True)
+    objective: Any = step.model.attached["code_prediction"]
+    codes, there = objective.target_codes(step)
+    assert bool((there == 1).all())
+    assert [len(level) for level in codes] == [TARGETS * len(audio)] * len(codes)
+    silence = step.model.codec.encode(torch.zeros_like(audio[:1]))
+    for level, bare, silent in zip(codes, step.bare_pass.codes, silence, strict=True):
+        assert float((level[1] == bare[1]).float().mean()) > 0.8, "who said it himself says it again"
+        assert float((level[0] == silent[0]).float().mean()) > 0.8
+    expected = entropy(step, step.converted_latents.z, codes)
+    assert float(terms_of(step)["parallel"].detach()) == pytest.approx(expected)
+
+
+def test_targets_without_a_recording_count_for_nothing(surroundings: Surroundings) -> None:
+    audio = torch.cat([surroundings.audio] * TARGETS)
+    lengths = torch.full((len(audio),), audio.shape[-1])
+    whole = step_of(surroundings, (audio, lengths), parallel=True)
+    none = lengths.clone()
+    none[1:] = 0
+    step = step_of(surroundings, (audio, none), parallel=True)
+    objective: Any = whole.model.attached["code_prediction"]
+    codes = [level[:1] for level in objective.target_codes(whole)[0]]
+    expected = entropy(step, step.converted_latents.z[:1], codes)
+    assert float(terms_of(step)["parallel"].detach()) == pytest.approx(expected)
+    nothing = terms_of(step_of(surroundings, (audio, torch.zeros_like(lengths)), parallel=True))
+    assert float(nothing["parallel"].detach()) == 0
+
+
+def test_speech_in_which_nobody_says_the_same_is_refused(surroundings: Surroundings) -> None:
+    with pytest.raises(UserError, match="'code_prediction': no two speakers of this data say the same"):
+        terms_of(step_of(surroundings, None, parallel=True))
+
+
+def test_nothing_is_decoded(surroundings: Surroundings) -> None:
+    step = step_of(surroundings)
+    called: list[int] = []
+    handle = surroundings.codec.decoder.model[0].register_forward_hook(lambda *_: called.append(1))
+    try:
+        sum(term for _, loss in step.model.callers("loss") for term in loss(step=step).values()).backward()  # type: ignore[union-attr]
+    finally:
+        handle.remove()
+    assert not called
+
+
+def test_an_arm_that_leaves_the_codes_alone_is_refused(surroundings: Surroundings) -> None:
+    model = ConditionedCodec(
+        surroundings.codec, ["phase4_decoder_film", "code_prediction"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE
+    )
+    start = dict(model.callers("training_start"))["code_prediction"]
+    with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantiser"):
+        start(context=surroundings.context(model))
