@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from plugins.objectives.before_vq import require_edits_before_vq
-from snac_core import Step, Strategy, UserError, hookimpl
+from snac_core import Conditioning, Step, Strategy, UserError, hookimpl
 from snac_core.augment import change_voice, colour
 from snac_core.bare import BarePass
 from snac_core.losses import alignment, code_entropy
@@ -18,11 +18,13 @@ from snac_core.strategy import TrainingContext
 class CodePrediction(Strategy):
     """Cross-entropy of the codes that come out against those that should; no audio is decoded for it.
 
-    Three conversions whose codes are known:
+    Conversions whose codes are known:
 
     `identity`: the source under its own embedding has the bare codec's codes.
-    `restored`: a source whose pitch, formants and spectral balance were moved, under the original's embedding, has the
-    original's codes. Any speech teaches this.
+    `moved`: the source under the embedding of another voice, which is the source's with its pitch and formants moved,
+    has that voice's codes.
+    `restored`: that other voice, its spectral balance changed as well, has the source's codes under the source's
+    embedding. Any speech teaches these three.
     `parallel`: the source under a target's embedding has the codes of the target's own recording of the same words,
     aligned in time. Only where the data has such recordings: synthetic speakers, VCTK's common sentences.
 
@@ -35,9 +37,9 @@ class CodePrediction(Strategy):
     class Config(Strategy.Config):
         parallel: bool = Field(False, description="Predict the codes of the target's recording of the same words.")
         temperature: float = Field(0.1, gt=0, description="Of the softmax over cosines to a codebook's entries.")
-        semitones: float = Field(6.0, ge=0, description="Largest change of pitch to undo, either way.")
-        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest relative change of formants to undo.")
-        equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random equaliser to undo; 0: none.")
+        semitones: float = Field(6.0, ge=0, description="Largest change of pitch, either way.")
+        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest relative change of formants.")
+        equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random equaliser in restored; 0: none.")
 
     @hookimpl
     def training_start(self, context: TrainingContext) -> None:
@@ -46,26 +48,34 @@ class CodePrediction(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`identity`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
+        """`identity`, `moved`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
         own_codes = step.bare_pass.codes
-        moved = self.another_voice(step)
+        moved, disguised = self.other_voices(step)
+        with torch.no_grad():
+            there = Conditioning(step.teacher(moved, step.sample_rate), encoder=step.own.encoder)
         terms = {
             "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
-            "restored": self._entropy(step, step.model.latents(moved, step.own).z, own_codes).mean(),
+            "moved": self._entropy(
+                step, step.model.latents(step.audio, there, bare=step.bare_pass).z, step.model.latents(moved).codes
+            ).mean(),
+            "restored": self._entropy(step, step.model.latents(disguised, step.own).z, own_codes).mean(),
         }
         if self.config.parallel:
-            wanted, there = self.target_codes(step)
-            found = self._entropy(step, step.converted_latents.z, wanted) * there
-            terms["parallel"] = found.sum() / there.sum().clamp(min=1)
+            wanted, known = self.target_codes(step)
+            found = self._entropy(step, step.converted_latents.z, wanted) * known
+            terms["parallel"] = found.sum() / known.sum().clamp(min=1)
         return terms
 
-    def another_voice(self, step: Step) -> Tensor:
-        """The batch (B, 1, T) with changes of its own for every item, uniform within the settings."""
-        draw = generator(step.sampler.seed, step.index, "voices to restore")
+    def other_voices(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The batch (B, 1, T) with pitch and formants moved, uniformly within the settings, and that in other colours.
+
+        Each item by amounts of its own.
+        """
+        draw = generator(step.sampler.seed, step.index, "other voices")
         pitch, formants = 2 * torch.rand(2, len(step.audio), generator=draw) - 1
         config, rate = self.config, step.sample_rate
-        audio = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
-        return colour(audio, rate, config.equaliser_db, draw) if config.equaliser_db else audio
+        moved = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
+        return moved, colour(moved, rate, config.equaliser_db, draw) if config.equaliser_db else moved
 
     @torch.no_grad()
     def target_codes(self, step: Step) -> tuple[list[Tensor], Tensor]:

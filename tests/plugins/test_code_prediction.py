@@ -49,22 +49,46 @@ def entropy(step: Step, z: Tensor, codes: list[Tensor]) -> float:
     return float(code_entropy(step.model.codec.quantizer, z, codes, temperature=0.1).mean().detach())
 
 
-def test_identity_and_restored_want_the_codes_of_the_source(surroundings: Surroundings) -> None:
+def test_identity_and_restored_want_the_codes_of_the_source_and_moved_those_of_the_other_voice(
+    surroundings: Surroundings,
+) -> None:
     step = step_of(surroundings)
     found = {name: float(term.detach()) for name, term in terms_of(step).items()}
-    assert set(found) == {"identity", "restored"}
-    bare = step.bare_pass
-    assert found["identity"] == pytest.approx(entropy(step, bare.at("latent"), bare.codes)), "new, so the same"
+    assert set(found) == {"identity", "moved", "restored"}
     objective: Any = step.model.attached["code_prediction"]
-    moved = BarePass(step.model.codec, objective.another_voice(step))
-    assert any(not torch.equal(a, b) for a, b in zip(moved.codes, bare.codes, strict=True)), "another voice"
-    assert found["restored"] == pytest.approx(entropy(step, moved.at("latent"), bare.codes)), "to the original's codes"
+    codec, bare = step.model.codec, step.bare_pass
+    moved, disguised = (BarePass(codec, audio) for audio in objective.other_voices(step))
+    assert len({float(one.at("latent").norm()) for one in (bare, moved, disguised)}) == 3, "three voices"
+    # a new adapter changes nothing
+    assert found["identity"] == pytest.approx(entropy(step, bare.at("latent"), bare.codes))
+    assert found["moved"] == pytest.approx(entropy(step, bare.at("latent"), moved.codes))
+    assert found["restored"] == pytest.approx(entropy(step, disguised.at("latent"), bare.codes))
 
 
-def test_a_source_that_is_not_moved_is_restored_as_it_is(surroundings: Surroundings) -> None:
+def test_moved_is_asked_for_under_the_embedding_of_the_other_voice(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = step_of(surroundings)
+    objective: Any = step.model.attached["code_prediction"]
+    asked: list[Tensor] = []
+    path = ConditionedCodec.latents
+
+    def listening(model: ConditionedCodec, audio: Tensor, cond: Any = None, **more: Any) -> Any:
+        asked.append(torch.zeros(0) if cond is None else cond.speaker)
+        return path(model, audio, cond, **more)
+
+    monkeypatch.setattr(ConditionedCodec, "latents", listening)
+    terms_of(step)
+    moved, _ = objective.other_voices(step)
+    embedding = surroundings.teacher(moved, 16000)
+    assert any(speaker.shape == embedding.shape and torch.allclose(speaker, embedding) for speaker in asked)
+
+
+def test_voices_that_are_not_moved_are_the_source(surroundings: Surroundings) -> None:
     step = step_of(surroundings, semitones=0.0, formants=0.0, equaliser_db=0.0)
     objective: Any = step.model.attached["code_prediction"]
-    assert float((objective.another_voice(step) - step.audio).abs().max()) < 0.05
+    for voice in objective.other_voices(step):
+        assert float((voice - step.audio).abs().max()) < 0.05
 
 
 def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Surroundings) -> None:
