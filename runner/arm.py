@@ -84,7 +84,7 @@ class Arm:
         table = materials.table
         if settings.shuffled:  # every speaker is conditioned on as another one, always the same; what scores stays
             shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
-            table = replace(table, conditioning=table.conditioning.roll(shift, 0))
+            table = replace(table, conditioning=table.conditioning.roll(shift, 0), shuffled=True)
         sampler = SpeakerSampler(table, seed)
         for name, hook in model.callers("training_start"):
             hook(context=TrainingContext(model, sampler, table.names, generator(seed, name, "training start")))

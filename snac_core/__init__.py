@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snac_core.codec import SNAC as SNAC
     from snac_core.conditioned import ConditionedCodec as ConditionedCodec
+    from snac_core.conditioned import Latents as Latents
     from snac_core.conditioned import Reconstruction as Reconstruction
     from snac_core.conditioning import Conditioning as Conditioning
     from snac_core.errors import UserError as UserError
@@ -32,6 +33,7 @@ _HOMES = {
     "ConditionedCodec": "conditioned",
     "Conditioning": "conditioning",
     "Conversion": "metric",
+    "Latents": "conditioned",
     "Metric": "metric",
     "Reconstruction": "conditioned",
     "SpeakerEncoder": "speakers.encoder",

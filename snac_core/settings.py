@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -72,6 +72,9 @@ def _kind(annotation: Any) -> str:
     if annotation is NoneType:
         return "nothing"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = [limit for note in arguments[1:] for limit in getattr(note, "metadata", ())]
+        return ", ".join([_kind(arguments[0]), *(_limit(limit) for limit in limits)])
     if origin is Literal:
         return " | ".join(json.dumps(choice) for choice in arguments)
     if annotation is bool:

@@ -71,6 +71,13 @@ class Step:
         self.own_reference = table.reference[speaker_ids].to(audio.device)
         self.target_reference = table.reference[target_ids].to(audio.device)
 
+    @torch.no_grad()
+    def conditioning_of(self, audio: Tensor) -> Conditioning:
+        """Conditioning on the voices in audio (B, 1, T), as the teacher hears them; on wrong ones in a shuffled arm."""
+        embeddings: Tensor = self.teacher(audio, self.sample_rate)
+        table = self.sampler.table
+        return Conditioning(embeddings.roll(1, 0) if table.shuffled else embeddings, encoder=table.encoder)
+
     @property
     def identity(self) -> Reconstruction:
         """The batch conditioned on its own speakers: B rows."""

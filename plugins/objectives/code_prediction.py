@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from plugins.objectives.before_vq import require_edits_before_vq
-from snac_core import Conditioning, Step, Strategy, UserError, hookimpl
+from snac_core import Step, Strategy, UserError, hookimpl
 from snac_core.augment import change_voice, colour
 from snac_core.bare import BarePass
 from snac_core.losses import alignment, code_entropy
@@ -16,9 +16,9 @@ from snac_core.strategy import TrainingContext
 
 
 class CodePrediction(Strategy):
-    """Cross-entropy of the codes that come out against those that should; no audio is decoded for it.
+    """Cross-entropy of the codes that come out against those that should.
 
-    Conversions whose codes are known:
+    Conversions whose codes are known (no gradient passes the decoder for them):
 
     `identity`: the source under its own embedding has the bare codec's codes.
     `moved`: the source under the embedding of another voice, which is the source's with its pitch and formants moved,
@@ -51,18 +51,16 @@ class CodePrediction(Strategy):
         """`identity`, `moved`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
         own_codes = step.bare_pass.codes
         moved, disguised = self.other_voices(step)
-        with torch.no_grad():
-            there = Conditioning(step.teacher(moved, step.sample_rate), encoder=step.own.encoder)
+        there = step.model.latents(step.audio, step.conditioning_of(moved), bare=step.bare_pass)
         terms = {
             "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
-            "moved": self._entropy(
-                step, step.model.latents(step.audio, there, bare=step.bare_pass).z, step.model.latents(moved).codes
-            ).mean(),
+            "moved": self._entropy(step, there.z, step.model.codec.encode(moved)).mean(),
             "restored": self._entropy(step, step.model.latents(disguised, step.own).z, own_codes).mean(),
         }
         if self.config.parallel:
             wanted, known = self.target_codes(step)
-            found = self._entropy(step, step.converted_latents.z, wanted) * known
+            frames = wanted[0].shape[-1] * step.model.codec.vq_strides[0]
+            found = self._entropy(step, step.converted_latents.z[..., :frames], wanted) * known
             terms["parallel"] = found.sum() / known.sum().clamp(min=1)
         return terms
 
@@ -81,7 +79,8 @@ class CodePrediction(Strategy):
     def target_codes(self, step: Step) -> tuple[list[Tensor], Tensor]:
         """Codes, one (N * B, F / stride) per level, of the targets' recordings in the timing of the sources.
 
-        Also which rows (N * B,) have a recording, 1 or 0.
+        F are the frames that lie within the sources, without what they are padded with; at least one of the coarsest
+        code. Also which rows (N * B,) have a recording, 1 or 0.
 
         Raises:
             UserError: where no two speakers of the data say the same.
@@ -90,7 +89,9 @@ class CodePrediction(Strategy):
             raise UserError(f"{self.name!r}: no two speakers of this data say the same words; set parallel = false")
         recorded, lengths = step.parallel
         codec = step.model.codec
-        sources = codec.preprocess(step.audio).repeat(len(recorded) // len(step.audio), 1, 1)
+        block = codec.hop_length * codec.vq_strides[0]
+        sources = step.audio if step.audio.shape[-1] >= block else codec.preprocess(step.audio)
+        sources = sources[..., : sources.shape[-1] // block * block].repeat(len(recorded) // len(step.audio), 1, 1)
         path = alignment(sources, recorded, lengths, step.sample_rate, hop=codec.hop_length)
         z = BarePass(codec, recorded).at("latent")
         aligned = z.gather(2, path.unsqueeze(1).expand(-1, z.shape[1], -1))

@@ -87,7 +87,8 @@ def synthesize(
     texts = _texts(sentences, seed)
     if not 0 <= held_out < len(texts):
         raise UserError(f"{held_out} of {len(texts)} sentences were to be held out; expected 0 to {len(texts) - 1}")
-    said = {"train": texts[: len(texts) - held_out]}
+    apart = texts[-held_out:] if held_out else texts
+    said = {"train": texts[: len(texts) - held_out], "dev": apart, "test": apart}
     chosen = choose_voices(speakers, seed)
     made_with: dict[str, object] = {"recipe": _RECIPE, "voices": chosen, "texts": texts, "seed": seed}
     if held_out:
@@ -102,7 +103,7 @@ def synthesize(
         done = 0
         for split, names in chosen.items():
             for name in names:
-                folder, spoken = working / split / name.replace(" ", "_"), said.get(split, texts[-held_out:])
+                folder, spoken = working / split / name.replace(" ", "_"), said[split]
                 splits[split] += _speak(folder, name, split, spoken, seed, sexes[name])
                 done += 1
                 if progress:

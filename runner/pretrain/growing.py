@@ -61,11 +61,13 @@ def widen(codec: SNAC, encoder_dim: int, decoder_dim: int, *, seed: int) -> SNAC
         seed: of the new weights.
 
     Raises:
-        UserError: for narrower layers than there are, or a codec with attention, whose norms count all channels.
+        UserError: for no wider layers than there are, or a codec with attention, whose norms count all channels.
     """
     for name, width in (("encoder_dim", encoder_dim), ("decoder_dim", decoder_dim)):
         if width < codec.config[name]:
             raise UserError(f"{name} {width}; a codec of {codec.config[name]} can be widened, not narrowed")
+    if (encoder_dim, decoder_dim) == (codec.config["encoder_dim"], codec.config["decoder_dim"]):
+        raise UserError(f"the codec is {encoder_dim} and {decoder_dim} wide already")
     if codec.attn_window_size is not None:
         raise UserError("a codec with attention cannot be widened: its layer norms would hear the new channels")
     config = {**codec.config, "encoder_dim": encoder_dim, "decoder_dim": decoder_dim, "latent_dim": None}
@@ -89,17 +91,19 @@ def widen(codec: SNAC, encoder_dim: int, decoder_dim: int, *, seed: int) -> SNAC
 
 def _put_into(layer: WNConv1d | WNConvTranspose1d, old: WNConv1d | WNConvTranspose1d) -> None:
     """Give the first channels of a convolution another's weights, and silence what they would hear of the rest."""
-    weight, kept = layer.weight.clone(), old.weight
-    rows, columns = kept.shape[:2]
-    if isinstance(layer, WNConvTranspose1d):
-        weight[rows:, :columns] = 0  # (in, out, kernel)
-    else:
-        weight[:rows, columns:] = 0  # (out, in, kernel); a depthwise one has a single column
-    weight[:rows, :columns] = kept
-    normed = layer.parametrizations["weight"]
+    normed, kept = layer.parametrizations["weight"], old.parametrizations["weight"]
     assert isinstance(normed, WeightNorm)
-    normed.original1.copy_(weight)
-    normed.original0.copy_(torch.norm_except_dim(weight, 2, 0))
+    assert isinstance(kept, WeightNorm)
+    length, direction = normed.original0, normed.original1
+    rows, columns = kept.original1.shape[:2]
+    if isinstance(layer, WNConvTranspose1d):  # (in, out, kernel): the old rows go on to new channels too
+        direction[:rows, :columns] = old.weight
+        direction[rows:, :columns] = 0
+        length.copy_(torch.norm_except_dim(direction, 2, 0))
+    else:  # (out, in, kernel); a depthwise one has a single column
+        direction[:rows, :columns] = kept.original1
+        direction[:rows, columns:] = 0
+        length[:rows] = kept.original0
     if layer.bias is not None:
         assert old.bias is not None
         layer.bias[: len(old.bias)] = old.bias

@@ -18,7 +18,9 @@ def rate(settings: PretrainSettings, step: int, peak: float) -> float:
     return peak * (settings.lr_min_ratio + (1 - settings.lr_min_ratio) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def adamw(network: nn.Module, settings: PretrainSettings, codebook_lr: float = 1.0) -> torch.optim.AdamW:
+def adamw(
+    network: nn.Module, weight_decay: float, betas: tuple[float, float], codebook_lr: float = 1.0
+) -> torch.optim.AdamW:
     """AdamW with decay on matrices only; `scale` of a group is its rate relative to the others'."""
     matrices, others, codebooks = [], [], []
     for name, parameter in network.named_parameters():
@@ -29,8 +31,8 @@ def adamw(network: nn.Module, settings: PretrainSettings, codebook_lr: float = 1
         else:
             others.append(parameter)
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay, "scale": 1.0},
+        {"params": matrices, "weight_decay": weight_decay, "scale": 1.0},
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
         {"params": codebooks, "weight_decay": 0.0, "scale": codebook_lr},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=settings.betas)
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas)

@@ -99,7 +99,9 @@ class PretrainSettings(Settings):
     lr_warmup: int = Field(100, ge=0, description="Steps until the peak.")
     lr_min_ratio: Share = Field(0.02, description="Last learning rate relative to the peak; a cosine leads there.")
     weight_decay: float = Field(1e-3, ge=0, description="Of AdamW, on matrices only.")
-    betas: tuple[Beta, Beta] = Field((0.8, 0.99), description="Of AdamW; long memories suit weights that are done.")
+    betas: tuple[Beta, Beta] = Field(
+        (0.8, 0.99), description="Of the codec's AdamW; long memories suit weights that are done."
+    )
     grad_clip: float = Field(5.0, gt=0, description="Largest gradient norm of the codec.")
     ema: float = Field(0.999, ge=0, lt=1, description="Memory of the averaged weights, which are the ones kept.")
     seed: int = Field(0, ge=0, description="Of everything random.")

@@ -50,9 +50,10 @@ def alignment(source: Tensor, target: Tensor, lengths: Tensor, sample_rate: int,
         hop: samples of a frame.
 
     Returns:
-        (M, K) frames of the target, never going back, for the K = T / hop (rounded down) frames of the source.
+        (M, K) frames of the target, never going back, for the K = T / hop (rounded down, at least 1) frames of the
+        source; any frame where there is no target.
     """
-    spectra = (_log_mel(audio, sample_rate, hop)[..., : audio.shape[-1] // hop] for audio in (source, target))
+    spectra = (_log_mel(x, sample_rate, hop)[..., : max(1, x.shape[-1] // hop)] for x in (source, target))
     one, other = (x - x.mean(1, keepdim=True) for x in spectra)
     there = _counting(lengths, hop, other)
     means = (other * there.unsqueeze(1)).sum(2, keepdim=True) / there.sum(1).clamp(min=1)[:, None, None]

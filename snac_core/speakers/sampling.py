@@ -54,6 +54,7 @@ class SpeakerTable:
         reference: (P, S) unit norm, from other audio than `conditioning`; what its output is compared with.
         encoder: digest of the encoder.
         parts: (P, K, S) unit norm, of K single parts of the audio that `reference` is the mean of; None: only the mean.
+        shuffled: whether `conditioning` holds other speakers' embeddings on purpose, as a control.
     """
 
     names: tuple[str, ...]
@@ -61,6 +62,7 @@ class SpeakerTable:
     reference: Tensor
     encoder: str
     parts: Tensor | None = None
+    shuffled: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

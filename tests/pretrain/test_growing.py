@@ -104,8 +104,17 @@ def test_every_new_channel_can_be_trained() -> None:
     assert (wide.get_parameter(first) != before[first]).any(dim=(1, 2)).all()
 
 
-def test_narrower_layers_and_attention_are_refused() -> None:
+def test_a_codec_can_be_widened_whose_new_levels_say_nothing_yet() -> None:
+    codec = add_levels(SNAC.from_config(SMALL), [1], seed=0).eval()
+    audio = 0.1 * torch.randn(1, 1, 640)
+    with torch.no_grad():
+        torch.testing.assert_close(widen(codec, 12, 160, seed=0)(audio)[0], codec(audio)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_no_wider_layers_and_attention_are_refused() -> None:
     codec = SNAC.from_config(SMALL)
+    with pytest.raises(UserError, match="the codec is 8 and 96 wide already"):
+        widen(codec, 8, 96, seed=0)
     with pytest.raises(UserError, match="decoder_dim 48; a codec of 96 can be widened"):
         widen(codec, 8, 48, seed=0)
     attending = SNAC.from_config({**SMALL, "decoder_dim": 64, "attn_window_size": 4})
