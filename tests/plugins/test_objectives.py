@@ -232,7 +232,7 @@ def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameter
 # -------------------------------------------------------------------- adversaries
 
 
-@pytest.mark.parametrize(("width", "period", "spectral"), [(1024, 41.1e6, 0.283e6), (192, 1.45e6, 0.011e6)])
+@pytest.mark.parametrize(("width", "period", "spectral"), [(1024, 41.1e6, 0.283e6), (256, 2.58e6, 0.019e6)])
 def test_critics_are_as_wide_as_the_decoder(width: int, period: float, spectral: float) -> None:
     taps = Taps(SPEAKER_DIM, (Tap("quantized", 8, 50.0), Tap("decoder_0", width, 50.0)))
     cls = CATALOGUE.strategies["adversarial"]
