@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from plugins.objectives.before_vq import require_edits_before_vq
-from snac_core import Step, Strategy, UserError, hookimpl
+from plugins.objectives.requirements import parallel_speech, require_edits_before_vq
+from snac_core import Step, Strategy, hookimpl
 from snac_core.augment import change_voice, colour
 from snac_core.bare import BarePass
 from snac_core.losses import alignment, code_entropy
@@ -85,9 +85,7 @@ class CodePrediction(Strategy):
         Raises:
             UserError: where no two speakers of the data say the same.
         """
-        if step.parallel is None:
-            raise UserError(f"{self.name!r}: no two speakers of this data say the same words; set parallel = false")
-        recorded, lengths = step.parallel
+        recorded, lengths = parallel_speech(self, step)
         codec = step.model.codec
         block = codec.hop_length * codec.vq_strides[0]
         sources = step.audio if step.audio.shape[-1] >= block else codec.preprocess(step.audio)

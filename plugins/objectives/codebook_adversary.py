@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plugins.objectives.before_vq import require_edits_before_vq
+from plugins.objectives.requirements import require_edits_before_vq
 from snac_core import Step, Strategy, Taps, hookimpl
 from snac_core.critics import listening
 from snac_core.strategy import TrainingContext

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
+from plugins.objectives.requirements import parallel_speech
 from snac_core import Step, Strategy, Taps, UserError, hookimpl
 from snac_core.conditioning import Conditioning
 from snac_core.losses import MultiScaleSTFT, aligned_distance
@@ -44,9 +45,7 @@ class Content(Strategy):
             back = step.model.reconstruct(there, Conditioning.cat([step.own] * copies)).audio
             terms["cycle"] = self.stft(back, step.audio.repeat(copies, 1, 1))
         if self.config.parallel:
-            if step.parallel is None:
-                raise UserError(f"{self.name!r}: no two speakers of this data say the same words; set parallel = false")
-            recorded, lengths = step.parallel
+            recorded, lengths = parallel_speech(self, step)
             distance = aligned_distance(step.converted.audio, recorded, lengths, step.sample_rate)
             terms["parallel"] = distance.sum() / (lengths > 0).sum().clamp(min=1)
         return terms

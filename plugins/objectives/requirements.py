@@ -1,8 +1,10 @@
-"""Objectives about the codes can only teach what acts before the quantiser."""
+"""What an objective cannot do without, refused by name where it is missing."""
 
 from __future__ import annotations
 
-from snac_core import ConditionedCodec, Strategy, UserError
+from torch import Tensor
+
+from snac_core import ConditionedCodec, Step, Strategy, UserError
 from snac_core.taps import is_before_vq
 
 
@@ -13,3 +15,10 @@ def require_edits_before_vq(objective: Strategy, model: ConditionedCodec) -> Non
             f"{objective.name!r} is about the codes, which {' + '.join(model.strategies)} leaves as they are; "
             f"add a strategy that acts before the quantiser"
         )
+
+
+def parallel_speech(objective: Strategy, step: Step) -> tuple[Tensor, Tensor]:
+    """The targets' recordings of the same words and their lengths, as in `Step.parallel`; UserError without any."""
+    if step.parallel is None:
+        raise UserError(f"{objective.name!r}: no two speakers of this data say the same words; set parallel = false")
+    return step.parallel
