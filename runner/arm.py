@@ -27,6 +27,15 @@ from snac_core.step import Step
 from snac_core.strategy import CRITIC, TrainingContext
 
 SYNTHETIC = "spk_synth"  # a term of this name is also logged without its strategy's, as spk_id and spk_vc are
+_LISTEN_EVERY = 10  # steps between looks at the teacher's distances where no loss asks for audio
+
+
+@torch.no_grad()
+def teachers_view(step: Step) -> dict[str, float]:
+    """How far the outputs are from their speakers, by the teacher: what training curves show beside the losses."""
+    spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
+    spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
+    return {"spk_id": spk_id, "spk_vc": spk_vc, "gap": spk_vc - spk_id}
 
 
 @dataclass
@@ -121,9 +130,7 @@ class Arm:
         with self.model.codec.fixed_noise(derive(self.seed, index, "noise")):
             step = self.make_step(index, bare, speakers, targets)
             terms = terms_of(step, "loss")
-            with torch.no_grad():
-                spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
-                spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
+            curves = teachers_view(step) if step.heard or index % _LISTEN_EVERY == 1 else {}
             clip, rate = self.settings.grad_clip, self._rate(self.settings.lr, index)
             loss = self.weighted(terms)
             self._update(self.optimizer, loss, rate, clip, terms, index)
@@ -139,9 +146,7 @@ class Arm:
             "lr": self.optimizer.param_groups[0]["lr"],
             "loss": float(loss.detach()),
             **logged,
-            "spk_id": spk_id,
-            "spk_vc": spk_vc,
-            "gap": spk_vc - spk_id,
+            **curves,
             **{SYNTHETIC: logged[name] for name in logged if name.endswith(f"/{SYNTHETIC}")},  # noqa: B035
         }
 

@@ -92,7 +92,10 @@ def _run_seed(
         atomic.write_json(arm.folder / "config.json", configs[arm.settings.title, seed])
 
     def tell(step: int, steps: int, logged: dict[str, dict[str, float]]) -> None:
-        shown = "  ".join(f"{title}: gap {values['gap']:.3f}" for title, values in logged.items())
+        shown = "  ".join(
+            f"{title}: gap {values['gap']:.3f}" if "gap" in values else f"{title}: loss {values['loss']:.3f}"
+            for title, values in logged.items()
+        )
         console.step(f"seed {seed}: training {len(training)} arm(s) side by side", step, steps, shown)
 
     def finish(arm: Arm, status: str, pace: float | None = None, **extra: Any) -> None:

@@ -89,6 +89,11 @@ class Step:
         return self._both[1]
 
     @property
+    def heard(self) -> bool:
+        """Whether `identity` and `converted` are there: decoded, because something asked for them."""
+        return "_both" in self.__dict__
+
+    @property
     def identity_latents(self) -> Latents:
         """`identity` without its audio: nothing is decoded for it."""
         return self._latents[: len(self.audio)]

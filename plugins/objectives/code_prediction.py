@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from plugins.objectives.requirements import parallel_speech, require_edits_before_vq
 from snac_core import Step, Strategy, hookimpl
@@ -13,6 +14,8 @@ from snac_core.bare import BarePass
 from snac_core.losses import alignment, code_entropy
 from snac_core.seeding import generator
 from snac_core.strategy import TrainingContext
+
+_CONTEXT = 16  # frames of the latent on either side of a stretch that is encoded by itself
 
 
 class CodePrediction(Strategy):
@@ -91,7 +94,12 @@ class CodePrediction(Strategy):
         sources = step.audio if step.audio.shape[-1] >= block else codec.preprocess(step.audio)
         sources = sources[..., : sources.shape[-1] // block * block].repeat(len(recorded) // len(step.audio), 1, 1)
         path = alignment(sources, recorded, lengths, step.sample_rate, hop=codec.hop_length)
-        z = BarePass(codec, recorded).at("latent")
+        # only what the sources are aligned with is encoded, and what the encoder sees around it
+        start = (path.amin(1, keepdim=True) - _CONTEXT).clamp(min=0)
+        path = path - start
+        span = (int(path.max()) + 1 + _CONTEXT) * codec.hop_length
+        samples = start * codec.hop_length + torch.arange(span, device=path.device)
+        z = BarePass(codec, F.pad(recorded.squeeze(1), (0, span)).gather(1, samples).unsqueeze(1)).at("latent")
         aligned = z.gather(2, path.unsqueeze(1).expand(-1, z.shape[1], -1))
         codes: list[Tensor] = codec.quantizer(aligned)[1]
         return codes, (lengths > 0).to(z)

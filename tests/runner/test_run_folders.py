@@ -63,6 +63,15 @@ def test_metrics_and_log_tell_the_same_of_every_step(finished: Path) -> None:
     assert "voice_conversion/recon=" in lines[0]
 
 
+def test_where_no_loss_asks_for_audio_the_teacher_listens_every_tenth_step(bench: Bench, tmp_path: Path) -> None:
+    options = bench.options(steps=12, shuffled=False, objectives=["code_prediction"])
+    assert runner("ablate", "--strategies", "phase6_encoder_adapter", "--out", tmp_path / "study", *options) == 0
+    told = [r for r in records(tmp_path / "study" / "phase6_encoder_adapter" / "seed0") if "dev" not in r]
+    assert [record["step"] for record in told if "gap" in record] == [1, 11]
+    terms = {f"code_prediction/{term}" for term in ("identity", "moved", "restored")}
+    assert all(terms | {"phase6_encoder_adapter/commitment", "loss"} <= record.keys() for record in told)
+
+
 def test_epochs_and_batches_are_counted_from_1(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 3, 0)
     for step in range(1, 8):
