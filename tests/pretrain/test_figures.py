@@ -14,6 +14,7 @@ from runner.pretrain.figures import choose_items, decode_coarse, figures
 from runner.pretrain.presets import PRESETS, codec_config, recipe
 from runner.pretrain.words import wer_cost
 from snac_core.codec import SNAC
+from snac_core.codec.loading import ASSETS
 from snac_core.errors import UserError
 from snac_core.speakers import load_speaker_encoder
 
@@ -94,7 +95,8 @@ def test_every_preset_makes_a_codec_and_its_crops_need_no_padding(name: str) -> 
 def test_the_tiny_preset_is_the_configuration_of_the_bundled_base() -> None:
     bundled = SNAC.from_pretrained("tiny")
     assert SNAC.from_config(codec_config("tiny")).config == bundled.config
-    assert sum(p.numel() for p in bundled.parameters()) * 4 < 8e6
+    assert (ASSETS / "tiny" / "model.safetensors").stat().st_size < 8_000_000
+    assert all(parameter.dtype == torch.float32 for parameter in bundled.parameters()), "kept as fp16, used as fp32"
 
 
 def test_changes_of_a_preset_reach_nested_settings_and_unknown_presets_are_named() -> None:
