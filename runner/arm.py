@@ -14,13 +14,12 @@ from torch import Tensor
 
 from runner.config import ArmSettings
 from runner.materials import Materials
-from runner.terms import TrainingFailure, terms_of
+from runner.terms import TrainingFailure, teachers_view, terms_of
 from snac_core import atomic
 from snac_core.bare import BarePass
 from snac_core.checkpoint import load_state, state_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError, nearest
-from snac_core.losses import cosine_distance
 from snac_core.seeding import derive, generator
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import Step
@@ -28,14 +27,6 @@ from snac_core.strategy import CRITIC, TrainingContext
 
 SYNTHETIC = "spk_synth"  # a term of this name is also logged without its strategy's, as spk_id and spk_vc are
 _LISTEN_EVERY = 10  # steps between looks at the teacher's distances where no loss asks for audio
-
-
-@torch.no_grad()
-def teachers_view(step: Step) -> dict[str, float]:
-    """How far the outputs are from their speakers, by the teacher: what training curves show beside the losses."""
-    spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
-    spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
-    return {"spk_id": spk_id, "spk_vc": spk_vc, "gap": spk_vc - spk_id}
 
 
 @dataclass

@@ -1,11 +1,13 @@
-"""What the losses of a step return: raw scalar terms, each under the name of its strategy."""
+"""What a step is measured by: raw scalar terms, each under the name of its strategy, and the teacher's distances."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from snac_core.losses import cosine_distance
 from snac_core.step import Step
 
 
@@ -31,3 +33,11 @@ def _shape(found: Any) -> str:
         return "None" if found is None else type(found).__name__
     shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in found.items()}
     return f"{shapes}"
+
+
+@torch.no_grad()
+def teachers_view(step: Step) -> dict[str, float]:
+    """How far the outputs are from their speakers, by the teacher: what training curves show beside the losses."""
+    spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
+    spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
+    return {"spk_id": spk_id, "spk_vc": spk_vc, "gap": spk_vc - spk_id}
