@@ -57,12 +57,11 @@ class CodePrediction(Strategy):
         there = step.model.latents(step.audio, step.conditioning_of(moved), bare=step.bare_pass)
         as_moved = BarePass(step.model.codec, moved)
         as_disguised = as_moved if disguised is moved else BarePass(step.model.codec, disguised)
+        back = step.model.latents(disguised, step.own, bare=as_disguised)
         terms = {
             "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
             "moved": self._entropy(step, there.z, as_moved.codes).mean(),
-            "restored": self._entropy(
-                step, step.model.latents(disguised, step.own, bare=as_disguised).z, own_codes
-            ).mean(),
+            "restored": self._entropy(step, back.z, own_codes).mean(),
         }
         if self.config.parallel:
             wanted, known = self.target_codes(step)

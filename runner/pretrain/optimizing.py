@@ -19,7 +19,7 @@ def rate(settings: PretrainSettings, step: int, peak: float) -> float:
 
 
 def adamw(
-    network: nn.Module, weight_decay: float, betas: tuple[float, float], codebook_lr: float = 1.0
+    network: nn.Module, weight_decay: float, *, betas: tuple[float, float] = (0.8, 0.99), codebook_lr: float = 1.0
 ) -> torch.optim.AdamW:
     """AdamW with decay on matrices only; `scale` of a group is its rate relative to the others'."""
     matrices, others, codebooks = [], [], []

@@ -55,7 +55,9 @@ class Trainer:
         self.codec = codec.to(place.device).train()
         self.average = {name: value.detach().clone() for name, value in codec.state_dict().items()}
         self.parameters = list(codec.parameters())
-        self.optimizer = adamw(codec, settings.weight_decay, settings.betas, settings.quantiser.lr_scale)
+        self.optimizer = adamw(
+            codec, settings.weight_decay, betas=settings.betas, codebook_lr=settings.quantiser.lr_scale
+        )
         self.usage = Usage(codec.n_codebooks, codec.codebook_size, place.device)  # since entries were last moved
         self.use: dict[str, float] = {}  # of the codes in the last whole window
         self.distance = SpectralDistance(codec.sampling_rate).to(place.device)
@@ -72,7 +74,7 @@ class Trainer:
                     spectral_channels=how.spectral_channels,
                 ).to(place.device)
             self.critic_parameters = list(self.critics.parameters())
-            self.critic_optimizer = adamw(self.critics, settings.weight_decay, (0.8, 0.99))
+            self.critic_optimizer = adamw(self.critics, settings.weight_decay)
         q, new = settings.quantiser, settings.start is None  # with weights to start from the codes are alive
         self.continuous = (300 if new else 0) if q.continuous is None else q.continuous
         self.blending = (300 if new else 0) if q.blend is None else q.blend
