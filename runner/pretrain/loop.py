@@ -35,6 +35,7 @@ Share = tuple[Corpus, float]
 Say = Callable[[str], None]
 Tell = Callable[[int, int, str], None]
 _BESIDE_THE_POINT = {"data", "device", "log_every", "checkpoint_seconds", "listen_every", "loaders"}
+_MAY_CHANGE = _BESIDE_THE_POINT | {"steps"}  # of a training that is not at its end
 
 
 def pretrain(settings: PretrainSettings, out: str | Path, *, say: Say = print, tell: Tell | None = None) -> Path | None:
@@ -71,6 +72,7 @@ def pretrain(settings: PretrainSettings, out: str | Path, *, say: Say = print, t
             _load(trainer, checkpoint)
             if place.first:
                 say(f"continuing from step {trainer.step} of {settings.steps}")
+        _agree_on_the_end(out, settings, trainer.step, place, say)
         with _batches(trainer, corpora) as batches:
             finished = _train(trainer, batches, corpora, checkpoint, say, tell or (lambda *_: None))
         if place.first and finished:
@@ -169,7 +171,7 @@ def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place
         different = [
             f"{key}: {stored.get(key)!r} there, {value!r} asked for"
             for key, value in wanted.items()
-            if key not in _BESIDE_THE_POINT and stored.get(key) != value
+            if key not in _MAY_CHANGE and stored.get(key) != value
         ]
         different += [
             f"{key}: {str(found[key])[:12]} there, {str(value)[:12]} now"
@@ -189,6 +191,21 @@ def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place
     if place.first and not path.is_file():
         atomic.write_json(path, {"settings": wanted, **made_of})
     return out / "checkpoint" / "state.pt"
+
+
+def _agree_on_the_end(out: Path, settings: PretrainSettings, step: int, place: Place, say: Say) -> None:
+    """Let a training that stands at `step` end elsewhere than was said before; config.json keeps what was said."""
+    if step > settings.steps:
+        raise UserError(f"steps {settings.steps}, but the training in {out} is at step {step}; ask for more")
+    path = out / "config.json"
+    found = json.loads(path.read_text())
+    before = found["settings"]["steps"]
+    place.wait()
+    if place.first and before != settings.steps:
+        say(f"the rate falls towards step {settings.steps} from here; so far it fell towards {before}")
+        found["settings"]["steps"] = settings.steps
+        found["ends_before"] = [*found.get("ends_before", []), {"steps": before, "until_step": step}]
+        atomic.write_json(path, found)
 
 
 def _corpora(settings: PretrainSettings, out: Path, place: Place, say: Say) -> list[Share]:

@@ -88,6 +88,30 @@ def test_a_training_that_was_interrupted_and_continued_equals_one_that_was_not(
         pretrain(settings, parts, say=silent)
 
 
+def test_a_training_that_was_stopped_may_end_earlier_or_later_than_was_said(
+    small: str, speech: Path, tmp_path: Path
+) -> None:
+    settings = quick(small, speech, adversary=None, listen_every=0)
+
+    def interrupt(_done: int, _steps: int, _note: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    lines: list[str] = []
+    run = tmp_path / "run"
+    assert pretrain(settings, run, say=silent, tell=interrupt) is None  # after step 1
+    assert pretrain(settings.model_copy(update={"steps": 4}), run, say=lines.append, tell=interrupt) is None
+    assert "the rate falls towards step 4 from here; so far it fell towards 6" in lines
+    with pytest.raises(UserError, match=r"steps 1, but the training in .* is at step 2"):
+        pretrain(settings.model_copy(update={"steps": 1}), run, say=silent)
+    assert pretrain(settings.model_copy(update={"steps": 8}), run, say=silent) is not None
+    assert json.loads((run / "result.json").read_text())["steps"] == 8
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["steps"] == 8
+    assert config["ends_before"] == [{"steps": 6, "until_step": 1}, {"steps": 4, "until_step": 2}]
+    with pytest.raises(UserError, match="finished training"):
+        pretrain(settings.model_copy(update={"steps": 9}), run, say=silent)
+
+
 def test_another_training_is_refused_a_folder_that_is_taken(small: str, speech: Path, tmp_path: Path) -> None:
     settings = quick(small, speech, steps=1, adversary=None, listen_every=0)
     pretrain(settings, tmp_path / "run", say=silent)
