@@ -130,6 +130,14 @@ def test_the_moved_voice_has_the_targets_pitch_and_the_sources_length(bench: Ben
     assert np.median(found[found > 0]) == pytest.approx(180, rel=0.03)
 
 
+def test_the_moved_voice_is_the_same_every_time() -> None:
+    from runner.evaluate.moved_voice import change_voice
+
+    hiss = 0.05 * torch.randn(RATE, generator=torch.Generator().manual_seed(0))  # voiceless: Praat is random there
+    source = torch.cat([voice(120), hiss])
+    assert torch.equal(change_voice(source, RATE, 180.0, 1.1), change_voice(source, RATE, 180.0, 1.1))
+
+
 @pytest.fixture(scope="module")
 def materials(bench: Bench) -> Materials:
     return bench.materials(bench.study())
