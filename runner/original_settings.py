@@ -45,7 +45,7 @@ def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], l
         where: its name, for errors.
 
     Returns:
-        the settings, and a line for each key that has no meaning here, with the reason.
+        the settings, and a line for each key that has no meaning here or no effect in this file, with the reason.
 
     Raises:
         UserError: for an unknown key, with the nearest known one; or a value that cannot be what the key means.
@@ -71,11 +71,15 @@ def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], l
         value = values[key]
         if key in table["without_meaning"]:
             remarks.append(f"{where}: {key} has no meaning here: {table['without_meaning'][key]}")
+        elif (owners := _owners(key)) and not owners & {*strategies, *objectives}:
+            remarks.append(f"{where}: {key} has no effect: {_not_in_use(owners)}")
         elif key in _TODAY - set(table["renamed"]):
             found[key] = value
         elif key in table["renamed"]:
             _rename(found, key, value, {*strategies, *objectives})
     _finish(found, values, strategies, objectives, where)
+    if strata := _idle_strata(found, values):
+        remarks.append(f"{where}: {', '.join(strata)}: no effect without use_stratified_negatives")
     return found, remarks
 
 
@@ -91,6 +95,32 @@ def _number(values: Mapping[str, Any], key: str, default: float, where: str) -> 
     if not isinstance(value, int | float):
         raise UserError(f"{where}: {key} = {value!r}; expected a number, or true or false")
     return value
+
+
+def _owners(key: str) -> set[str]:
+    """The strategies and objectives that a key is a setting of; none for one of the arm or the study."""
+    table = _table()
+    if key in table["only_with"]:
+        return {table["only_with"][key]}
+    places = table["renamed"].get(key, [])
+    heads = [place.removeprefix("weights.") for place in ([places] if isinstance(places, str) else places)]
+    return {head.replace("/", ".").partition(".")[0] for head in heads if "." in head}
+
+
+def _not_in_use(owners: set[str]) -> str:
+    """Why settings of these do nothing, and which key would change that."""
+    keys = [key for key, name in _table()["turns_on"].items() if name in owners]
+    how = f"; {keys[0]} turns it on" if keys else ""
+    return f"it is of {' and '.join(sorted(owners))}, which this file does not use{how}"
+
+
+def _idle_strata(found: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Keys about strata of negatives, where negatives are drawn without strata."""
+    if any(isinstance(inner, dict) and inner.get("negatives") == "stratified" for inner in found.values()):
+        return []
+    if not any(isinstance(inner, dict) and "strata" in inner for inner in found.values()):
+        return []
+    return [key for key in values if ".strata." in str(_table()["renamed"].get(key))]
 
 
 def _rename(found: dict[str, Any], key: str, value: Any, used: set[str]) -> None:
