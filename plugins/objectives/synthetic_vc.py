@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -27,7 +29,7 @@ class SyntheticVC(Strategy):
     class Config(Strategy.Config):
         probability: float = Field(0.5, gt=0, le=1, description="Share of the batch that is used; at least one item.")
         semitones: tuple[float, ...] = Field((-2, -1, 1, 2), description="Pitch changes to draw from; empty: none.")
-        formants: tuple[float, ...] = Field(
+        formants: tuple[Annotated[float, Field(gt=-0.5, lt=0.5)], ...] = Field(
             (-0.2, -0.1, 0.1, 0.2), description="Relative formant changes to draw from; empty: none."
         )
         equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random parametric equaliser; 0: none.")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
 from snac_core.film import FiLM
 from snac_core.losses import commitment
 
+_KERNEL = 5  # frames, where no other number is asked for
 _LEAST = 1e-3  # standard deviation of a channel that does not move, as in silence
 
 
@@ -70,11 +71,19 @@ class Phase6EncoderAdapter(Strategy):
         )
         hidden_dim: int = Field(256, ge=1, description="Width inside the adapter.")
         num_layers: int = Field(2, ge=1, description="Layers inside the adapter.")
-        kernel: int = Field(5, ge=1, description="Frames that one convolution of the conv type sees; odd.")
+        kernel: int = Field(_KERNEL, ge=1, description="Frames that one convolution of the conv type sees; odd.")
         bound: float | None = Field(
             None, gt=0, description="Largest edit of the conv type, in standard deviations of a channel; None: any."
         )
         taps: tuple[str, ...] = Field(("latent",), description="Patterns of the taps to edit, before VQ.")
+
+        @model_validator(mode="after")
+        def _fits_together(self) -> Self:
+            if self.kernel % 2 == 0:
+                raise ValueError(f"kernel = {self.kernel}; an odd number has a frame in the middle")
+            if self.adapter_type == "film" and (self.bound is not None or self.kernel != _KERNEL):
+                raise ValueError("bound and kernel are of adapter_type = 'conv'; 'film' is one map for all frames")
+            return self
 
     def __init__(self, config: Config, taps: Taps) -> None:
         super().__init__(config, taps)

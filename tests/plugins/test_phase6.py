@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snac_core import ConditionedCodec, Conditioning
+from snac_core import ConditionedCodec, Conditioning, UserError
 from snac_core.testing import Surroundings, small_codec
 from snac_core.testing.probes import perturbed
 
@@ -63,3 +63,16 @@ def test_the_bound_must_leave_room() -> None:
     surroundings = Surroundings(small_codec(), SPEAKER_DIM)
     with pytest.raises(ValueError, match="bound"):
         adapted(surroundings, 1.0, bound=0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"kernel": 4}, "kernel = 4; an odd number"),
+        ({"adapter_type": "film", "kernel": 3}, "bound and kernel are of adapter_type = 'conv'"),
+        ({"adapter_type": "film", "bound": 1.0}, "bound and kernel are of adapter_type = 'conv'"),
+    ],
+)
+def test_settings_that_could_not_be_meant_are_refused(config: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ConditionedCodec(small_codec(), [NAME], speaker_dim=SPEAKER_DIM, config={NAME: config})
