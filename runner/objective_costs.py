@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from runner.arm import Arm
-from runner.bench import alternating, passes
+from runner.bench import USUAL, alternating, passes
 from runner.config import ArmSettings, StudySettings
 from runner.materials import Materials
 from snac_core.bare import BarePass
@@ -65,8 +65,8 @@ def _with(placement: str, materials: Materials, rounds: int) -> list[str]:
 
 
 def _step(arm: Arm, materials: Materials) -> Callable[[], object]:
-    bare, speakers, targets = materials.drawn(1, materials.batches(0), arm.sampler)
-    return lambda: arm.step(1, BarePass(materials.codec, bare.audio), speakers, targets)
+    bare, speakers, targets = materials.drawn(USUAL, materials.batches(0), arm.sampler)
+    return lambda: arm.step(USUAL, BarePass(materials.codec, bare.audio), speakers, targets)
 
 
 def _edits(strategy: Any) -> bool:

@@ -28,8 +28,9 @@ def test_every_objective_is_measured_before_and_after_the_quantiser_or_refused(b
         "voice_conversion": (0, 0, 0, 0),
         "phase3_contrastive": (0, 0, 0, 0),
         "adversarial": (0, 0, 0, 0),
-        "codebook_adversary": (0, 0, 0, 0),
-        "synthetic_vc": (2, 2, 2, 2),  # half of the items once more
+        "codebook_adversary": (0, 0, -8, -8),  # learns from codes alone
+        "code_prediction": (8, 16, -8, -4),  # two more voices are encoded, two more latents chosen, one embedded
+        "synthetic_vc": (2, 2, -6, -6),  # half of the items once more; of the others only codes are asked for
         "content": (4, 4, 4, 0),  # every conversion back again
     }.items():
         expected = {part: rows + extra for (part, rows), extra in zip(one.items(), more, strict=True)}
