@@ -12,6 +12,7 @@ import torch
 from small_study import PHASES, Bench, arm, contents, records, result, weights
 
 from runner.arm import Arm
+from runner.config import ArmSettings
 from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.codec.vq import ResidualVectorQuantize
@@ -53,6 +54,37 @@ def test_an_arm_beside_others_is_bit_equal_to_itself_alone_and_may_be_added_late
     assert_same_run(alone[both], together[both])
     for title in together:
         assert_same_run(apart[title], together[title])
+
+
+def norm_of_gradients(parameters: list[torch.nn.Parameter]) -> float:
+    """L2, over all of them."""
+    return float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
+
+
+def test_arms_side_by_side_keep_critics_of_their_own_clipped_by_a_bound_of_their_own(
+    bench: Bench, tmp_path: Path
+) -> None:
+    materials = bench.materials(bench.study())
+    free, tight = (
+        Arm.new(
+            ArmSettings(strategies=(PHASES[2],), objectives=("adversarial",), critic_grad_clip=clip),
+            0,
+            tmp_path / str(clip),
+            materials,
+        )
+        for clip in (1e3, 1e-3)
+    )
+    loose, bound = ([parameter for _, parameter in arm.model.critic_parameters()] for arm in (free, tight))
+    before = [parameter.detach().clone() for parameter in bound]
+    assert not {id(parameter) for parameter in loose} & {id(parameter) for parameter in bound}
+    assert all(torch.equal(one, other) for one, other in zip(loose, before, strict=True)), "of the same seed"
+    bare, speakers, targets = materials.drawn(1, materials.batches(0), free.sampler)
+    free.step(1, bare, speakers, targets)
+    assert not all(torch.equal(one, other) for one, other in zip(loose, before, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(bound, before, strict=True))
+    tight.step(1, bare, speakers, targets)
+    assert norm_of_gradients(loose) > 0.01
+    assert norm_of_gradients(bound) == pytest.approx(1e-3, rel=0.01)
 
 
 def test_seeds_differ_in_everything_that_is_drawn(bench: Bench, tmp_path: Path) -> None:
