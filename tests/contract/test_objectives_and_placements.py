@@ -7,6 +7,7 @@ the corners of a few absolute values. Numbers are of double precision.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,11 @@ OBJECTIVES = [
     name
     for name, hooks in HOOKS.items()
     if "loss" in hooks and (not hooks & EDITS or "path" in CATALOGUE.strategies[name].Config.model_fields)
+]
+# an objective and its settings: all as by default, and another form
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in OBJECTIVES),
+    ("phase3_contrastive", {"form": "margin", "margin": 2.0}),
 ]
 REVERSED = {"codebook_adversary/speaker"}  # terms whose gradient is turned round on purpose
 SPEAKER_DIM, LATE = 8, 10**6  # a step after every warm-up
@@ -55,11 +61,11 @@ def surroundings() -> Surroundings:
     return around
 
 
-def conditioned(around: Surroundings, placement: str, objective: str) -> ConditionedCodec:
+def conditioned(around: Surroundings, placement: str, objective: str, settings: dict[str, Any]) -> ConditionedCodec:
     """A codec with both, where the objective leaves a path of its own out."""
     names = list(dict.fromkeys([placement, objective]))
     alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and placement != objective
-    config = {objective: {"path": False}} if alone else {}
+    config = {objective: {**settings, **({"path": False} if alone else {})}}
     return ConditionedCodec(around.codec, names, speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE)
 
 
@@ -68,12 +74,12 @@ def test_there_are_pairs_to_look_at() -> None:
     assert len(OBJECTIVES) >= 6
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "settings"), VARIANTS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences(
-    surroundings: Surroundings, placement: str, objective: str
+    surroundings: Surroundings, placement: str, objective: str, settings: dict[str, Any]
 ) -> None:
-    model = conditioned(surroundings, placement, objective).double()
+    model = conditioned(surroundings, placement, objective, settings).double()
     try:
         for _, start in model.callers("training_start"):
             start(context=surroundings.context(model))
@@ -116,12 +122,12 @@ def rounding() -> Surroundings:
     return Surroundings(small_codec(encoder_dim=2, decoder_dim=16), SPEAKER_DIM)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "settings"), VARIANTS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_through_real_codes_every_objective_teaches_the_placement_and_nothing_frozen(
-    rounding: Surroundings, placement: str, objective: str
+    rounding: Surroundings, placement: str, objective: str, settings: dict[str, Any]
 ) -> None:
-    model = conditioned(rounding, placement, objective)
+    model = conditioned(rounding, placement, objective, settings)
     try:
         for _, start in model.callers("training_start"):
             start(context=rounding.context(model))
@@ -138,3 +144,13 @@ def test_through_real_codes_every_objective_teaches_the_placement_and_nothing_fr
         assert not frozen.requires_grad
         assert frozen.grad is None
     assert all(torch.equal(before[name], value) for name, value in model.codec.state_dict().items())
+    critics = [parameter for _, parameter in model.critic_parameters()]
+    assert all(critic.grad is None for critic in critics), "the arm's own loss teaches no critic"
+    own = [parameter for _, parameter in model.trained_parameters()]
+    for _, hook in model.callers("critic_loss"):
+        for parameter in own:
+            parameter.grad = None
+        found = hook(step=rounding.step(model, LATE))
+        torch.stack(list(found.values())).sum().backward()
+        assert all(parameter.grad is None for parameter in own), "a critic's loss teaches no strategy"
+        assert all(critic.grad is not None for critic in critics)
