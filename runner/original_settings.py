@@ -71,7 +71,7 @@ def translated(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], l
         value = values[key]
         if key in table["without_meaning"]:
             remarks.append(f"{where}: {key} has no meaning here: {table['without_meaning'][key]}")
-        elif (owners := _owners(key)) and not owners & {*strategies, *objectives}:
+        elif key not in table["turns_on"] and (owners := _owners(key)) and not owners & {*strategies, *objectives}:
             remarks.append(f"{where}: {key} has no effect: {_not_in_use(owners)}")
         elif key in _TODAY - set(table["renamed"]):
             found[key] = value
@@ -97,14 +97,22 @@ def _number(values: Mapping[str, Any], key: str, default: float, where: str) -> 
     return value
 
 
+def _places(key: str) -> list[str]:
+    """Where a key's value goes: `setting`, `strategy.setting` or `weights.strategy/term`; none for other keys."""
+    places = _table()["renamed"].get(key, [])
+    return [places] if isinstance(places, str) else places
+
+
+def _owner(place: str) -> str | None:
+    """The strategy or objective that a place belongs to; None for one of the arm or the study."""
+    head, _, rest = place.partition(".")
+    return (rest.partition("/")[0] if head == "weights" else head) if rest else None
+
+
 def _owners(key: str) -> set[str]:
     """The strategies and objectives that a key is a setting of; none for one of the arm or the study."""
-    table = _table()
-    if key in table["only_with"]:
-        return {table["only_with"][key]}
-    places = table["renamed"].get(key, [])
-    heads = [place.removeprefix("weights.") for place in ([places] if isinstance(places, str) else places)]
-    return {head.replace("/", ".").partition(".")[0] for head in heads if "." in head}
+    owners = {_table()["only_with"].get(key), *map(_owner, _places(key))}
+    return {owner for owner in owners if owner is not None}
 
 
 def _not_in_use(owners: set[str]) -> str:
@@ -116,11 +124,10 @@ def _not_in_use(owners: set[str]) -> str:
 
 def _idle_strata(found: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     """Keys about strata of negatives, where negatives are drawn without strata."""
-    if any(isinstance(inner, dict) and inner.get("negatives") == "stratified" for inner in found.values()):
+    settings = found.get(_table()["turns_on"]["contrastive_weight"], {})
+    if "strata" not in settings or settings.get("negatives") == "stratified":
         return []
-    if not any(isinstance(inner, dict) and "strata" in inner for inner in found.values()):
-        return []
-    return [key for key in values if ".strata." in str(_table()["renamed"].get(key))]
+    return [key for key in values if any(".strata." in place for place in _places(key))]
 
 
 def _rename(found: dict[str, Any], key: str, value: Any, used: set[str]) -> None:
@@ -128,11 +135,10 @@ def _rename(found: dict[str, Any], key: str, value: Any, used: set[str]) -> None
     table = _table()
     if isinstance(value, str):
         value = table["values"].get(key, {}).get(value, value)
-    places = table["renamed"][key]
-    for place in [places] if isinstance(places, str) else places:
-        head, _, rest = place.partition(".")
-        if rest and (rest.partition("/")[0] if head == "weights" else head) not in used:
-            continue  # a setting of what this file does not use, e.g. of the adversary with gan_weight 0
+    for place in _places(key):
+        owner, (head, _, rest) = _owner(place), place.partition(".")
+        if owner is not None and owner not in used:
+            continue  # one of several places, e.g. of synthetic_vc beside voice_conversion
         if head == "weights":
             found.setdefault("weights", {})[rest] = value
             continue

@@ -83,16 +83,18 @@ def test_what_is_switched_off_is_left_out() -> None:
 
 def test_a_key_without_effect_in_its_file_is_named_with_what_would_turn_it_on() -> None:
     values = {"lambda_adv": 1.0, "mpd_periods": [2, 3], "disc_learning_rate": 1e-5, "max_negatives": 8,
-              "pitch_shift_range": [-1, 1], "use_formant_shift": True}  # fmt: skip
+              "pitch_shift_range": [-1, 1], "use_formant_shift": True, "lambda_synthetic": 0.3}  # fmt: skip
     settings, remarks = translated({"learning_rate": 1e-4, **values}, "mine.json")
     assert settings["objectives"] == ["voice_conversion"]
     assert "critic_lr" not in settings
     for key, switch in zip(
-        values, ("gan_weight",) * 3 + ("contrastive_weight",) + ("use_synthetic_vc",) * 2, strict=True
+        values, ("gan_weight",) * 3 + ("contrastive_weight",) + ("use_synthetic_vc",) * 3, strict=True
     ):
         said = [remark for remark in remarks if f": {key} has no effect: " in remark]
         assert len(said) == 1, key
         assert said[0].endswith(f"which this file does not use; {switch} turns it on")
+    off = loaded("phase6", gan_weight=0, use_synthetic_vc=False, contrastive_weight=0)[2]
+    assert not [remark for remark in off if ": contrastive_weight has no effect" in remark], "it says so itself"
     strata = loaded("phase4", use_stratified_negatives=False, use_faiss_hard_negatives=False)[2][-1]
     assert "neg_ratio_easy" in strata
     assert strata.endswith(": no effect without use_stratified_negatives")

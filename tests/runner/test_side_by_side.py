@@ -58,7 +58,7 @@ def test_an_arm_beside_others_is_bit_equal_to_itself_alone_and_may_be_added_late
 
 def norm_of_gradients(parameters: list[torch.nn.Parameter]) -> float:
     """L2, over all of them."""
-    return float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm())
+    return float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def test_arms_side_by_side_keep_critics_of_their_own_clipped_by_a_bound_of_their_own(
