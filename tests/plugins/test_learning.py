@@ -40,6 +40,7 @@ RATES = {"code_prediction": 1e-3}  # of the fast test; the others learn enough i
 SMALL = {"adversarial": {"periods": (2, 3), "n_ffts": (256,)}}
 SPEAKER_DIM, LATE = 8, 10**6  # a step after every warm-up
 STEPS, HELD_OUT = 100, 8  # of the slow test, and the batches that it is judged on
+LONGER = {("phase4_decoder_film", "content"): 200}  # steps; after VQ the way back is learned slowly
 
 
 def own_loss(step: Step, objective: str) -> torch.Tensor:
@@ -169,11 +170,11 @@ def test_on_the_small_base_an_objective_alone_lowers_itself_on_voices_that_it_ne
     own = [parameter for _, parameter in arm.model.trained_parameters()]
     teach(critic, STEPS, arm.settings.critic_lr, lambda index: critics_loss(drawn(arm, LATE + index, arm.model)))
     # with the placement's own terms beside it, as in any arm
-    teach(own, STEPS, 1e-3, lambda index: arm.weighted(terms_of(drawn(arm, LATE + index, arm.model), "loss")))
+    steps = LONGER.get((placement, objective), STEPS)
+    teach(own, steps, 1e-3, lambda index: arm.weighted(terms_of(drawn(arm, LATE + index, arm.model), "loss")))
     judged = arm if objective in RISES else unheard
     before, after = fallen(
         arm.model, lambda m: [drawn(judged, 2 * LATE + i, m) for i in range(HELD_OUT)], objective, start
     )
     print(f"{placement}, {objective} {settings}: {sum(before) / HELD_OUT:.4f} to {sum(after) / HELD_OUT:.4f}")
-    assert sum(after) < sum(before)
-    assert sum(a < b for a, b in zip(after, before, strict=True)) > 0.7 * HELD_OUT
+    assert all(a < b for a, b in zip(after, before, strict=True))
