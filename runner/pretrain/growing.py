@@ -1,4 +1,4 @@
-"""A trained codec with more levels, fewer, or wider layers."""
+"""A trained codec with more levels, fewer, wider layers, or codes at another rate."""
 
 from __future__ import annotations
 
@@ -87,6 +87,43 @@ def widen(codec: SNAC, encoder_dim: int, decoder_dim: int, *, seed: int) -> SNAC
             assert isinstance(old, nn.Embedding)
             layer.weight.copy_(old.weight)
     return wide
+
+
+@torch.no_grad()
+def change_rates(codec: SNAC, encoder_rates: Sequence[int], decoder_rates: Sequence[int]) -> SNAC:
+    """A codec whose blocks change the sampling rate by other factors, to be trained: a start nearer than a random one.
+
+    A block's strided convolution, two strides long, is stretched to the new length: the filter it was, over more
+    frames or fewer. All other weights stay; those of layers that now run at another rate find their input faster or
+    slower than they knew it.
+
+    Args:
+        codec: trained.
+        encoder_rates, decoder_rates: as many as the codec has.
+
+    Raises:
+        UserError: for another number of blocks, or rates that the configuration refuses.
+    """
+    for name, rates in (("encoder_rates", encoder_rates), ("decoder_rates", decoder_rates)):
+        if len(rates) != len(codec.config[name]):
+            raise UserError(f"{name} {list(rates)}; this codec has {len(codec.config[name])}: {codec.config[name]}")
+    changed = SNAC.from_config(
+        {**codec.config, "encoder_rates": list(encoder_rates), "decoder_rates": list(decoder_rates)}
+    )
+    state = codec.state_dict()
+    layers = dict(codec.named_modules())
+    for name, layer in changed.named_modules():
+        old = layers.get(name)
+        if isinstance(layer, WNConv1d | WNConvTranspose1d) and isinstance(old, WNConv1d | WNConvTranspose1d):
+            before, after = old.kernel_size[0], layer.kernel_size[0]
+            if before != after:
+                weight = nn.functional.interpolate(old.weight, after, mode="linear")
+                if isinstance(layer, WNConv1d):  # a sum over the kernel; transposed, two taps whatever its length
+                    weight = weight * (before / after)
+                state[f"{name}.parametrizations.weight.original0"] = torch.norm_except_dim(weight, 2, 0)
+                state[f"{name}.parametrizations.weight.original1"] = weight
+    changed.load_state_dict(state)
+    return changed
 
 
 def _put_into(layer: WNConv1d | WNConvTranspose1d, old: WNConv1d | WNConvTranspose1d) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from runner.data import Corpus, open_corpus, synthesize
 from runner.logs import RunLog
 from runner.pretrain.devices import Place, placed
-from runner.pretrain.growing import add_levels, widen
+from runner.pretrain.growing import add_levels, change_rates, widen
 from runner.pretrain.listening import Listener
 from runner.pretrain.losses import windows
 from runner.pretrain.presets import codec_config
@@ -131,12 +131,16 @@ def _train(
 def _codec(settings: PretrainSettings, start: SNAC | None) -> SNAC:
     if len(settings.widths) not in (0, 2):
         raise UserError(f"widths are two, encoder_dim and decoder_dim; got {list(settings.widths)}")
+    if len(settings.rates) not in (0, 2):
+        raise UserError(f"rates are two lists, of the encoder and of the decoder; got {len(settings.rates)}")
     if start is not None:
+        if settings.rates:
+            start = change_rates(start, *settings.rates)
         if settings.widths:
             start = widen(start, *settings.widths, seed=settings.seed)
         return add_levels(start, settings.levels, seed=settings.seed) if settings.levels else start
-    if settings.levels or settings.widths:
-        raise UserError("levels and widths change those of `start`; without it give a `codec` that has them")
+    if settings.levels or settings.widths or settings.rates:
+        raise UserError("levels, widths and rates change those of `start`; without it give a `codec` that has them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(settings.seed, "codec weights"))
         return SNAC.from_config(codec_config(settings.codec))
@@ -233,14 +237,11 @@ def _batches(trainer: Trainer, corpora: list[Share]) -> Iterator[SpeechMix | Ahe
     """Batches as the trainer asks for them, or, where an accelerator would wait, prepared ahead."""
     s, rate = trainer.settings, trainer.codec.sampling_rate
     seed = derive(s.seed, "speech", trainer.place.rank)
-
-    def mix() -> SpeechMix:
-        return SpeechMix(corpora, rate, round(s.crop_seconds * rate), s.batch, s.augmentation, seed)
-
+    mix = SpeechMix(corpora, rate, round(s.crop_seconds * rate), s.batch, s.augmentation, seed)
     if trainer.place.device.type == "cpu":
-        yield mix()
+        yield mix
         return
-    ahead = Ahead([mix() for _ in range(s.loaders)], s.steps)
+    ahead = Ahead(mix, s.steps, s.loaders)
     try:
         yield ahead
     finally:

@@ -83,6 +83,9 @@ class PretrainSettings(Settings):
     widths: tuple[int, ...] = Field(
         (), description="encoder_dim and decoder_dim to widen `start` to; its output is at first the same."
     )
+    rates: tuple[tuple[int, ...], ...] = Field(
+        (), description="encoder_rates and decoder_rates to give to `start`, whose strided filters are stretched."
+    )
     speaker_encoder: str = Field(
         "ecapa_tiny", description="Of the term `speaker`; who judges the codec must be of another family."
     )
@@ -115,6 +118,6 @@ class PretrainSettings(Settings):
     bf16: bool | None = Field(None, description="Mixed precision; None: where the device gains by it.")
     compile: bool | None = Field(None, description="torch.compile; None: where the device gains by it.")
     log_every: int = Field(50, ge=1, description="Steps between log lines.")
-    loaders: int = Field(4, ge=1, description="Threads that prepare batches where an accelerator waits for them.")
+    loaders: int = Field(4, ge=1, description="Processes that prepare batches where an accelerator waits for them.")
     checkpoint_seconds: float = Field(180.0, gt=0, description="Between checkpoints, in s.")
     listen_every: int = Field(1000, ge=0, description="Steps between validations with audio in TensorBoard; 0: never.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import signal
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from runner.data import Corpus, CropLoader
 from runner.pretrain.augmenting import augment
@@ -55,32 +57,60 @@ class SpeechMix:
 
 
 class Ahead:
-    """Batches of a pure function of the step, prepared by threads while the step before is computed.
+    """Batches of a pure function of the step, prepared by other processes while the steps before are computed.
 
     Args:
-        mixes: equal ones, one per thread, so that no thread waits for another's memory.
+        mix: of speech.
         last: no step from here on is prepared.
+        workers: how many processes at most; each keeps what it has decoded.
     """
 
-    def __init__(self, mixes: Sequence[SpeechMix], last: int) -> None:
-        self.mixes = mixes
+    def __init__(self, mix: SpeechMix, last: int, workers: int) -> None:
+        self.mix = mix
         self.last = last
-        self.steps_per_epoch = mixes[0].steps_per_epoch
-        self.threads = [ThreadPoolExecutor(1) for _ in mixes]
-        self.coming: dict[int, Future[Tensor]] = {}
+        self.workers = min(workers, os.cpu_count() or 1)
+        self.steps_per_epoch = mix.steps_per_epoch
+        self.next = 0
+        self.coming: Iterator[Tensor] | None = None
 
     def at(self, step: int) -> Tensor:
-        """The batch of a step, (B, 1, T); the next ones are begun."""
-        for number in range(step, min(self.last, step + 2 * len(self.mixes))):
-            if number not in self.coming:
-                worker = number % len(self.mixes)
-                self.coming[number] = self.threads[worker].submit(self.mixes[worker].at, number)
-        return self.coming.pop(step).result() if step in self.coming else self.mixes[0].at(step)
+        """The batch of a step, (B, 1, T); those of the steps after it are begun."""
+        if not 0 <= step < self.last:
+            return self.mix.at(step)
+        if self.coming is None or step != self.next:
+            self.coming = iter(
+                DataLoader(
+                    _Steps(self.mix),
+                    batch_size=None,
+                    sampler=range(step, self.last),
+                    num_workers=self.workers,
+                    prefetch_factor=4,
+                    pin_memory=torch.cuda.is_available(),
+                    worker_init_fn=_leave_stopping,
+                )
+            )
+        self.next = step + 1
+        return next(self.coming)
 
     def close(self) -> None:
         """Prepare no more."""
-        for thread in self.threads:
-            thread.shutdown(cancel_futures=True)
+        self.coming = None
+
+
+def _leave_stopping(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the one that trains ends the others when it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Steps(Dataset[Tensor]):
+    """What a DataLoader can ask for the batch of a step."""
+
+    def __init__(self, mix: SpeechMix) -> None:
+        self.mix = mix
+
+    def __getitem__(self, step: int) -> Tensor:
+        return self.mix.at(step)
 
 
 def _counts(shares: Sequence[float], batch: int) -> list[int]:

@@ -120,10 +120,11 @@ class Trainer:
         weights = {name: weight * shares.get(name, 1.0) for name, weight in s.weights.model_dump().items()}
         counted = [weights[name] * term for name, term in terms.items() if weights.get(name)]
         terms["loss"] = loss = torch.stack(counted).sum()
-        # both networks take their gradients from one pass: the critics are seen as they were before this step
-        found = torch.autograd.grad(loss, self.parameters, retain_graph=critic is not None, allow_unused=True)
-        if critic is not None and s.adversary is not None:
-            of_critics = torch.autograd.grad(critic, self.critic_parameters)
+        # both networks take their gradients from one pass: the critics are seen as they were before this step. Theirs
+        # come first, since what is compiled, the codec's layers, lets its graph be used once
+        of_critics = None if critic is None else torch.autograd.grad(critic, self.critic_parameters, retain_graph=True)
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        if of_critics is not None and s.adversary is not None:
             self._update(self.critic_optimizer, self.critic_parameters, of_critics, s.adversary.lr)
         terms["gradient"] = self._update(self.optimizer, self.parameters, found, s.lr)
         self.step += 1
@@ -136,8 +137,11 @@ class Trainer:
         with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.bf16):
             z = self.codec.advance(self.codec.preprocess(audio), None, "latent")
             out = quantise(self.codec.quantizer, z, blend=blend, levels=self._levels(len(audio)))
-            made = self.codec.advance(out.z_q, "quantized", "audio")[..., : audio.shape[-1]]
-        return made.float(), out
+            last = self.codec.taps[-1].name
+            x = self.codec.advance(out.z_q, "quantized", last)
+        # the waveform itself in full: eight bits of it would put noise where speech is quiet
+        made = self.codec.advance(x.float(), last, "audio")[..., : audio.shape[-1]]
+        return made, out
 
     @torch.no_grad()
     def _lay_codebooks(self, batches: Batches) -> None:

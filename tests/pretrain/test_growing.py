@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runner.pretrain import pretrain
-from runner.pretrain.growing import add_levels, first_levels, widen
+from runner.pretrain.growing import add_levels, change_rates, first_levels, widen
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 
@@ -66,7 +66,7 @@ def test_a_speaker_encoder_that_cannot_be_used_is_refused_before_anything_is_wri
 
 
 def test_what_is_to_grow_without_a_codec_to_start_from_is_refused(small: str, speech: Path, tmp_path: Path) -> None:
-    for grown in ({"levels": (1,)}, {"widths": (12, 128)}):
+    for grown in ({"levels": (1,)}, {"widths": (12, 128)}, {"rates": ((2, 2, 4), (4, 2, 2))}):
         with pytest.raises(UserError, match="start"):
             pretrain(quick(small, speech, **grown), tmp_path / "run", say=silent)
 
@@ -130,3 +130,47 @@ def test_widths_are_part_of_a_training(small: str, speech: Path, tmp_path: Path)
     assert SNAC.from_pretrained(second).config["decoder_dim"] == 128
     with pytest.raises(UserError, match=r"two, encoder_dim and decoder_dim; got \[12\]"):
         pretrain(quick(small, speech, start=str(first), widths=(12,)), tmp_path / "third", say=silent)
+
+
+def test_a_codec_at_its_own_rates_is_itself() -> None:
+    codec = SNAC.from_config(SMALL)
+    assert change_rates(codec, [2, 4, 4], [4, 4, 2]).digest == codec.digest
+
+
+@pytest.mark.parametrize("stride", [2, 3, 5, 8])
+def test_a_stretched_filter_passes_what_stands_still_as_before(stride: int) -> None:
+    """A moving average keeps its gain, at another stride; a held sample is held for longer or shorter."""
+    codec = SNAC.from_config({**SMALL, "vq_strides": [1]})
+    down, up = "encoder.block.2.block.4", "decoder.model.1.block.1"
+    for name in (down, up):
+        torch.nn.init.ones_(codec.get_parameter(f"{name}.parametrizations.weight.original1"))
+    changed = change_rates(codec, [2, stride, 4], [stride, 4, 2])
+    assert changed.hop_length == 8 * stride
+    with torch.no_grad():
+        before, after = (c.get_submodule(down)(torch.ones(1, 16, 40)) for c in (codec, changed))
+        torch.testing.assert_close(after[..., 2:4], before[..., 2:4], rtol=1e-5, atol=1e-4)
+        before, after = (c.get_submodule(up)(torch.ones(1, 96, 6)) for c in (codec, changed))
+    assert after.shape[-1] == 6 * stride
+    middle = slice(2 * stride, 4 * stride)
+    torch.testing.assert_close(after[..., middle], before[..., 8:9].expand(-1, -1, 2 * stride), rtol=1e-5, atol=1e-4)
+
+
+def test_other_numbers_of_rates_and_rates_that_do_not_mirror_are_refused() -> None:
+    codec = SNAC.from_config(SMALL)
+    with pytest.raises(UserError, match=r"encoder_rates \[2, 4\]; this codec has 3: \[2, 4, 4\]"):
+        change_rates(codec, [2, 4], [4, 4, 2])
+    with pytest.raises(UserError, match="does not mirror"):
+        change_rates(codec, [2, 2, 4], [4, 4, 2])
+
+
+def test_rates_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) -> None:
+    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
+    rates = ((2, 2, 4), (4, 2, 2))
+    settings = quick(
+        small, speech, steps=1, start=str(first), rates=rates, widths=(12, 128), adversary="none", listen_every=0
+    )
+    second = pretrain(settings, tmp_path / "second", say=silent)
+    assert second is not None
+    assert SNAC.from_pretrained(second).hop_length == 16
+    with pytest.raises(UserError, match="rates are two lists, of the encoder and of the decoder; got 1"):
+        pretrain(quick(small, speech, start=str(first), rates=((2, 2, 4),)), tmp_path / "third", say=silent)
