@@ -43,6 +43,16 @@ class WNConv2d(nn.Module):
         return F.conv2d(x, self.weight(), self.bias, self.stride, self.padding, self.dilation)
 
 
+class _OneChannelConv1d(WNConv1d):
+    """A convolution of (B, 1, T) as a product of matrices: cuDNN is slow at the gradient of such a weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, T) to (B, C, T / stride)."""
+        (kernel,), (stride,) = self.kernel_size, self.stride
+        windows = F.pad(x.squeeze(1), (kernel // 2, kernel // 2)).unfold(-1, kernel, stride)
+        return F.linear(windows, self.weight.squeeze(1), self.bias).transpose(1, 2)
+
+
 class PeriodCritic(nn.Module):
     """Looks at every `period`-th sample (HiFi-GAN, Kong et al. 2020, section 2.3): (B, 1, T) to features.
 
@@ -59,7 +69,10 @@ class PeriodCritic(nn.Module):
         super().__init__()
         self.period = period
         widths = [1, channels, channels * growth, channels * growth**2, channels * min(growth**3, _WIDEST)]
-        self.layers = nn.ModuleList(WNConv1d(a, b, kernel_size=5, stride=3, padding=2) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(
+            (WNConv1d if number else _OneChannelConv1d)(a, b, kernel_size=5, stride=3, padding=2)
+            for number, (a, b) in enumerate(pairwise(widths))
+        )
         self.layers.append(WNConv1d(widths[-1], widths[-1], kernel_size=5, padding=2))
         self.score = WNConv1d(widths[-1], 1, kernel_size=3, padding=1)
 

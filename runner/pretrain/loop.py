@@ -155,6 +155,12 @@ def _check_crop(codec: SNAC, settings: PretrainSettings, ear: SpeakerEncoder | N
             f"crop_seconds {settings.crop_seconds:g} are {round(settings.crop_seconds * codec.sampling_rate)} samples; "
             f"this codec and its losses need {least}, {least / codec.sampling_rate:.3f} s"
         )
+    heard = settings.adversary.seconds if settings.adversary else None
+    if heard is not None and not least / codec.sampling_rate <= heard <= settings.crop_seconds:
+        raise UserError(
+            f"adversary.seconds {heard:g}; expected {least / codec.sampling_rate:.3f} to {settings.crop_seconds:g}, "
+            f"the length of a crop"
+        )
     if ear is not None and settings.crop_seconds < ear.min_seconds:
         raise UserError(f"crop_seconds {settings.crop_seconds:g}; {ear.name} needs {ear.min_seconds:g} s")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,10 @@ def rate(settings: PretrainSettings, step: int, peak: float) -> float:
 def adamw(
     network: nn.Module, weight_decay: float, *, betas: tuple[float, float] = (0.8, 0.99), codebook_lr: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only; `scale` of a group is its rate relative to the others'."""
+    """AdamW with decay on matrices only; `scale` of a group is its rate relative to the others'.
+
+    On an accelerator a step of it can be recorded: rates are tensors, and one kernel moves a group.
+    """
     matrices, others, codebooks = [], [], []
     for name, parameter in network.named_parameters():
         if name.endswith("codebook.weight"):
@@ -30,9 +34,23 @@ def adamw(
             matrices.append(parameter)
         else:
             others.append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": weight_decay, "scale": 1.0},
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
         {"params": codebooks, "weight_decay": 0.0, "scale": codebook_lr},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas)
+    on_cuda = matrices[0].is_cuda
+    for group in groups:
+        group["lr"] = torch.zeros((), device=matrices[0].device) if on_cuda else 0.0
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], betas=betas, fused=on_cuda or None, capturable=on_cuda
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, peak: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(peak * group["scale"])
+        else:
+            group["lr"] = peak * group["scale"]

@@ -60,6 +60,9 @@ class Adversary(Settings):
     n_ffts: tuple[int, ...] = Field((512, 1024, 2048), description="Windows of the spectral critics, in samples.")
     period_channels: int = Field(32, ge=1, description="Of the first layer; the next have 2, 4 and 8 times as many.")
     spectral_channels: int = Field(32, ge=1, description="Of every layer.")
+    seconds: float | None = Field(
+        None, gt=0, description="Length of the stretch of a crop that critics hear, in s; None: all of it."
+    )
 
 
 class Augmentation(Settings):
@@ -116,7 +119,12 @@ class PretrainSettings(Settings):
     augmentation: Augmentation = Augmentation()
     device: str = Field("auto", description="cpu, cuda, or auto.")
     bf16: bool | None = Field(None, description="Mixed precision; None: where the device gains by it.")
-    compile: bool | None = Field(None, description="torch.compile; None: where the device gains by it.")
+    compile: bool | None = Field(
+        None, description="torch.compile of the codec's layers; None: on CUDA devices where no step is recorded."
+    )
+    graphs: bool = Field(
+        True, description="On one CUDA device a step is recorded and replayed, which starts its kernels sooner."
+    )
     log_every: int = Field(50, ge=1, description="Steps between log lines.")
     loaders: int = Field(4, ge=1, description="Processes that prepare batches where an accelerator waits for them.")
     checkpoint_seconds: float = Field(180.0, gt=0, description="Between checkpoints, in s.")

@@ -68,7 +68,8 @@ class Ahead:
     def __init__(self, mix: SpeechMix, last: int, workers: int) -> None:
         self.mix = mix
         self.last = last
-        self.workers = min(workers, os.cpu_count() or 1)
+        free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = min(workers, free)
         self.steps_per_epoch = mix.steps_per_epoch
         self.next = 0
         self.coming: Iterator[Tensor] | None = None

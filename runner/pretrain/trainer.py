@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from runner.pretrain.devices import Place
 from runner.pretrain.losses import SpeakerDistance, SpectralDistance
-from runner.pretrain.optimizing import adamw, rate
+from runner.pretrain.optimizing import adamw, rate, set_rate
 from runner.pretrain.quantiser import Quantised, Usage, codebooks, lay_codebooks, quantise, restart_dead
+from runner.pretrain.recording import Given, Recording
 from runner.pretrain.settings import PretrainSettings
 from snac_core import atomic
 from snac_core.codec import SNAC
@@ -20,6 +21,8 @@ from snac_core.critics import Critics, adversarial_loss, critic_loss, feature_lo
 from snac_core.seeding import derive, generator
 from snac_core.speakers.encoder import SpeakerEncoder
 
+_LOOK = 25  # steps after which those that were replayed are known to have been sound
+_SET_UP = 5  # steps before the first that is recorded
 _WINDOW = 100  # steps over which the use of codes is counted where no entry is ever moved
 
 
@@ -53,7 +56,8 @@ class Trainer:
         self.seconds = 0.0  # of training so far
         self.speech: list[str] = []  # what is trained on; kept with the state
         self.codec = codec.to(place.device).train()
-        self.average = {name: value.detach().clone() for name, value in codec.state_dict().items()}
+        self.present = list(codec.state_dict().values())  # the tensors themselves
+        self.average = {name: value.clone() for name, value in codec.state_dict().items()}
         self.parameters = list(codec.parameters())
         self.optimizer = adamw(
             codec, settings.weight_decay, betas=settings.betas, codebook_lr=settings.quantiser.lr_scale
@@ -62,7 +66,12 @@ class Trainer:
         self.use: dict[str, float] = {}  # of the codes in the last whole window
         self.distance = SpectralDistance(codec.sampling_rate).to(place.device)
         self.speaker = SpeakerDistance(ear, codec.sampling_rate) if ear is not None else None
+        self.finite = torch.tensor(True, device=place.device)  # all gradients so far
+        self.recording: Recording[tuple[dict[str, Tensor], Quantised]] | None = None
+        self.recorded = False  # whether critics are part of it
+        self.ready = {False: 0, True: 0}  # steps without and with critics that could have been recorded
         self.critics: Critics | None = None
+        self.stretch: Tensor | None = None  # of the critics, in samples from its start
         how = settings.adversary
         if how is not None:
             with torch.random.fork_rng(devices=[]):
@@ -73,14 +82,17 @@ class Trainer:
                     period_channels=how.period_channels,
                     spectral_channels=how.spectral_channels,
                 ).to(place.device)
+            if how.seconds is not None:
+                self.stretch = torch.arange(round(how.seconds * codec.sampling_rate), device=place.device)
             self.critic_parameters = list(self.critics.parameters())
             self.critic_optimizer = adamw(self.critics, settings.weight_decay)
         q, new = settings.quantiser, settings.start is None  # with weights to start from the codes are alive
         self.continuous = (300 if new else 0) if q.continuous is None else q.continuous
         self.blending = (300 if new else 0) if q.blend is None else q.blend
-        gains = place.device.type == "cuda"
-        self.bf16 = gains if settings.bf16 is None else settings.bf16
-        if gains if settings.compile is None else settings.compile:
+        on_cuda = place.device.type == "cuda"
+        self.records = settings.graphs and on_cuda and place.world == 1
+        self.bf16 = on_cuda if settings.bf16 is None else settings.bf16
+        if settings.compile or (settings.compile is None and on_cuda and not self.records):
             for layer in (*codec.encoder.block, *codec.decoder.model):
                 layer.compile()
 
@@ -93,54 +105,100 @@ class Trainer:
         """One update; returns the raw terms, without gradient.
 
         Raises:
-            Diverged: before the weights are touched, if a gradient is no finite number.
+            Diverged: if a gradient is no finite number; before the weights are touched, but within `_LOOK` steps where
+                steps are recorded.
         """
-        s, blend = self.settings, self.blend
-        audio = batches.at(self.step).to(self.place.device, non_blocking=True)
+        s = self.settings
         if self.step == self.continuous and s.quantiser.kmeans_batches and (s.start is None or s.levels):
             self._lay_codebooks(batches)
+        given = self._given(batches)
+        set_rate(self.optimizer, rate(s, self.step, s.lr))
+        if given.scale is not None and s.adversary is not None:
+            set_rate(self.critic_optimizer, rate(s, self.step, s.adversary.lr))
         with torch.random.fork_rng(devices=[self.place.device] if self.place.device.type == "cuda" else []):
             torch.manual_seed(derive(s.seed, self.step, self.place.rank, "decoder noise"))
-            made, out = self._reconstruct(audio, blend)
+            terms, out = self._replayed(given) if self._is_recorded(given) else self._work(given)
+        self.step += 1
+        if self.step % _LOOK == 0:
+            self._look()
+        self._remember()
+        self._restart(out)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _given(self, batches: Batches) -> Given:
+        """The inputs of this step, on the device."""
+        device = self.place.device
+        audio = batches.at(self.step).to(device, non_blocking=True)
+        levels, scale = self._levels(len(audio)), self._adversary_scale()
+        start = None
+        if scale is not None and self.stretch is not None:
+            draw = generator(self.settings.seed, self.step, self.place.rank, "critics' stretch")
+            start = torch.randint(audio.shape[-1] - len(self.stretch) + 1, (), generator=draw)
+        small = (None if x is None else x.to(device) for x in (levels, scale, start))
+        return Given(audio, *small)
+
+    def _work(self, given: Given) -> tuple[dict[str, Tensor], Quantised]:
+        """From inputs to changed weights; looks at no tensor's values while it is recorded."""
+        s, blend = self.settings, self.blend
+        made, out = self._reconstruct(given, blend)
         self.usage.add(out.codes)
-        terms = self.distance(made, audio)
+        terms = self.distance(made, given.audio)
         if self.speaker is not None:
-            terms["speaker"] = self.speaker(made, audio)
+            terms["speaker"] = self.speaker(made, given.audio)
         terms["commitment"] = torch.stack(out.commitment).sum()
         terms["codebook"] = torch.stack(out.codebook).sum()
-        scale = self._adversary_scale()
         critic = None
-        if self.critics is not None and scale is not None:
+        if self.critics is not None and given.scale is not None:
             with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.bf16):
-                real, fake = self.critics(audio), self.critics(made)
+                real, fake = (self.critics(self._stretch(audio, given)) for audio in (given.audio, made))
             terms["adversarial"], terms["features"] = adversarial_loss(fake), feature_loss(real, fake)
             terms["critic"] = critic = critic_loss(real, fake)
         # encodings are not pulled to entries that do not stand for anything yet
-        shares = {"commitment": blend, "adversarial": scale or 0.0, "features": scale or 0.0}
-        weights = {name: weight * shares.get(name, 1.0) for name, weight in s.weights.model_dump().items()}
-        counted = [weights[name] * term for name, term in terms.items() if weights.get(name)]
-        terms["loss"] = loss = torch.stack(counted).sum()
+        shares = {"commitment": blend, "adversarial": given.scale, "features": given.scale}
+        weights = {name: weight for name, weight in s.weights.model_dump().items() if weight and name in terms}
+        terms["loss"] = loss = torch.stack(
+            [w * shares.get(name, 1.0) * terms[name] for name, w in weights.items()]
+        ).sum()
         # both networks take their gradients from one pass: the critics are seen as they were before this step. Theirs
         # come first, since what is compiled, the codec's layers, lets its graph be used once
         of_critics = None if critic is None else torch.autograd.grad(critic, self.critic_parameters, retain_graph=True)
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        if of_critics is not None and s.adversary is not None:
-            self._update(self.critic_optimizer, self.critic_parameters, of_critics, s.adversary.lr)
-        terms["gradient"] = self._update(self.optimizer, self.parameters, found, s.lr)
-        self.step += 1
-        self._remember()
-        self._restart(out, blend)
-        return {name: term.detach() for name, term in terms.items()}
+        if of_critics is not None:
+            self._update(self.critic_optimizer, self.critic_parameters, of_critics)
+        terms["gradient"] = self._update(self.optimizer, self.parameters, found)
+        return terms, out
 
-    def _reconstruct(self, audio: Tensor, blend: float) -> tuple[Tensor, Quantised]:
+    def _is_recorded(self, given: Given) -> bool:
+        """Whether this step is replayed; the first steps with and without critics are not, so that all is set up."""
+        if not self.records or self.blend < 1:
+            return False
+        critics = given.scale is not None
+        self.ready[critics] += 1
+        return self.ready[critics] > _SET_UP
+
+    def _replayed(self, given: Given) -> tuple[dict[str, Tensor], Quantised]:
+        """As `_work`, from a recording of it that is made where there is none."""
+        critics = given.scale is not None
+        if self.recording is None or self.recorded != critics:
+            self.recording = None  # and its memory, before the next takes as much
+            self.recording, self.recorded = Recording(self._work, given), critics
+        return self.recording.replay(given)
+
+    def _stretch(self, audio: Tensor, given: Given) -> Tensor:
+        """What critics hear of audio (B, 1, T)."""
+        if given.start is None or self.stretch is None:
+            return audio
+        return audio.index_select(-1, given.start + self.stretch)
+
+    def _reconstruct(self, given: Given, blend: float) -> tuple[Tensor, Quantised]:
         """What the codec makes of audio (B, 1, T): audio of that length, and what passed its quantiser."""
         with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.bf16):
-            z = self.codec.advance(self.codec.preprocess(audio), None, "latent")
-            out = quantise(self.codec.quantizer, z, blend=blend, levels=self._levels(len(audio)))
+            z = self.codec.advance(self.codec.preprocess(given.audio), None, "latent")
+            out = quantise(self.codec.quantizer, z, blend=blend, levels=given.levels)
             last = self.codec.taps[-1].name
             x = self.codec.advance(out.z_q, "quantized", last)
         # the waveform itself in full: eight bits of it would put noise where speech is quiet
-        made = self.codec.advance(x.float(), last, "audio")[..., : audio.shape[-1]]
+        made = self.codec.advance(x.float(), last, "audio")[..., : given.audio.shape[-1]]
         return made, out
 
     @torch.no_grad()
@@ -153,13 +211,13 @@ class Trainer:
         lay_codebooks(self.codec.quantizer, z, seed=self.settings.seed, first=first)
         self.place.agree(codebooks(self.codec.quantizer))
 
-    def _restart(self, out: Quantised, blend: float) -> None:
+    def _restart(self, out: Quantised) -> None:
         """Move entries that no process chose for a while; not near the end, where there is no time to learn them."""
         every = self.settings.quantiser.restart_every
         if self.step % (every or _WINDOW):
             return
         self.use = self.usage.figures()
-        if every and blend > 0 and self.step < 0.9 * self.settings.steps:
+        if every and self.step > self.continuous and self.step < 0.9 * self.settings.steps:
             counts = self.place.total(self.usage.counts)
             seed = derive(self.settings.seed, self.step, "restart")
             restart_dead(self.codec.quantizer, counts, out.encodings, self.optimizer, seed)
@@ -173,46 +231,46 @@ class Trainer:
             return None
         draw = generator(self.settings.seed, self.step, self.place.rank, "level dropout")
         fewer = torch.randint(1, levels, (count,), generator=draw)
-        kept = torch.where(torch.rand(count, generator=draw) < share, fewer, levels)
-        return kept.to(self.place.device)
+        return torch.where(torch.rand(count, generator=draw) < share, fewer, levels)
 
-    def _adversary_scale(self) -> float | None:
-        """Weight of the critics in this step, 0 to 1; None before they train."""
+    def _adversary_scale(self) -> Tensor | None:
+        """Weight of the critics in this step, 0 to 1, a scalar; None before they train."""
         how = self.settings.adversary
         if how is None or self.step < how.after:
             return None
-        return min(1.0, (self.step - how.after) / max(1, how.rise))
+        return torch.tensor(min(1.0, (self.step - how.after) / max(1, how.rise)))
 
     def _update(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: list[nn.Parameter],
-        found: Sequence[Tensor | None],
-        peak: float,
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], found: Sequence[Tensor | None]
     ) -> Tensor:
         """A step of an optimizer from gradients, clipped; returns their norm."""
         self.place.average([gradient for gradient in found if gradient is not None])
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
-        if not torch.isfinite(norm):
-            raise Diverged(f"the loss is no number any more at step {self.step + 1}")
-        for group in optimizer.param_groups:
-            group["lr"] = rate(self.settings, self.step, peak) * group["scale"]
+        self.finite.logical_and_(torch.isfinite(norm))
+        if not (self.place.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            self._look()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _look(self) -> None:
+        """Raise Diverged if a gradient was no number since training began."""
+        if not self.finite:
+            raise Diverged(f"the loss is no number any more at step {self.step + 1}")
 
     @torch.no_grad()
     def _remember(self) -> None:
         """Move the averaged weights towards the present ones; fast at first, so that the start is forgotten."""
         keep = min(self.settings.ema, self.step / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.values()), list(self.codec.state_dict().values()), 1 - keep)
+        torch._foreach_lerp_(list(self.average.values()), self.present, 1 - keep)
 
     # ---------------------------------------------------------------- storage
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the training depends on, whole or not at all."""
+        """Write all that the rest of the training depends on, whole or not at all; raises Diverged as a step does."""
+        self._look()
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
@@ -231,6 +289,7 @@ class Trainer:
         """Continue from a written state."""
         state = torch.load(path, map_location=self.place.device, weights_only=True)
         self.step, self.seconds, self.speech = state["step"], state["seconds"], state["speech"]
+        self.recording = None  # it would go on with what was before
         self.codec.load_state_dict(state["codec"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])

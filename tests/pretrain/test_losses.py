@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from runner.pretrain.losses import SpectralDistance, windows
-from snac_core.critics import Critics, adversarial_loss, critic_loss, feature_loss
+from snac_core.codec.convolution import WNConv1d
+from snac_core.critics import Critics, PeriodCritic, adversarial_loss, critic_loss, feature_loss
 from snac_core.seeding import generator
 
 
@@ -64,3 +65,14 @@ def test_critics_that_cannot_tell_cost_two_by_the_hinge() -> None:
     unsure = [[torch.zeros(2, 3), torch.full((2, 1), -1.5)]]
     assert float(critic_loss(sure, unsure)) == 0
     assert float(adversarial_loss(sure)) == -1.5
+
+
+def test_a_period_critics_first_layer_is_a_convolution() -> None:
+    layer = PeriodCritic(3, 8, 2).layers[0]
+    plain = WNConv1d(1, 8, kernel_size=5, stride=3, padding=2)
+    plain.load_state_dict(layer.state_dict())
+    for samples in (7, 30, 31, 32):
+        audio = torch.randn(2, 1, samples, requires_grad=True)
+        of = [torch.autograd.grad(one(audio).square().sum(), [audio, *one.parameters()]) for one in (layer, plain)]
+        torch.testing.assert_close(layer(audio), plain(audio))
+        torch.testing.assert_close(*of)

@@ -1,0 +1,79 @@
+"""Replayed steps are the steps they were recorded from; what critics hear is drawn by the step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from runner.data import Corpus
+from runner.pretrain import pretrain
+from runner.pretrain.devices import Place
+from runner.pretrain.settings import Augmentation
+from runner.pretrain.speech import SpeechMix
+from runner.pretrain.trainer import Diverged, Trainer
+from snac_core.codec import SNAC
+from snac_core.errors import UserError
+
+from .conftest import SMALL
+from .test_loop import quick, silent
+
+
+def trainer(small: str, speech: Path, device: str = "cpu", **changes: object) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(SNAC.from_config(SMALL), quick(small, speech, **changes), Place(torch.device(device)))
+
+
+def mix(corpus: Corpus) -> SpeechMix:
+    return SpeechMix([(corpus, 1.0)], 8000, 1280, 2, Augmentation(), seed=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="steps are recorded on CUDA devices; none is here")
+def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, corpus: Corpus) -> None:
+    """With level dropout and the critics' rise, which are inputs, and moved entries, which are state."""
+    ends = []
+    for graphs in (False, True):
+        one = trainer(small, speech, "cuda", steps=40, graphs=graphs, bf16=False, compile=False)
+        terms = [one.train_step(mix(corpus)) for _ in range(30)]
+        assert (one.recording is not None) == graphs
+        ends.append({name: float(value) for name, value in terms[-1].items()})
+    assert ends[1] == pytest.approx(ends[0], rel=0.05)
+
+
+def test_critics_hear_a_stretch_that_the_step_decides(
+    small: str, speech: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Tensor] = []
+    adversary = {"after": 0, "periods": (2,), "n_ffts": (256,), "period_channels": 2, "spectral_channels": 2}
+    one = trainer(small, speech, adversary={**adversary, "seconds": 0.08})
+    assert one.critics is not None
+    one.critics.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
+    for _ in range(3):
+        one.train_step(mix(corpus))
+    assert {tuple(audio.shape) for audio in heard} == {(2, 1, 640)}
+    starts = []
+    for step in range(3):
+        real = heard[2 * step]
+        windows = mix(corpus).at(step).unfold(-1, 640, 1)  # (2, 1, starts, 640)
+        starts.append(int((windows == real.unsqueeze(2)).all(-1).all(0).flatten().nonzero()))
+    assert len(set(starts)) > 1
+    heard.clear()
+    one.step = 1  # again
+    one.train_step(mix(corpus))
+    assert torch.equal(heard[0], mix(corpus).at(1)[..., starts[1] : starts[1] + 640])
+
+
+def test_a_stretch_longer_than_a_crop_is_refused(small: str, speech: Path, tmp_path: Path) -> None:
+    settings = quick(small, speech, adversary={"after": 0, "seconds": 0.5})
+    with pytest.raises(UserError, match=r"adversary\.seconds 0\.5; expected 0\.1\d+ to 0\.16"):
+        pretrain(settings, tmp_path / "run", say=silent)
+
+
+def test_nothing_is_saved_once_a_gradient_was_no_number(small: str, speech: Path, tmp_path: Path) -> None:
+    one = trainer(small, speech)
+    one.finite.fill_(False)  # as a replayed step leaves it
+    with pytest.raises(Diverged, match="no number any more"):
+        one.save(tmp_path / "state.pt")
+    assert not (tmp_path / "state.pt").exists()
