@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_SET_UP = 5  # calls before the first that is recorded
 
 
 class Given(NamedTuple):
@@ -30,28 +31,49 @@ class Given(NamedTuple):
     start: Tensor | None = None
 
 
-class Recording(Generic[T]):
-    """A CUDA graph of `work`, which must not look at values of tensors, with inputs that can be exchanged.
+class Replay(Generic[T]):
+    """`work` from a CUDA graph of it.
 
-    Recording runs nothing. What is drawn at random follows the generator's state at each replay.
+    The first calls with inputs of one kind are not recorded, so that what is made on first use is there. Recording runs
+    nothing; what is drawn at random follows the generator's state at each call.
 
     Args:
-        work: what is recorded. It has been run before, so that what is made on first use is there.
-        given: inputs of the shapes that all later ones have.
+        work: what is recorded; it must not look at values of tensors, and finds its state where it was.
     """
 
-    def __init__(self, work: Callable[[Given], T], given: Given) -> None:
-        audio, *small = given
-        self.given = Given(audio.clone(), *(None if value is None else value.clone() for value in small))
-        self.graph = torch.cuda.CUDAGraph()
-        # thread_local: others, which prepare batches, may ask the driver for memory meanwhile
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.result = work(self.given)
+    def __init__(self, work: Callable[[Given], T]) -> None:
+        self.work = work
+        self.kind: tuple[bool, ...] = ()  # which inputs there are
+        self.seen = 0  # calls with them
+        self.recorded: tuple[torch.cuda.CUDAGraph, Given, T] | None = None  # where inputs go and results come
 
-    def replay(self, given: Given) -> T:
-        """What `work` gives for these inputs, in the same tensors each time."""
-        for mine, value in zip(self.given, given, strict=True):
+    def __call__(self, given: Given) -> T:
+        """What `work` gives for these inputs; once recorded, in the same tensors each time."""
+        kind = tuple(value is not None for value in given)
+        if kind != self.kind:
+            self.forget()
+            self.kind = kind
+        self.seen += 1
+        if self.seen <= _SET_UP:
+            return self.work(given)
+        if self.recorded is None:
+            self.recorded = self._record(given)
+        graph, inputs, result = self.recorded
+        for mine, value in zip(inputs, given, strict=True):
             if mine is not None and value is not None:
                 mine.copy_(value)
-        self.graph.replay()
-        return self.result
+        graph.replay()
+        return result
+
+    def forget(self) -> None:
+        """Begin anew, because the state lies elsewhere now; the memory of what was recorded is free again."""
+        self.kind, self.seen, self.recorded = (), 0, None
+
+    def _record(self, given: Given) -> tuple[torch.cuda.CUDAGraph, Given, T]:
+        audio, *small = given
+        inputs = Given(audio.clone(), *(None if value is None else value.clone() for value in small))
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: others, which prepare batches, may ask the driver for memory meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = self.work(inputs)
+        return graph, inputs, result

@@ -13,7 +13,7 @@ from runner.pretrain.devices import Place
 from runner.pretrain.losses import SpeakerDistance, SpectralDistance
 from runner.pretrain.optimizing import adamw, rate, set_rate
 from runner.pretrain.quantiser import Quantised, Usage, codebooks, lay_codebooks, quantise, restart_dead
-from runner.pretrain.recording import Given, Recording
+from runner.pretrain.recording import Given, Replay
 from runner.pretrain.settings import PretrainSettings
 from snac_core import atomic
 from snac_core.codec import SNAC
@@ -22,7 +22,6 @@ from snac_core.seeding import derive, generator
 from snac_core.speakers.encoder import SpeakerEncoder
 
 _LOOK = 25  # steps after which those that were replayed are known to have been sound
-_SET_UP = 5  # steps before the first that is recorded
 _WINDOW = 100  # steps over which the use of codes is counted where no entry is ever moved
 
 
@@ -67,9 +66,6 @@ class Trainer:
         self.distance = SpectralDistance(codec.sampling_rate).to(place.device)
         self.speaker = SpeakerDistance(ear, codec.sampling_rate) if ear is not None else None
         self.finite = torch.tensor(True, device=place.device)  # all gradients so far
-        self.recording: Recording[tuple[dict[str, Tensor], Quantised]] | None = None
-        self.recorded = False  # whether critics are part of it
-        self.ready = {False: 0, True: 0}  # steps without and with critics that could have been recorded
         self.critics: Critics | None = None
         self.stretch: Tensor | None = None  # of the critics, in samples from its start
         how = settings.adversary
@@ -90,9 +86,9 @@ class Trainer:
         self.continuous = (300 if new else 0) if q.continuous is None else q.continuous
         self.blending = (300 if new else 0) if q.blend is None else q.blend
         on_cuda = place.device.type == "cuda"
-        self.records = settings.graphs and on_cuda and place.world == 1
+        self.replay = Replay(self._work) if settings.graphs and on_cuda and place.world == 1 else None
         self.bf16 = on_cuda if settings.bf16 is None else settings.bf16
-        if settings.compile or (settings.compile is None and on_cuda and not self.records):
+        if settings.compile or (settings.compile is None and on_cuda and self.replay is None):
             for layer in (*codec.encoder.block, *codec.decoder.model):
                 layer.compile()
 
@@ -117,7 +113,7 @@ class Trainer:
             set_rate(self.critic_optimizer, rate(s, self.step, s.adversary.lr))
         with torch.random.fork_rng(devices=[self.place.device] if self.place.device.type == "cuda" else []):
             torch.manual_seed(derive(s.seed, self.step, self.place.rank, "decoder noise"))
-            terms, out = self._replayed(given) if self._is_recorded(given) else self._work(given)
+            terms, out = self._work(given) if self.replay is None or self.blend < 1 else self.replay(given)
         self.step += 1
         if self.step % _LOOK == 0:
             self._look()
@@ -167,22 +163,6 @@ class Trainer:
             self._update(self.critic_optimizer, self.critic_parameters, of_critics)
         terms["gradient"] = self._update(self.optimizer, self.parameters, found)
         return terms, out
-
-    def _is_recorded(self, given: Given) -> bool:
-        """Whether this step is replayed; the first steps with and without critics are not, so that all is set up."""
-        if not self.records or self.blend < 1:
-            return False
-        critics = given.scale is not None
-        self.ready[critics] += 1
-        return self.ready[critics] > _SET_UP
-
-    def _replayed(self, given: Given) -> tuple[dict[str, Tensor], Quantised]:
-        """As `_work`, from a recording of it that is made where there is none."""
-        critics = given.scale is not None
-        if self.recording is None or self.recorded != critics:
-            self.recording = None  # and its memory, before the next takes as much
-            self.recording, self.recorded = Recording(self._work, given), critics
-        return self.recording.replay(given)
 
     def _stretch(self, audio: Tensor, given: Given) -> Tensor:
         """What critics hear of audio (B, 1, T)."""
@@ -289,7 +269,8 @@ class Trainer:
         """Continue from a written state."""
         state = torch.load(path, map_location=self.place.device, weights_only=True)
         self.step, self.seconds, self.speech = state["step"], state["seconds"], state["speech"]
-        self.recording = None  # it would go on with what was before
+        if self.replay is not None:
+            self.replay.forget()
         self.codec.load_state_dict(state["codec"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])

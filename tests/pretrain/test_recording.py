@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from runner.data import Corpus
 from runner.pretrain import pretrain
 from runner.pretrain.devices import Place
+from runner.pretrain.recording import Given, Replay
 from runner.pretrain.settings import Augmentation
 from runner.pretrain.speech import SpeechMix
 from runner.pretrain.trainer import Diverged, Trainer
@@ -37,9 +39,36 @@ def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, c
     for graphs in (False, True):
         one = trainer(small, speech, "cuda", steps=40, graphs=graphs, bf16=False, compile=False)
         terms = [one.train_step(mix(corpus)) for _ in range(30)]
-        assert (one.recording is not None) == graphs
+        assert (one.replay is not None and one.replay.recorded is not None) == graphs
         ends.append({name: float(value) for name, value in terms[-1].items()})
     assert ends[1] == pytest.approx(ends[0], rel=0.05)
+
+
+def test_inputs_go_to_where_they_were_recorded_and_each_kind_has_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph itself is CUDA's; here a stand-in works again on the tensors that it was recorded with."""
+    given: list[Given] = []
+
+    class Graph:
+        def replay(self) -> None:
+            given.append(recorded[-1])
+
+    recorded: list[Given] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
+
+    def work(inputs: Given) -> str:
+        recorded.append(inputs)
+        return f"result {len(recorded)}"
+
+    replay = Replay(work)
+    plain = [replay(Given(torch.full((1, 1, 2), float(step)))) for step in range(8)]
+    assert plain == [*(f"result {n}" for n in (1, 2, 3, 4, 5)), *3 * ["result 6"]]  # five to set up, one recording
+    assert all(inputs is recorded[5] for inputs in given)
+    assert recorded[5].audio.tolist() == [[[7.0, 7.0]]]
+    with_critics = [replay(Given(torch.zeros(1, 1, 2), scale=torch.tensor(0.1 * step))) for step in range(7)]
+    assert with_critics[-2:] == 2 * ["result 12"]
+    assert recorded[-1].scale is not None
+    assert float(recorded[-1].scale) == pytest.approx(0.6)
 
 
 def test_critics_hear_a_stretch_that_the_step_decides(
