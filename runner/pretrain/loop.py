@@ -133,6 +133,8 @@ def _codec(settings: PretrainSettings, start: SNAC | None) -> SNAC:
         raise UserError(f"widths are two, encoder_dim and decoder_dim; got {list(settings.widths)}")
     if len(settings.rates) not in (0, 2):
         raise UserError(f"rates are two lists, of the encoder and of the decoder; got {len(settings.rates)}")
+    if len(set(settings.frozen)) == 3 or (settings.frozen and start is None):
+        raise UserError(f"frozen {list(settings.frozen)}: something must be left to train, and `start` gives the rest")
     if start is not None:
         if settings.rates:
             start = change_rates(start, *settings.rates)

@@ -28,6 +28,8 @@ def adamw(
     """
     matrices, others, codebooks = [], [], []
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.endswith("codebook.weight"):
             codebooks.append(parameter)
         elif parameter.numel() > max(parameter.shape) and not name.endswith("original0"):
@@ -39,9 +41,10 @@ def adamw(
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
         {"params": codebooks, "weight_decay": 0.0, "scale": codebook_lr},
     ]
-    on_cuda = matrices[0].is_cuda
+    device = next(network.parameters()).device
+    on_cuda = device.type == "cuda"
     for group in groups:
-        group["lr"] = torch.zeros((), device=matrices[0].device) if on_cuda else 0.0
+        group["lr"] = torch.zeros((), device=device) if on_cuda else 0.0
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], betas=betas, fused=on_cuda or None, capturable=on_cuda
     )

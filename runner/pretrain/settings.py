@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -88,6 +88,10 @@ class PretrainSettings(Settings):
     )
     rates: tuple[tuple[int, ...], ...] = Field(
         (), description="encoder_rates and decoder_rates to give to `start`, whose strided filters are stretched."
+    )
+    frozen: tuple[Literal["encoder", "quantizer", "decoder"], ...] = Field(
+        (),
+        description="Parts that keep the weights of `start`: encoder, quantizer (codes then mean the same), decoder.",
     )
     speaker_encoder: str = Field(
         "ecapa_tiny", description="Of the term `speaker`; who judges the codec must be of another family."

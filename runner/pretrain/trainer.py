@@ -57,7 +57,9 @@ class Trainer:
         self.codec = codec.to(place.device).train()
         self.present = list(codec.state_dict().values())  # the tensors themselves
         self.average = {name: value.clone() for name, value in codec.state_dict().items()}
-        self.parameters = list(codec.parameters())
+        for part in settings.frozen:
+            codec.get_submodule(part).requires_grad_(False)
+        self.parameters = [parameter for parameter in codec.parameters() if parameter.requires_grad]
         self.optimizer = adamw(
             codec, settings.weight_decay, betas=settings.betas, codebook_lr=settings.quantiser.lr_scale
         )
@@ -197,7 +199,8 @@ class Trainer:
         if self.step % (every or _WINDOW):
             return
         self.use = self.usage.figures()
-        if every and self.step > self.continuous and self.step < 0.9 * self.settings.steps:
+        movable = "quantizer" not in self.settings.frozen
+        if every and movable and self.step > self.continuous and self.step < 0.9 * self.settings.steps:
             counts = self.place.total(self.usage.counts)
             seed = derive(self.settings.seed, self.step, "restart")
             restart_dead(self.codec.quantizer, counts, out.encodings, self.optimizer, seed)

@@ -174,3 +174,24 @@ def test_rates_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) 
     assert SNAC.from_pretrained(second).hop_length == 16
     with pytest.raises(UserError, match="rates are two lists, of the encoder and of the decoder; got 1"):
         pretrain(quick(small, speech, start=str(first), rates=((2, 2, 4),)), tmp_path / "third", say=silent)
+
+
+@pytest.mark.parametrize("frozen", [("decoder",), ("encoder", "quantizer")])
+def test_frozen_parts_keep_their_weights_and_the_others_learn(
+    frozen: tuple[str, ...], small: str, speech: Path, tmp_path: Path
+) -> None:
+    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
+    assert first is not None
+    second = pretrain(quick(small, speech, start=str(first), frozen=frozen), tmp_path / "second", say=silent)
+    assert second is not None
+    before, after = (SNAC.from_pretrained(folder).state_dict() for folder in (first, second))
+    for name, value in after.items():
+        kept = name.split(".")[0] in frozen
+        assert torch.equal(value, before[name]) == kept, name
+
+
+def test_frozen_parts_need_weights_and_something_beside_them(small: str, speech: Path, tmp_path: Path) -> None:
+    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
+    for settings in ({"frozen": ("decoder",)}, {"frozen": ("decoder", "encoder", "quantizer"), "start": str(first)}):
+        with pytest.raises(UserError, match="something must be left to train"):
+            pretrain(quick(small, speech, **settings), tmp_path / "run", say=silent)
