@@ -87,6 +87,8 @@ def placed(device: str) -> Iterator[Place]:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
     if world == 1:
+        if chosen.index is not None and chosen.type == "cuda":
+            torch.cuda.set_device(chosen)  # what is recorded is recorded on the current one
         yield Place(chosen)
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

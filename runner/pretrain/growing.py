@@ -107,9 +107,9 @@ def change_rates(codec: SNAC, encoder_rates: Sequence[int], decoder_rates: Seque
     for name, rates in (("encoder_rates", encoder_rates), ("decoder_rates", decoder_rates)):
         if len(rates) != len(codec.config[name]):
             raise UserError(f"{name} {list(rates)}; this codec has {len(codec.config[name])}: {codec.config[name]}")
-    changed = SNAC.from_config(
-        {**codec.config, "encoder_rates": list(encoder_rates), "decoder_rates": list(decoder_rates)}
-    )
+    config = {**codec.config, "encoder_rates": list(encoder_rates), "decoder_rates": list(decoder_rates)}
+    with torch.random.fork_rng(devices=[]):  # every weight that is drawn here is replaced
+        changed = SNAC.from_config(config)
     state = codec.state_dict()
     layers = dict(codec.named_modules())
     for name, layer in changed.named_modules():

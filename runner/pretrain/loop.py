@@ -34,7 +34,7 @@ from snac_core.speakers.encoder import SpeakerEncoder
 Share = tuple[Corpus, float]
 Say = Callable[[str], None]
 Tell = Callable[[int, int, str], None]
-_BESIDE_THE_POINT = {"data", "device", "log_every", "checkpoint_seconds", "listen_every", "loaders"}
+_BESIDE_THE_POINT = {"data", "device", "log_every", "checkpoint_seconds", "listen_every", "loaders", "graphs"}
 _MAY_CHANGE = _BESIDE_THE_POINT | {"steps"}  # of a training that is not at its end
 
 
@@ -101,6 +101,7 @@ def _train(
                 counted += 1
                 trainer.seconds = before + time.monotonic() - started
                 if log is not None and trainer.step % s.log_every == 0:
+                    trainer.check()
                     means = {name: float(value) / counted for name, value in sums.items()}
                     use = trainer.use or trainer.usage.figures()
                     log.write({"step": trainer.step, "seconds": trainer.seconds, **means, **use})
@@ -133,8 +134,7 @@ def _codec(settings: PretrainSettings, start: SNAC | None) -> SNAC:
         raise UserError(f"widths are two, encoder_dim and decoder_dim; got {list(settings.widths)}")
     if len(settings.rates) not in (0, 2):
         raise UserError(f"rates are two lists, of the encoder and of the decoder; got {len(settings.rates)}")
-    if len(set(settings.frozen)) == 3 or (settings.frozen and start is None):
-        raise UserError(f"frozen {list(settings.frozen)}: something must be left to train, and `start` gives the rest")
+    _check_frozen(settings)
     if start is not None:
         if settings.rates:
             start = change_rates(start, *settings.rates)
@@ -148,6 +148,18 @@ def _codec(settings: PretrainSettings, start: SNAC | None) -> SNAC:
         return SNAC.from_config(codec_config(settings.codec))
 
 
+def _check_frozen(settings: PretrainSettings) -> None:
+    frozen = set(settings.frozen)
+    if frozen and settings.start is None:
+        raise UserError(f"frozen {sorted(frozen)}, but there is no `start` whose weights could be kept")
+    if len(frozen) == 3:
+        raise UserError("all of the codec is frozen; something must be left to train")
+    if "quantizer" in frozen and settings.levels:
+        raise UserError(f"levels {list(settings.levels)} are added to a frozen quantizer, where they would stay silent")
+    if frozen & {"encoder", "decoder"} and (settings.widths or settings.rates):
+        raise UserError(f"widths and rates change encoder and decoder; frozen are {sorted(frozen)}")
+
+
 def _check_crop(codec: SNAC, settings: PretrainSettings, ear: SpeakerEncoder | None) -> None:
     block = codec.preprocess(torch.zeros(1, 1, 1)).shape[-1]
     spectra = (*windows(codec.sampling_rate), *(settings.adversary.n_ffts if settings.adversary else ()))
@@ -158,11 +170,8 @@ def _check_crop(codec: SNAC, settings: PretrainSettings, ear: SpeakerEncoder | N
             f"this codec and its losses need {least}, {least / codec.sampling_rate:.3f} s"
         )
     heard = settings.adversary.seconds if settings.adversary else None
-    if heard is not None and not least / codec.sampling_rate <= heard <= settings.crop_seconds:
-        raise UserError(
-            f"adversary.seconds {heard:g}; expected {least / codec.sampling_rate:.3f} to {settings.crop_seconds:g}, "
-            f"the length of a crop"
-        )
+    if heard is not None and heard > settings.crop_seconds:
+        raise UserError(f"adversary.seconds {heard:g}, but a crop has {settings.crop_seconds:g} (crop_seconds)")
     if ear is not None and settings.crop_seconds < ear.min_seconds:
         raise UserError(f"crop_seconds {settings.crop_seconds:g}; {ear.name} needs {ear.min_seconds:g} s")
 
@@ -186,7 +195,7 @@ def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place
             if key not in _MAY_CHANGE and stored.get(key) != value
         ]
         different += [
-            f"{key}: {str(found[key])[:12]} there, {str(value)[:12]} now"
+            f"{key}: {_difference(found[key], value)}"
             for key, value in made_of.items()
             if key in found and found[key] != value
         ]
@@ -203,6 +212,14 @@ def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place
     if place.first and not path.is_file():
         atomic.write_json(path, {"settings": wanted, **made_of})
     return out / "checkpoint" / "state.pt"
+
+
+def _difference(found: Any, value: Any) -> str:
+    """What is there and what is asked for, in few words."""
+    if isinstance(found, dict) and isinstance(value, dict):
+        keys = [key for key in {**found, **value} if found.get(key) != value.get(key)]
+        return ", ".join(f"{key} {found.get(key)} there, {value.get(key)} now" for key in keys)
+    return f"{str(found)[:12]} there, {str(value)[:12]} now"
 
 
 def _agree_on_the_end(out: Path, settings: PretrainSettings, step: int, place: Place, say: Say) -> None:

@@ -81,14 +81,20 @@ class SpeakerDistance(nn.Module):
 
     def __init__(self, encoder: SpeakerEncoder, sample_rate: int) -> None:
         super().__init__()
-        self.encoder, self.sample_rate = encoder, sample_rate
+        self.encoder = encoder
+        # made once: the functional form copies a number to the device at each call, which cannot be recorded
+        self.resample = torchaudio.transforms.Resample(sample_rate, encoder.sample_rate).to(encoder.device)
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
         """(B, 1, T) twice to a scalar, 0 to 2; no gradient passes to the target."""
         with torch.no_grad():
-            wanted = self.encoder(target, self.sample_rate)
-        near: Tensor = (self.encoder(estimate, self.sample_rate) * wanted).sum(-1)
+            wanted = self._embed(target)
+        near: Tensor = (self._embed(estimate) * wanted).sum(-1)
         return (1 - near).mean()
+
+    def _embed(self, audio: Tensor) -> Tensor:
+        embedding: Tensor = self.encoder(self.resample(audio), self.encoder.sample_rate)
+        return embedding
 
 
 def _hann(window: int) -> Tensor:

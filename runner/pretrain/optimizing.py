@@ -10,6 +10,8 @@ from torch import nn
 
 from runner.pretrain.settings import PretrainSettings
 
+_OF_THE_DEVICE = ("lr", "fused", "foreach", "capturable")  # in an optimizer's groups
+
 
 def rate(settings: PretrainSettings, step: int, peak: float) -> float:
     """Learning rate of a step: linear to the peak, then half a cosine."""
@@ -48,6 +50,13 @@ def adamw(
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], betas=betas, fused=on_cuda or None, capturable=on_cuda
     )
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """What an optimizer remembers, from whatever device; how it computes stays as this device wants it."""
+    own = [{key: group[key] for key in _OF_THE_DEVICE} for group in optimizer.param_groups]
+    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def set_rate(optimizer: torch.optim.Optimizer, peak: float) -> None:

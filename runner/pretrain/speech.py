@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from runner.data import Corpus, CropLoader
 from runner.pretrain.augmenting import augment
 from runner.pretrain.settings import Augmentation
+from snac_core.errors import UserError
 from snac_core.seeding import derive, generator
 
 
@@ -59,6 +60,8 @@ class SpeechMix:
 class Ahead:
     """Batches of a pure function of the step, prepared by other processes while the steps before are computed.
 
+    In order, that is: another step than the next one starts the processes anew.
+
     Args:
         mix: of speech.
         last: no step from here on is prepared.
@@ -72,7 +75,7 @@ class Ahead:
         self.workers = min(workers, free)
         self.steps_per_epoch = mix.steps_per_epoch
         self.next = 0
-        self.coming: Iterator[Tensor] | None = None
+        self.coming: Iterator[Tensor | UserError] | None = None
 
     def at(self, step: int) -> Tensor:
         """The batch of a step, (B, 1, T); those of the steps after it are begun."""
@@ -91,7 +94,10 @@ class Ahead:
                 )
             )
         self.next = step + 1
-        return next(self.coming)
+        batch = next(self.coming)
+        if isinstance(batch, UserError):
+            raise batch
+        return batch
 
     def close(self) -> None:
         """Prepare no more."""
@@ -99,19 +105,23 @@ class Ahead:
 
 
 def _leave_stopping(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains ends the others when it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals reach a whole group of processes; the one that trains ends the others when it has saved."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class _Steps(Dataset[Tensor]):
-    """What a DataLoader can ask for the batch of a step."""
+class _Steps(Dataset["Tensor | UserError"]):
+    """What a DataLoader can ask for the batch of a step; an error would come back as a traceback."""
 
     def __init__(self, mix: SpeechMix) -> None:
         self.mix = mix
 
-    def __getitem__(self, step: int) -> Tensor:
-        return self.mix.at(step)
+    def __getitem__(self, step: int) -> Tensor | UserError:
+        try:
+            return self.mix.at(step)
+        except UserError as error:
+            return error
 
 
 def _counts(shares: Sequence[float], batch: int) -> list[int]:

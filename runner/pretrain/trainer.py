@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.pretrain.devices import Place
 from runner.pretrain.losses import SpeakerDistance, SpectralDistance
-from runner.pretrain.optimizing import adamw, rate, set_rate
+from runner.pretrain.optimizing import adamw, load_state, rate, set_rate
 from runner.pretrain.quantiser import Quantised, Usage, codebooks, lay_codebooks, quantise, restart_dead
 from runner.pretrain.recording import Given, Replay
 from runner.pretrain.settings import PretrainSettings
@@ -103,8 +103,8 @@ class Trainer:
         """One update; returns the raw terms, without gradient.
 
         Raises:
-            Diverged: if a gradient is no finite number; before the weights are touched, but within `_LOOK` steps where
-                steps are recorded.
+            Diverged: if a gradient is no finite number; before the codec is touched, or, where steps are replayed,
+                within `_LOOK` of them.
         """
         s = self.settings
         if self.step == self.continuous and s.quantiser.kmeans_batches and (s.start is None or s.levels):
@@ -118,10 +118,10 @@ class Trainer:
             terms, out = self._work(given) if self.replay is None or self.blend < 1 else self.replay(given)
         self.step += 1
         if self.step % _LOOK == 0:
-            self._look()
+            self.check()
         self._remember()
         self._restart(out)
-        return {name: term.detach() for name, term in terms.items()}
+        return {name: term.detach().clone() for name, term in terms.items()}  # a replay would write over them
 
     def _given(self, batches: Batches) -> Given:
         """The inputs of this step, on the device."""
@@ -233,15 +233,15 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
         self.finite.logical_and_(torch.isfinite(norm))
         if not (self.place.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-            self._look()
+            self.check()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _look(self) -> None:
+    def check(self) -> None:
         """Raise Diverged if a gradient was no number since training began."""
         if not self.finite:
-            raise Diverged(f"the loss is no number any more at step {self.step + 1}")
+            raise Diverged(f"the loss is no number any more by step {self.step + 1}")
 
     @torch.no_grad()
     def _remember(self) -> None:
@@ -253,7 +253,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write all that the rest of the training depends on, whole or not at all; raises Diverged as a step does."""
-        self._look()
+        self.check()
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
@@ -274,13 +274,14 @@ class Trainer:
         self.step, self.seconds, self.speech = state["step"], state["seconds"], state["speech"]
         if self.replay is not None:
             self.replay.forget()
+        self.finite.fill_(True)
         self.codec.load_state_dict(state["codec"])
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         self.usage.counts = state["usage"]
         if self.critics is not None:
             self.critics.load_state_dict(state["critics"])
-            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+            load_state(self.critic_optimizer, state["critic_optimizer"])
 
     def averaged(self) -> SNAC:
         """A copy of the codec with the averaged weights, on the CPU, in eval mode."""

@@ -190,8 +190,19 @@ def test_frozen_parts_keep_their_weights_and_the_others_learn(
         assert torch.equal(value, before[name]) == kept, name
 
 
-def test_frozen_parts_need_weights_and_something_beside_them(small: str, speech: Path, tmp_path: Path) -> None:
-    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
-    for settings in ({"frozen": ("decoder",)}, {"frozen": ("decoder", "encoder", "quantizer"), "start": str(first)}):
-        with pytest.raises(UserError, match="something must be left to train"):
-            pretrain(quick(small, speech, **settings), tmp_path / "run", say=silent)
+@pytest.mark.parametrize(
+    ("frozen", "more", "said"),
+    [
+        (("decoder",), {"start": None}, "there is no `start`"),
+        (("decoder", "encoder", "quantizer"), {}, "something must be left to train"),
+        (("quantizer",), {"levels": (1,)}, "added to a frozen quantizer"),
+        (("decoder",), {"widths": (12, 128)}, "widths and rates change encoder and decoder"),
+        (("encoder",), {"rates": ((2, 2, 4), (4, 2, 2))}, "widths and rates change encoder and decoder"),
+    ],
+)
+def test_frozen_parts_that_could_not_be_kept_are_refused(
+    frozen: tuple[str, ...], more: dict[str, object], said: str, small: str, speech: Path, tmp_path: Path
+) -> None:
+    SNAC.from_config(SMALL).save_pretrained(tmp_path / "start")
+    with pytest.raises(UserError, match=said):
+        pretrain(quick(small, speech, **{"start": str(tmp_path / "start"), "frozen": frozen, **more}), tmp_path / "run")

@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoi
     small: str, speech: Path, tmp_path: Path
 ) -> None:
     settings = quick(small, speech, lr=1e20, steps=30, adversary=None, listen_every=0, checkpoint_seconds=1e-9)
-    with pytest.raises(UserError, match="no number any more at step") as raised:
+    with pytest.raises(UserError, match="no number any more by step") as raised:
         pretrain(settings, tmp_path / "run", say=silent)
     checkpoint = tmp_path / "run" / "checkpoint" / "state.pt"
     assert str(checkpoint) in str(raised.value)

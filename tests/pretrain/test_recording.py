@@ -12,6 +12,7 @@ from torch import Tensor
 from runner.data import Corpus
 from runner.pretrain import pretrain
 from runner.pretrain.devices import Place
+from runner.pretrain.optimizing import adamw, load_state, set_rate
 from runner.pretrain.recording import Given, Replay
 from runner.pretrain.settings import Augmentation
 from runner.pretrain.speech import SpeechMix
@@ -33,12 +34,17 @@ def mix(corpus: Corpus) -> SpeechMix:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="steps are recorded on CUDA devices; none is here")
-def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, corpus: Corpus) -> None:
-    """With level dropout and the critics' rise, which are inputs, and moved entries, which are state."""
+def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """With level dropout and the critics' rise, which are inputs; moved entries, and what was saved and loaded."""
+    adversary = {"after": 2, "rise": 30, "periods": (2,), "n_ffts": (256,), "period_channels": 2}
     ends = []
     for graphs in (False, True):
-        one = trainer(small, speech, "cuda", steps=40, graphs=graphs, bf16=False, compile=False)
-        terms = [one.train_step(mix(corpus)) for _ in range(30)]
+        one = trainer(small, speech, "cuda", steps=40, graphs=graphs, bf16=False, compile=False, adversary=adversary)
+        for _ in range(15):
+            one.train_step(mix(corpus))
+        one.save(tmp_path / f"{graphs}.pt")
+        one.load(tmp_path / f"{graphs}.pt")
+        terms = [one.train_step(mix(corpus)) for _ in range(15)]
         assert (one.replay is not None and one.replay.recorded is not None) == graphs
         ends.append({name: float(value) for name, value in terms[-1].items()})
     assert ends[1] == pytest.approx(ends[0], rel=0.05)
@@ -96,8 +102,21 @@ def test_critics_hear_a_stretch_that_the_step_decides(
 
 def test_a_stretch_longer_than_a_crop_is_refused(small: str, speech: Path, tmp_path: Path) -> None:
     settings = quick(small, speech, adversary={"after": 0, "seconds": 0.5})
-    with pytest.raises(UserError, match=r"adversary\.seconds 0\.5; expected 0\.1\d+ to 0\.16"):
+    with pytest.raises(UserError, match=r"adversary\.seconds 0\.5, but a crop has 0\.16"):
         pretrain(settings, tmp_path / "run", say=silent)
+
+
+def test_an_optimizers_memory_moves_between_devices_and_its_way_of_computing_does_not() -> None:
+    layer = torch.nn.Linear(2, 2)
+    mine, other = adamw(layer, 0.0), adamw(layer, 0.0)
+    state = other.state_dict()
+    for group in state["param_groups"]:  # as a CUDA device has them
+        group |= {"lr": torch.tensor(0.5), "fused": True, "capturable": True}
+    load_state(mine, state)
+    for group in mine.param_groups:
+        assert (group["lr"], group["fused"], group["capturable"]) == (0.0, None, False)
+    set_rate(mine, 0.1)
+    assert {group["lr"] for group in mine.param_groups} == {0.1}
 
 
 def test_nothing_is_saved_once_a_gradient_was_no_number(small: str, speech: Path, tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from runner.data import Corpus
 from runner.pretrain.settings import Augmentation
 from runner.pretrain.speech import Ahead, SpeechMix, _counts
+from snac_core.errors import UserError
 
 
 def mix(corpus: Corpus, batch: int = 3) -> SpeechMix:
@@ -29,6 +34,37 @@ def test_batches_prepared_ahead_are_the_same_in_any_order(corpus: Corpus) -> Non
             assert torch.equal(ahead.at(step), plain.at(step))
     finally:
         ahead.close()
+
+
+def test_a_signal_to_all_processes_leaves_those_that_prepare_batches_alone(speech: Path) -> None:
+    """As a terminal's Ctrl-C and `timeout` send it; in a process of its own, whose group is told."""
+    script = f"""
+import os, signal, sys
+from runner.data import open_corpus
+from runner.pretrain.settings import Augmentation
+from runner.pretrain.speech import Ahead, SpeechMix
+from runner.stopping import stoppable
+ahead = Ahead(SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1), 40, 1)
+with stoppable() as asked:
+    for step in range(30):
+        ahead.at(step)
+        if step == 2:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+    print("asked" if asked.is_set() else "not asked", step)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, start_new_session=True)
+    assert done.stdout.split() == ["asked", "29"], done.stderr
+
+
+def test_what_is_wrong_with_a_file_is_said_in_one_line(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_mix: SpeechMix, step: int) -> torch.Tensor:
+        raise UserError(f"no audio at step {step}")
+
+    monkeypatch.setattr(SpeechMix, "at", broken)
+    ahead = Ahead(mix(corpus), last=6, workers=1)
+    with pytest.raises(UserError, match=r"^no audio at step 0$"):
+        ahead.at(0)
+    ahead.close()
 
 
 @pytest.mark.parametrize(
