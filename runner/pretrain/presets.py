@@ -12,9 +12,9 @@ from snac_core.settings import checked
 TINY: dict[str, Any] = {
     "sampling_rate": 16000,
     "encoder_dim": 16,
-    "encoder_rates": [4, 4, 4, 5],
-    "decoder_dim": 256,
-    "decoder_rates": [5, 4, 4, 4],
+    "encoder_rates": [4, 4, 5, 2],
+    "decoder_dim": 384,
+    "decoder_rates": [2, 5, 4, 4],
     "attn_window_size": None,
     "codebook_size": 1024,
     "codebook_dim": 8,
@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "noise": True,
     "depthwise": False,
 }
-"""A base for CPUs: 2.9 M parameters, 16 kHz, codes at 12.5, 25 and 50 Hz, 0.875 kbps."""
+"""A base for CPUs: 3.7 M parameters, 16 kHz, codes at 25, 50 and 100 Hz, 1.75 kbps."""
 
 _LARGE: dict[str, Any] = {
     "synthetic": 0,
