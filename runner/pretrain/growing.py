@@ -106,7 +106,8 @@ def change_rates(codec: SNAC, encoder_rates: Sequence[int], decoder_rates: Seque
     """
     for name, rates in (("encoder_rates", encoder_rates), ("decoder_rates", decoder_rates)):
         if len(rates) != len(codec.config[name]):
-            raise UserError(f"{name} {list(rates)}; this codec has {len(codec.config[name])}: {codec.config[name]}")
+            blocks = len(codec.config[name])
+            raise UserError(f"{name} {list(rates)}; expected {blocks}, one for each block, as in {codec.config[name]}")
     config = {**codec.config, "encoder_rates": list(encoder_rates), "decoder_rates": list(decoder_rates)}
     with torch.random.fork_rng(devices=[]):  # every weight that is drawn here is replaced
         changed = SNAC.from_config(config)

@@ -169,11 +169,21 @@ def _check_crop(codec: SNAC, settings: PretrainSettings, ear: SpeakerEncoder | N
             f"crop_seconds {settings.crop_seconds:g} are {round(settings.crop_seconds * codec.sampling_rate)} samples; "
             f"this codec and its losses need {least}, {least / codec.sampling_rate:.3f} s"
         )
-    heard = settings.adversary.seconds if settings.adversary else None
-    if heard is not None and heard > settings.crop_seconds:
-        raise UserError(f"adversary.seconds {heard:g}, but a crop has {settings.crop_seconds:g} (crop_seconds)")
+    _check_stretch(codec, settings)
     if ear is not None and settings.crop_seconds < ear.min_seconds:
         raise UserError(f"crop_seconds {settings.crop_seconds:g}; {ear.name} needs {ear.min_seconds:g} s")
+
+
+def _check_stretch(codec: SNAC, settings: PretrainSettings) -> None:
+    how = settings.adversary
+    if how is None or how.seconds is None:
+        return
+    least = max([n // 2 + 1 for n in how.n_ffts] + [4 * period for period in how.periods]) / codec.sampling_rate
+    if not least <= how.seconds <= settings.crop_seconds:
+        raise UserError(
+            f"adversary.seconds {how.seconds:g}; these critics need {least:.3f} s, and a crop has "
+            f"{settings.crop_seconds:g} (crop_seconds)"
+        )
 
 
 def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place: Place) -> Path:
@@ -202,16 +212,20 @@ def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place
         if different:
             raise UserError(
                 f"{out} holds a training with other settings ({'; '.join(different[:3])}); give a new folder with "
-                f"--out, and start={out / 'model'} to build on its weights"
+                f"--out{_building_on(out)}"
             )
         if (out / "result.json").is_file():
-            raise UserError(f"{out} holds a finished training; give a new folder with --out")
+            raise UserError(f"{out} holds a finished training; give a new folder with --out{_building_on(out)}")
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} holds files, but no training; give a new folder with --out")
     place.wait()
     if place.first and not path.is_file():
         atomic.write_json(path, {"settings": wanted, **made_of})
     return out / "checkpoint" / "state.pt"
+
+
+def _building_on(out: Path) -> str:
+    return f", and --start {out / 'model'} to build on its weights" if (out / "model").is_dir() else ""
 
 
 def _difference(found: Any, value: Any) -> str:
@@ -292,7 +306,8 @@ def _load(trainer: Trainer, checkpoint: Path) -> None:
     try:
         trainer.load(checkpoint)
     except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+        # of a damaged file torch says how to have it executed, which nobody should
+        reason = "it is damaged" if isinstance(error, UnpicklingError) else " ".join(str(error).split())[:200]
         raise UserError(f"{checkpoint} is no checkpoint of this training: {reason}; give a new folder") from error
     if trainer.speech != speech:
         raise UserError(f"{checkpoint} was trained on other speech than this; give that speech, or a new folder")

@@ -56,8 +56,12 @@ class Adversary(Settings):
     after: int = Field(2000, ge=0, description="Step from which critics train and are listened to.")
     rise: int = Field(500, ge=0, description="Steps over which their weight rises to the full one.")
     lr: float = Field(3e-4, gt=0, description="Peak learning rate of the critics.")
-    periods: tuple[int, ...] = Field((2, 3, 5, 7, 11), description="Of the period critics, in samples.")
-    n_ffts: tuple[int, ...] = Field((512, 1024, 2048), description="Windows of the spectral critics, in samples.")
+    periods: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (2, 3, 5, 7, 11), description="Of the period critics, in samples."
+    )
+    n_ffts: tuple[Annotated[int, Field(ge=16)], ...] = Field(
+        (512, 1024, 2048), description="Windows of the spectral critics, in samples."
+    )
     period_channels: int = Field(32, ge=1, description="Of the first layer; the next have 2, 4 and 8 times as many.")
     spectral_channels: int = Field(32, ge=1, description="Of every layer.")
     seconds: float | None = Field(

@@ -52,7 +52,8 @@ def _require_that_it_fits(config: Mapping[str, Any]) -> None:
     if encoder != decoder:
         raise UserError(
             f"the decoder does not mirror the encoder: encoder_rates {config['encoder_rates']} make a hop of "
-            f"{encoder}, decoder_rates {config['decoder_rates']} one of {decoder}"
+            f"{encoder}, decoder_rates {config['decoder_rates']} one of {decoder}; e.g. decoder_rates "
+            f"{config['encoder_rates'][::-1]}"
         )
     halved = len(config["decoder_rates"])
     if config["decoder_dim"] % 2**halved:

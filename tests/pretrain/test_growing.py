@@ -157,7 +157,7 @@ def test_a_stretched_filter_passes_what_stands_still_as_before(stride: int) -> N
 
 def test_other_numbers_of_rates_and_rates_that_do_not_mirror_are_refused() -> None:
     codec = SNAC.from_config(SMALL)
-    with pytest.raises(UserError, match=r"encoder_rates \[2, 4\]; this codec has 3: \[2, 4, 4\]"):
+    with pytest.raises(UserError, match=r"encoder_rates \[2, 4\]; expected 3, one for each block, as in \[2, 4, 4\]"):
         change_rates(codec, [2, 4], [4, 4, 2])
     with pytest.raises(UserError, match="does not mirror"):
         change_rates(codec, [2, 2, 4], [4, 4, 2])

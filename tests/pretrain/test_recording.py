@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from runner.data import Corpus
@@ -100,10 +101,15 @@ def test_critics_hear_a_stretch_that_the_step_decides(
     assert torch.equal(heard[0], mix(corpus).at(1)[..., starts[1] : starts[1] + 640])
 
 
-def test_a_stretch_longer_than_a_crop_is_refused(small: str, speech: Path, tmp_path: Path) -> None:
-    settings = quick(small, speech, adversary={"after": 0, "seconds": 0.5})
-    with pytest.raises(UserError, match=r"adversary\.seconds 0\.5, but a crop has 0\.16"):
+@pytest.mark.parametrize("seconds", [0.5, 0.001])
+def test_a_stretch_longer_than_a_crop_or_too_short_is_refused(
+    seconds: float, small: str, speech: Path, tmp_path: Path
+) -> None:
+    settings = quick(small, speech, adversary={"n_ffts": (256,), "seconds": seconds})
+    with pytest.raises(UserError, match=r"these critics need 0\.016 s, and a crop has 0\.16"):
         pretrain(settings, tmp_path / "run", say=silent)
+    with pytest.raises(ValidationError, match="periods"):
+        quick(small, speech, adversary={"periods": (0,)})
 
 
 def test_an_optimizers_memory_moves_between_devices_and_its_way_of_computing_does_not() -> None:
