@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +14,10 @@ from torch import Tensor
 
 from runner.data import Corpus, open_corpus, synthesize
 from runner.logs import RunLog
+from runner.pretrain.beginning import check_lengths, codec_to_train
+from runner.pretrain.claiming import agree_on_the_end, claim
 from runner.pretrain.devices import Place, placed
-from runner.pretrain.growing import add_levels, change_rates, widen
 from runner.pretrain.listening import Listener
-from runner.pretrain.losses import windows
-from runner.pretrain.presets import codec_config
 from runner.pretrain.settings import PretrainSettings
 from runner.pretrain.speech import Ahead, SpeechMix
 from runner.pretrain.trainer import Diverged, Trainer
@@ -29,13 +27,10 @@ from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_core.seeding import derive
 from snac_core.speakers import load_speaker_encoder
-from snac_core.speakers.encoder import SpeakerEncoder
 
 Share = tuple[Corpus, float]
 Say = Callable[[str], None]
 Tell = Callable[[int, int, str], None]
-_BESIDE_THE_POINT = {"data", "device", "log_every", "checkpoint_seconds", "listen_every", "loaders", "graphs"}
-_MAY_CHANGE = _BESIDE_THE_POINT | {"steps"}  # of a training that is not at its end
 
 
 def pretrain(settings: PretrainSettings, out: str | Path, *, say: Say = print, tell: Tell | None = None) -> Path | None:
@@ -60,11 +55,11 @@ def pretrain(settings: PretrainSettings, out: str | Path, *, say: Say = print, t
     out = Path(out)
     with placed(settings.device) as place:
         start = None if settings.start is None else SNAC.from_pretrained(settings.start)
-        codec = _codec(settings, start)
+        codec = codec_to_train(settings, start)
         ear = load_speaker_encoder(settings.speaker_encoder).to(place.device) if settings.weights.speaker else None
-        _check_crop(codec, settings, ear)
+        check_lengths(codec, settings, ear)
         digests = {"start_digest": start and start.digest, "speaker_digest": ear and ear.digest}
-        checkpoint = _claim(out, settings, {"codec": codec.config, **digests}, place)
+        checkpoint = claim(out, settings, {"codec": codec.config, **digests}, place)
         corpora = _corpora(settings, out, place, say if place.first else _silent)
         trainer = Trainer(codec, settings, place, ear)
         trainer.speech = [f"{corpus.digest} {share:.6f}" for corpus, share in corpora]
@@ -72,7 +67,7 @@ def pretrain(settings: PretrainSettings, out: str | Path, *, say: Say = print, t
             _load(trainer, checkpoint)
             if place.first:
                 say(f"continuing from step {trainer.step} of {settings.steps}")
-        _agree_on_the_end(out, settings, trainer.step, place, say)
+        agree_on_the_end(out, settings, trainer.step, place, say)
         with _batches(trainer, corpora) as batches:
             finished = _train(trainer, batches, corpora, checkpoint, say, tell or (lambda *_: None))
         if place.first and finished:
@@ -127,128 +122,6 @@ def _train(
             if opened is not None:
                 opened.close()
     return True
-
-
-def _codec(settings: PretrainSettings, start: SNAC | None) -> SNAC:
-    if len(settings.widths) not in (0, 2):
-        raise UserError(f"widths are two, encoder_dim and decoder_dim; got {list(settings.widths)}")
-    if len(settings.rates) not in (0, 2):
-        raise UserError(f"rates are two lists, of the encoder and of the decoder; got {len(settings.rates)}")
-    _check_frozen(settings)
-    if start is not None:
-        if settings.rates:
-            start = change_rates(start, *settings.rates)
-        if settings.widths:
-            start = widen(start, *settings.widths, seed=settings.seed)
-        return add_levels(start, settings.levels, seed=settings.seed) if settings.levels else start
-    if settings.levels or settings.widths or settings.rates:
-        raise UserError("levels, widths and rates change those of `start`; without it give a `codec` that has them")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(settings.seed, "codec weights"))
-        return SNAC.from_config(codec_config(settings.codec))
-
-
-def _check_frozen(settings: PretrainSettings) -> None:
-    frozen = set(settings.frozen)
-    if frozen and settings.start is None:
-        raise UserError(f"frozen {sorted(frozen)}, but there is no `start` whose weights could be kept")
-    if len(frozen) == 3:
-        raise UserError("all of the codec is frozen; something must be left to train")
-    if "quantizer" in frozen and settings.levels:
-        raise UserError(f"levels {list(settings.levels)} are added to a frozen quantizer, where they would stay silent")
-    if frozen & {"encoder", "decoder"} and (settings.widths or settings.rates):
-        raise UserError(f"widths and rates change encoder and decoder; frozen are {sorted(frozen)}")
-
-
-def _check_crop(codec: SNAC, settings: PretrainSettings, ear: SpeakerEncoder | None) -> None:
-    block = codec.preprocess(torch.zeros(1, 1, 1)).shape[-1]
-    spectra = (*windows(codec.sampling_rate), *(settings.adversary.n_ffts if settings.adversary else ()))
-    least = max(block, max(spectra) // 2 + 1)  # a window reaches half its length past the ends, by reflection
-    if settings.crop_seconds * codec.sampling_rate < least:
-        raise UserError(
-            f"crop_seconds {settings.crop_seconds:g} are {round(settings.crop_seconds * codec.sampling_rate)} samples; "
-            f"this codec and its losses need {least}, {least / codec.sampling_rate:.3f} s"
-        )
-    _check_stretch(codec, settings)
-    if ear is not None and settings.crop_seconds < ear.min_seconds:
-        raise UserError(f"crop_seconds {settings.crop_seconds:g}; {ear.name} needs {ear.min_seconds:g} s")
-
-
-def _check_stretch(codec: SNAC, settings: PretrainSettings) -> None:
-    how = settings.adversary
-    if how is None or how.seconds is None:
-        return
-    least = max([n // 2 + 1 for n in how.n_ffts] + [4 * period for period in how.periods]) / codec.sampling_rate
-    if not least <= how.seconds <= settings.crop_seconds:
-        raise UserError(
-            f"adversary.seconds {how.seconds:g}; these critics need {least:.3f} s, and a crop has "
-            f"{settings.crop_seconds:g} (crop_seconds)"
-        )
-
-
-def _claim(out: Path, settings: PretrainSettings, made_of: dict[str, Any], place: Place) -> Path:
-    """Where the checkpoint is or will be, after making sure that `out` is free or holds this very training.
-
-    `made_of` is what the settings only name: the codec's arguments, digests of the start and of the speaker encoder.
-    """
-    path, wanted = out / "config.json", json.loads(settings.model_dump_json())
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-            # what was not there yet when it began is as by default
-            stored = json.loads(PretrainSettings(**found["settings"]).model_dump_json())
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is no configuration of a pretraining; give a new folder with --out") from None
-        different = [
-            f"{key}: {stored.get(key)!r} there, {value!r} asked for"
-            for key, value in wanted.items()
-            if key not in _MAY_CHANGE and stored.get(key) != value
-        ]
-        different += [
-            f"{key}: {_difference(found[key], value)}"
-            for key, value in made_of.items()
-            if key in found and found[key] != value
-        ]
-        if different:
-            raise UserError(
-                f"{out} holds a training with other settings ({'; '.join(different[:3])}); give a new folder with "
-                f"--out{_building_on(out)}"
-            )
-        if (out / "result.json").is_file():
-            raise UserError(f"{out} holds a finished training; give a new folder with --out{_building_on(out)}")
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} holds files, but no training; give a new folder with --out")
-    place.wait()
-    if place.first and not path.is_file():
-        atomic.write_json(path, {"settings": wanted, **made_of})
-    return out / "checkpoint" / "state.pt"
-
-
-def _building_on(out: Path) -> str:
-    return f", and --start {out / 'model'} to build on its weights" if (out / "model").is_dir() else ""
-
-
-def _difference(found: Any, value: Any) -> str:
-    """What is there and what is asked for, in few words."""
-    if isinstance(found, dict) and isinstance(value, dict):
-        keys = [key for key in {**found, **value} if found.get(key) != value.get(key)]
-        return ", ".join(f"{key} {found.get(key)} there, {value.get(key)} now" for key in keys)
-    return f"{str(found)[:12]} there, {str(value)[:12]} now"
-
-
-def _agree_on_the_end(out: Path, settings: PretrainSettings, step: int, place: Place, say: Say) -> None:
-    """Let a training that stands at `step` end elsewhere than was said before; config.json keeps what was said."""
-    if step > settings.steps:
-        raise UserError(f"steps {settings.steps}, but the training in {out} is at step {step}; ask for more")
-    path = out / "config.json"
-    found = json.loads(path.read_text())
-    before = found["settings"]["steps"]
-    place.wait()
-    if place.first and before != settings.steps:
-        say(f"the rate falls towards step {settings.steps} from here; so far it fell towards {before}")
-        found["settings"]["steps"] = settings.steps
-        found["ends_before"] = [*found.get("ends_before", []), {"steps": before, "until_step": step}]
-        atomic.write_json(path, found)
 
 
 def _corpora(settings: PretrainSettings, out: Path, place: Place, say: Say) -> list[Share]:

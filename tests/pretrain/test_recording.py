@@ -108,6 +108,8 @@ def test_a_stretch_longer_than_a_crop_or_too_short_is_refused(
     settings = quick(small, speech, adversary={"n_ffts": (256,), "seconds": seconds})
     with pytest.raises(UserError, match=r"these critics need 0\.016 s, and a crop has 0\.16"):
         pretrain(settings, tmp_path / "run", say=silent)
+    with pytest.raises(UserError, match="an adversary without critics"):
+        pretrain(quick(small, speech, adversary={"n_ffts": (), "periods": ()}), tmp_path / "run", say=silent)
     with pytest.raises(ValidationError, match="periods"):
         quick(small, speech, adversary={"periods": (0,)})
 
