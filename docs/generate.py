@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from runner.config import ArmSettings, StudySettings
-from runner.pretrain.settings import Adversary, Augmentation, LossWeights, PretrainSettings, QuantiserTraining
-from runner.report.metrics import KNOWN
-from snac_core.plugins import discover
-from snac_core.registry import DISTRIBUTION
+from snac_core.plugins import DISTRIBUTION, discover
 from snac_core.settings import accepted, default_of
+from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.pretrain.settings import Adversary, Augmentation, LossWeights, PretrainSettings, QuantiserTraining
+from snac_runner.report.format import KNOWN
 
 DOCS = Path(__file__).resolve().parent
 INTRODUCTION = """# Settings

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from snac_core.metric import Metric as Metric
     from snac_core.plugins import discover as discover
     from snac_core.speakers.encoder import SpeakerEncoder as SpeakerEncoder
-    from snac_core.speakers.loading import load_speaker_encoder as load_speaker_encoder
+    from snac_core.speakers.encoder import load_speaker_encoder as load_speaker_encoder
     from snac_core.step import Step as Step
     from snac_core.strategy import Strategy as Strategy
     from snac_core.taps import Tap as Tap
     from snac_core.taps import Taps as Taps
 
+
 _HOMES = {
     "API_VERSION": "hookspecs",
-    "SNAC": "codec",
+    "SNAC": "codec.snac",
     "ConditionedCodec": "conditioned",
     "Conditioning": "conditioning",
     "Conversion": "metric",
@@ -44,7 +45,7 @@ _HOMES = {
     "UserError": "errors",
     "discover": "plugins",
     "hookimpl": "hookspecs",
-    "load_speaker_encoder": "speakers.loading",
+    "load_speaker_encoder": "speakers.encoder",
 }
 
 __all__ = sorted(_HOMES)

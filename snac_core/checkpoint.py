@@ -1,50 +1,117 @@
-"""Strategies on disk: safetensors and a config that names the base and the speaker encoder they belong to."""
+"""config.json of saved strategies: what must be in it.
+
+Strategies on disk: safetensors and a config that names the base and the speaker encoder they belong to."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from snac_core import atomic, hub
+from snac_core import hub
 from snac_core.codec import SNAC
-from snac_core.codec.loading import bundled
+from snac_core.codec.pretrained import bundled
 from snac_core.errors import UserError
+from snac_core.files import tensor_digest, write_bytes, write_json, write_text
 from snac_core.model_card import strategies_card
 from snac_core.plugins import Catalogue, discover
+from snac_core.settings import describe as reason_of
 from snac_core.speakers.encoder import SpeakerEncoder
-from snac_core.stored import FORMAT, read_config
-from snac_core.tensor_digest import tensor_digest
 
 if TYPE_CHECKING:
     from snac_core.conditioned import ConditionedCodec
+
+
+FORMAT = 1
+
+
+class _Base(BaseModel):
+    name: str
+    revision: str | None = None
+    digest: str
+
+
+class _Encoder(BaseModel):
+    name: str
+    dim: int
+    digest: str | None
+
+
+class _Strategy(BaseModel):
+    name: str
+    config: dict[str, Any]
+    module: str
+
+
+class _Figure(BaseModel):
+    mean: float | None
+    n_ok: int
+    n: int
+    unit: str
+    direction: Literal["up", "down"]
+
+
+class _Evaluation(BaseModel):
+    weights: str
+    metrics: dict[str, _Figure]
+    about: dict[str, str | int | float]
+
+
+class _Stored(BaseModel):
+    """What `describe` writes."""
+
+    format: int
+    base: _Base
+    speaker_encoder: _Encoder | None
+    strategies: list[_Strategy]
+    evaluation: _Evaluation | None = None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What `snac_core.checkpoint.describe` wrote.
+
+    Raises:
+        UserError: for a file that is missing, damaged, of another format, or something else.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        if isinstance(stored, dict) and "format" in stored and stored["format"] != FORMAT:
+            raise UserError(f"{path} has format {stored['format']!r}; this version reads {FORMAT}")
+        return _Stored.model_validate(stored).model_dump()
+    except ValidationError as error:
+        raise UserError(f"{path} is no config of strategies: {reason_of(error)}") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no config of strategies: {error}") from error
+
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
 def save_strategies(model: ConditionedCodec, folder: Path) -> None:
-    """Write weights, config and a model card of `model`'s strategies into `folder`; critics are left out."""
+    """Write weights, config and a model card of `model`'s strategies into `folder`; discriminators are left out."""
     # weights first: they are what a full disk refuses, and then what was saved before stays whole
-    atomic.write_bytes(folder / WEIGHTS, save(state_of(model), metadata={"format": "pt"}))
+    write_bytes(folder / WEIGHTS, save(state_of(model), metadata={"format": "pt"}))
     described = describe(model)
     count = sum(parameter.numel() for _, parameter in model.trained_parameters())
-    atomic.write_json(folder / CONFIG, described)
-    atomic.write_text(folder / "README.md", strategies_card(described, count))
+    write_json(folder / CONFIG, described)
+    write_text(folder / "README.md", strategies_card(described, count))
 
 
 def state_of(model: ConditionedCodec) -> dict[str, Tensor]:
-    """`<strategy>.<tensor>` to tensor: parameters and buffers of the strategies, critics left out."""
+    """`<strategy>.<tensor>` to tensor: parameters and buffers of the strategies, discriminators left out."""
     return {
         f"{name}.{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied tensors come apart
         for name, strategy in model.attached.items()
         for key, value in strategy.state_dict().items()
-        if key.split(".")[0] != "critic"
+        if key.split(".")[0] != "discriminator"
     }
 
 
@@ -54,7 +121,7 @@ def load_state(model: ConditionedCodec, state: dict[str, Tensor], source: str) -
         f"{name}.{key}": value
         for name, strategy in model.attached.items()
         for key, value in strategy.state_dict(keep_vars=True).items()
-        if key.split(".")[0] != "critic"
+        if key.split(".")[0] != "discriminator"
     }
     for key in sorted(expected.keys() ^ state.keys()):
         raise UserError(f"{source}: tensor {key!r} is {'missing' if key in expected else 'not of this model'}")

@@ -1,4 +1,6 @@
-"""A frozen codec with strategies attached: the one path of training, negatives, evaluation and conversion."""
+"""Which speaker encoder a model is conditioned with, and the refusal of any other.
+
+A frozen codec with strategies attached: the one path of training, negatives, evaluation and conversion."""
 
 from __future__ import annotations
 
@@ -6,24 +8,63 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.codec.checks import check_finite
 from snac_core.conditioning import Conditioning
-from snac_core.containment import contained
-from snac_core.edits import Edit, edits_at_taps, hook_callers
-from snac_core.encoder_identity import EncoderIdentity
 from snac_core.errors import UserError
+from snac_core.frozen import FrozenActivations
+from snac_core.hooks import Edit, edits_at_taps, hook_callers
+from snac_core.plugin_guard import contained
 from snac_core.plugins import Catalogue, discover
 from snac_core.settings import validated
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.strategy import Strategy
 from snac_core.taps import Taps, is_before_vq
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """A speaker encoder's name, dimension S, and digest of its weights (None: embeddings from elsewhere)."""
+
+    name: str
+    dim: int
+    digest: str | None
+
+    @classmethod
+    def of(cls, encoder: SpeakerEncoder | str | None, dim: int | None, *, needed: bool) -> Self | None:
+        """From an encoder, its name, or the dimension alone; None where neither is given nor `needed`."""
+        if isinstance(encoder, str):
+            from snac_core.speakers.encoder import load_speaker_encoder
+
+            encoder = load_speaker_encoder(encoder)
+        if encoder is not None:
+            if dim is not None and dim != encoder.dim:
+                raise UserError(f"speaker_dim {dim} beside {encoder.name!r}, which has {encoder.dim}; give one of them")
+            return cls(encoder.name, encoder.dim, encoder.digest)
+        if dim is not None:
+            return cls("custom", dim, None)
+        if needed:
+            raise UserError("strategies need speaker_encoder='ge2e' (or another), or speaker_dim=S of your embeddings")
+        return None
+
+    def check(self, cond: Conditioning) -> None:
+        """Raise UserError for embeddings of another dimension, or known to come from another encoder."""
+        if cond.speaker.shape[1] != self.dim:
+            raise UserError(
+                f"speaker embedding of {cond.speaker.shape[1]} dimensions; this model is conditioned with "
+                f"{self.name!r}, which has {self.dim}"
+            )
+        if cond.encoder and self.digest and cond.encoder != self.digest:
+            raise UserError(
+                f"the embedding comes from another speaker encoder (digest {cond.encoder[:12]}); this model is "
+                f"conditioned with {self.name!r} (digest {self.digest[:12]})"
+            )
+
 
 Seen = Callable[[str, Tensor, Tensor], None]
 
@@ -122,12 +163,14 @@ class ConditionedCodec(nn.Module):
 
     # ---------------------------------------------------------------- the path
 
-    def latents(self, audio: Tensor, cond: Conditioning | None = None, *, bare: BarePass | None = None) -> Latents:
+    def latents(
+        self, audio: Tensor, cond: Conditioning | None = None, *, bare: FrozenActivations | None = None
+    ) -> Latents:
         """Encode, edit, quantise: the part of `reconstruct` before the decoder, for what needs no audio.
 
         Arguments as in `reconstruct`; the result has B, or k * B, rows.
         """
-        bare = bare or BarePass(self.codec, audio)
+        bare = bare or FrozenActivations(self.codec, audio)
         if cond is None:
             return Latents(bare.at("latent"), bare.at("quantized"), bare.codes)
         cond, copies = self._rows(cond, audio.shape[0])
@@ -142,7 +185,7 @@ class ConditionedCodec(nn.Module):
         audio: Tensor,
         cond: Conditioning | None = None,
         *,
-        bare: BarePass | None = None,
+        bare: FrozenActivations | None = None,
         latents: Latents | None = None,
     ) -> Reconstruction:
         """Encode, edit, quantise, edit, decode; differentiable through the quantiser (straight-through).
@@ -156,7 +199,7 @@ class ConditionedCodec(nn.Module):
         Returns:
             a Reconstruction of B, or k * B, rows.
         """
-        bare = bare or BarePass(self.codec, audio)
+        bare = bare or FrozenActivations(self.codec, audio)
         latents = latents or self.latents(audio, cond, bare=bare)
         if cond is None:
             return Reconstruction(bare.output, latents.z, latents.z_q, latents.codes)
@@ -220,7 +263,7 @@ class ConditionedCodec(nn.Module):
             x, at = self._edit(x, tap, cond), tap
         return self.codec.advance(x, at, "audio")
 
-    def _fold(self, bare: BarePass, first: str, upto: str, cond: Conditioning, copies: int) -> Tensor:
+    def _fold(self, bare: FrozenActivations, first: str, upto: str, cond: Conditioning, copies: int) -> Tensor:
         """Take the unedited activation at the `first` edited tap of a side, edit it, and go on to `upto`."""
         x, at = _repeat(bare.at(first), copies), first
         for tap in self._edited(before_vq=is_before_vq(first)):
@@ -262,15 +305,15 @@ class ConditionedCodec(nn.Module):
         return hook_callers(list(self.attached.values()), hook)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the strategies, critics left out."""
+        """Named parameters of the strategies, discriminators left out."""
         for name, strategy in self.attached.items():
             for parameter_name, parameter in strategy.adapted_parameters():
                 yield f"{name}.{parameter_name}", parameter
 
-    def critic_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the critics."""
+    def discriminator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters of the discriminators."""
         for name, strategy in self.attached.items():
-            for parameter_name, parameter in strategy.critic_parameters():
+            for parameter_name, parameter in strategy.discriminator_parameters():
                 yield f"{name}.{parameter_name}", parameter
 
     def _edited(self, *, before_vq: bool) -> list[str]:

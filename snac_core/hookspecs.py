@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from snac_core.strategy import TrainingContext
     from snac_core.taps import Tap
 
+
 API_VERSION = 1
 PROJECT = "snac_core"
 ENTRY_POINT_GROUP = "snac_core.plugins"
@@ -59,8 +60,8 @@ class StrategyHooks:
         """Raw scalar terms of this training step; `<strategy>/<term>` is what is logged, and weighted once."""
 
     @hookspec
-    def critic_loss(self, step: Step) -> dict[str, Any]:  # type: ignore[empty-body]
-        """Raw scalar terms for the parameters under `self.critic`, on detached outputs."""
+    def discriminator_loss(self, step: Step) -> dict[str, Any]:  # type: ignore[empty-body]
+        """Raw scalar terms for the parameters under `self.discriminator`, on detached outputs."""
 
     @hookspec
     def training_start(self, context: TrainingContext) -> None:

@@ -26,10 +26,10 @@ class Conversion:
         other: the output under a third speaker's embedding (T,); None likewise.
         synthetic: the output under the source speaker's own embedding where pitch and formants of the source were
             moved before (T,); None likewise.
-        embeddings: the judge's unit vectors (S,) of "converted", "identity", "other", "synthetic", and "roughened": the
+        embeddings: the judge's unit vectors (S,) of "converted", "identity", "other", "synthetic", and "degraded": the
             converted output after a 7 kHz low-pass and with noise at 30 dB.
         references: the judge's unit vectors (S,) of the speakers "source" and "target", from audio kept for scoring.
-        teacher_embeddings, teacher_references: the same by the teacher; empty where there is none.
+        speaker_encoder_embeddings, speaker_encoder_references: the same by the conditioning encoder; empty where there is none.
         text: what is said, where known.
         target: some real speech of the target (T,), of the audio kept for scoring; None where there is none.
         target_speaker: name of the target.
@@ -46,8 +46,8 @@ class Conversion:
     synthetic: Tensor | None = None
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     references: Mapping[str, Tensor] = field(default_factory=dict)
-    teacher_embeddings: Mapping[str, Tensor] = field(default_factory=dict)
-    teacher_references: Mapping[str, Tensor] = field(default_factory=dict)
+    speaker_encoder_embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    speaker_encoder_references: Mapping[str, Tensor] = field(default_factory=dict)
     text: str | None = None
     target: Tensor | None = None
     target_speaker: str = ""

@@ -13,6 +13,7 @@ from snac_core.hub import is_hub_id
 if TYPE_CHECKING:
     from snac_core.codec import SNAC
 
+
 LIBRARY = "snac-conditioning"
 TAGS = ["neural-audio-codec", "snac"]
 TASK = "audio-to-audio"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from snac_core.bare import BarePass
 from snac_core.conditioning import Conditioning
+from snac_core.frozen import FrozenActivations
 
 if TYPE_CHECKING:
     from snac_core.conditioned import ConditionedCodec, Latents, Reconstruction
@@ -22,7 +22,7 @@ class Step:
     """One training step of one arm.
 
     Identity and converted outputs come from one batched pass through the path, and their embeddings from one batched
-    pass through the teacher. Gradients flow from all of them to the strategies.
+    pass through the conditioning encoder. Gradients flow from all of them to the strategies.
 
     Attributes:
         model: the conditioned codec that learns.
@@ -34,7 +34,7 @@ class Step:
         target: conditioning on the targets (N * B rows).
         own_reference: (B, S), the own speaker's embedding from other audio than `own`; no gradient.
         target_reference: (N * B, S), likewise of the targets.
-        teacher: the frozen speaker encoder.
+        speaker_encoder: the frozen speaker encoder.
         sampler: targets and negatives.
         index: number of the step, from 1.
         parallel: what the targets say with the same words, where the data has it: audio (N * B, 1, T') and how many of
@@ -49,10 +49,10 @@ class Step:
         sample_rate: int,
         speaker_ids: Tensor,
         target_ids: Tensor,
-        teacher: SpeakerEncoder,
+        speaker_encoder: SpeakerEncoder,
         sampler: SpeakerSampler,
         index: int,
-        bare_pass: BarePass | None = None,
+        frozen_activations: FrozenActivations | None = None,
         parallel: Callable[[], tuple[Tensor, Tensor] | None] | None = None,
     ) -> None:
         self.model = model
@@ -60,11 +60,11 @@ class Step:
         self.sample_rate = sample_rate
         self.speaker_ids = speaker_ids
         self.target_ids = target_ids
-        self.teacher = teacher
+        self.speaker_encoder = speaker_encoder
         self.sampler = sampler
         self.index = index
         self._find_parallel = parallel
-        self.bare_pass = bare_pass or BarePass(model.codec, audio)
+        self.frozen_activations = frozen_activations or FrozenActivations(model.codec, audio)
         table = sampler.table
         self.own = Conditioning(table.conditioning[speaker_ids].to(audio.device), encoder=table.encoder)
         self.target = Conditioning(table.conditioning[target_ids].to(audio.device), encoder=table.encoder)
@@ -73,8 +73,8 @@ class Step:
 
     @torch.no_grad()
     def conditioning_of(self, audio: Tensor) -> Conditioning:
-        """Conditioning on the voices in audio (B, 1, T), as the teacher hears them; on wrong ones in a shuffled arm."""
-        embeddings: Tensor = self.teacher(audio, self.sample_rate)
+        """Conditioning on the voices in audio (B, 1, T), as the conditioning encoder hears them; on wrong ones in a shuffled arm."""
+        embeddings: Tensor = self.speaker_encoder(audio, self.sample_rate)
         table = self.sampler.table
         return Conditioning(embeddings.roll(1, 0) if table.shuffled else embeddings, encoder=table.encoder)
 
@@ -106,16 +106,16 @@ class Step:
     @cached_property
     def bare(self) -> Reconstruction:
         """The batch through the codec alone: B rows, no gradient."""
-        return self.model.reconstruct(self.audio, bare=self.bare_pass)
+        return self.model.reconstruct(self.audio, bare=self.frozen_activations)
 
     @property
     def identity_embedding(self) -> Tensor:
-        """(B, S), the teacher's embedding of `identity.audio`."""
+        """(B, S), the conditioning encoder's embedding of `identity.audio`."""
         return self._embeddings[: len(self.audio)]
 
     @property
     def converted_embedding(self) -> Tensor:
-        """(N * B, S), the teacher's embedding of `converted.audio`."""
+        """(N * B, S), the conditioning encoder's embedding of `converted.audio`."""
         return self._embeddings[len(self.audio) :]
 
     @cached_property
@@ -125,12 +125,12 @@ class Step:
 
     @cached_property
     def _both(self) -> tuple[Reconstruction, Reconstruction]:
-        out = self.model.reconstruct(self.audio, self._conds, bare=self.bare_pass, latents=self._latents)
+        out = self.model.reconstruct(self.audio, self._conds, bare=self.frozen_activations, latents=self._latents)
         return out[: len(self.audio)], out[len(self.audio) :]
 
     @cached_property
     def _latents(self) -> Latents:
-        return self.model.latents(self.audio, self._conds, bare=self.bare_pass)
+        return self.model.latents(self.audio, self._conds, bare=self.frozen_activations)
 
     @cached_property
     def _conds(self) -> Conditioning:
@@ -139,5 +139,5 @@ class Step:
     @cached_property
     def _embeddings(self) -> Tensor:
         audio = torch.cat([self.identity.audio, self.converted.audio])
-        embeddings: Tensor = self.teacher(audio, self.sample_rate)
+        embeddings: Tensor = self.speaker_encoder(audio, self.sample_rate)
         return embeddings

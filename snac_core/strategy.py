@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from snac_core.conditioned import ConditionedCodec
     from snac_core.speakers.sampling import SpeakerSampler
 
-CRITIC = "critic"
+
+DISCRIMINATOR = "discriminator"
 
 
 class Strategy(nn.Module):
     """An `nn.Module` with a name, settings, and any of the hooks of `snac_core.hookspecs.StrategyHooks`.
 
     A strategy that edits the signal (`before_vq`, `after_vq`) must be exactly the identity when new. One that only has
-    `loss` is an objective. Parameters under `self.critic` are trained on `critic_loss` alone and never saved with the
+    `loss` is an objective. Parameters under `self.discriminator` are trained on `discriminator_loss` alone and never saved with the
     model.
 
     Attributes:
@@ -51,12 +52,12 @@ class Strategy(nn.Module):
         self.config: Any = config  # of the nested Config of the subclass
 
     def adapted_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters that belong to the model: all but those of the critic."""
-        return ((n, p) for n, p in self.named_parameters() if n.split(".")[0] != CRITIC)
+        """Named parameters that belong to the model: all but those of the discriminator."""
+        return ((n, p) for n, p in self.named_parameters() if n.split(".")[0] != DISCRIMINATOR)
 
-    def critic_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters under `self.critic`."""
-        return ((n, p) for n, p in self.named_parameters() if n.split(".")[0] == CRITIC)
+    def discriminator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters under `self.discriminator`."""
+        return ((n, p) for n, p in self.named_parameters() if n.split(".")[0] == DISCRIMINATOR)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def within(name: str, package: str) -> bool:
 
 def test_the_resolver_of_imports_sees_what_it_must() -> None:
     names = set(imported(REPOSITORY / "plugins" / "objectives" / "__init__.py"))
-    assert "plugins.objectives.voice_conversion.VoiceConversion" in names
+    assert "snac_objectives.voice_conversion.VoiceConversion" in names
     assert "snac_core.hookimpl" in names
 
 
@@ -59,19 +59,19 @@ def test_a_plugin_knows_the_core_and_libraries_and_no_other_plugin(path: Path) -
         assert not within(name, "tests"), f"{path} imports {name}"
 
 
-def test_the_runner_knows_no_plugin_and_names_no_placement() -> None:
+def test_the_runner_knows_no_plugin_and_names_no_adapter() -> None:
     strategies = discover().strategies
-    placements = [
+    adapters = [
         name
         for name in strategies
         if any(hasattr(getattr(strategies[name], hook, None), f"{PROJECT}_impl") for hook in ("before_vq", "after_vq"))
     ]
-    assert placements
+    assert adapters
     assert "before_vq" in vars(StrategyHooks)
     for path in sources("runner"):
         assert not [name for name in imported(path) if within(name, "plugins")], path
         text = path.read_text()
-        assert not [name for name in placements if name in text], path
+        assert not [name for name in adapters if name in text], path
 
 
 def test_no_file_is_called_by_a_name_that_says_nothing() -> None:
@@ -121,7 +121,7 @@ def test_the_commands_help_imports_no_torch() -> None:
     if not (REPOSITORY / "runner" / "cli").is_dir():
         pytest.skip("there is no command line yet")
     code = (
-        "from runner.cli import main\n"
+        "from snac_runner.cli import main\n"
         "try:\n    main(['--help'])\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import compose, read_values
 from snac_core.plugins import discover
 from snac_core.settings import validated
+from snac_runner.config import compose, read_values
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 

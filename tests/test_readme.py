@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.cli import main
-from runner.config import compose
+from snac_runner.cli import main
+from snac_runner.config import compose
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)

@@ -1,6 +1,6 @@
 """The codec: SNAC, with upstream's behaviour, and taps along its path."""
 
-from snac_core.codec.codec import SNAC
-from snac_core.codec.presets import PRESETS
+from snac_core.codec.pretrained import PRESETS
+from snac_core.codec.snac import SNAC
 
 __all__ = ["PRESETS", "SNAC"]

@@ -1,16 +1,255 @@
-"""The convolutional parts of SNAC, with upstream's parameter names."""
+"""The decoder's noise: upstream's stream of random numbers, or, when fixed, a function of a seed.
+
+The periodic activation of the codec, as one fused autograd function.
+
+Weight-normed convolutions whose weight can be kept, for inference, without a change of the state dict.
+
+Windowed self-attention with rotary positions, as in the 32 and 44 kHz models.
+
+The convolutional parts of SNAC, with upstream's parameter names."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from snac_core.codec.attention import LocalMHA
-from snac_core.codec.convolution import WNConv1d, WNConvTranspose1d
-from snac_core.codec.noise import NoiseSource
-from snac_core.codec.snake import Snake1d
+from snac_core.codec.checks import HEAD
+from snac_core.errors import UserError
+from snac_core.seeding import generator
+
+_KEPT = 16  # drawn noises kept while a seed is fixed; a decoder has four or so per audio length
+_ALIGNED = 16  # torch fills normal numbers in runs of 16; a length of whole runs is a prefix of any longer one
+
+
+class NoiseSource:
+    """Where the noise blocks of one codec draw from. A copy starts outside of every `fixed`."""
+
+    def __init__(self) -> None:
+        self._seed: int | None = None
+        self._drawn: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+
+    def __reduce__(self) -> tuple[type[NoiseSource], tuple[()]]:
+        return NoiseSource, ()  # copied inside `fixed`, nothing would ever end the copy's
+
+    @contextmanager
+    def fixed(self, seed: int) -> Iterator[None]:
+        """Inside, noise depends on (seed, block) alone: not on what was drawn before, nor on the batch."""
+        try:
+            seed = operator.index(seed)
+        except TypeError:
+            raise UserError(f"a noise seed is a whole number; got {seed!r}") from None
+        before = self._seed, self._drawn
+        self._seed, self._drawn = seed, {}
+        try:
+            yield
+        finally:
+            self._seed, self._drawn = before
+
+    def draw(self, x: Tensor, block: int) -> Tensor:
+        """Standard normal noise for activations x (B, C, T): (B, 1, T), or (1, 1, T) for all items when fixed.
+
+        Fixed noise comes from the CPU's generator on every device, and what a short item gets is the beginning of what
+        a long one gets, so padding an item to the length of another does not change its noise.
+        """
+        if self._seed is None:
+            return torch.randn((x.shape[0], 1, x.shape[-1]), device=x.device, dtype=x.dtype)
+        frames = x.shape[-1]
+        key = (block, frames, x.device, x.dtype)
+        if key not in self._drawn:
+            if len(self._drawn) >= _KEPT:
+                self._drawn.clear()
+            with torch.inference_mode(False):  # kept noise may be used in training next
+                drawn = torch.randn(
+                    (1, 1, frames + -frames % _ALIGNED),
+                    generator=generator(self._seed, "decoder noise", block),
+                    dtype=torch.float32,
+                )
+                self._drawn[key] = drawn[..., :frames].to(device=x.device, dtype=x.dtype)
+        return self._drawn[key]
+
+
+class _Snake(torch.autograd.Function):
+    """y = x + sin(a x)^2 / (a + e), with one sine forward and one backward.
+
+    The derivatives need no second sine:
+        dy/dx = 1 + sin(2 a x) a / (a + e)
+        dy/da = x sin(2 a x) / (a + e) - sin(a x)^2 / (a + e)^2 = (x sin(2 a x) - (y - x)) / (a + e)
+    x is what is saved; y, which the next convolution keeps in any case, only where alpha is trained.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, alpha: Tensor) -> Tensor:
+        # in upstream's order of operations, which makes the values equal bit for bit
+        return (alpha * x).sin_().square_().mul_(_inverse(alpha)).add_(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        x, alpha = inputs
+        ctx.save_for_backward(x, alpha, output if alpha.requires_grad else None)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, alpha, y = ctx.saved_tensors
+        inverse = _inverse(alpha)
+        doubled = ((2 * alpha) * x).sin_()
+        grad_x = grad_alpha = None
+        if ctx.needs_input_grad[1]:
+            y = _Snake.apply(x, alpha) if y is None else y
+            grad_alpha = (grad * (x * doubled - (y - x))).sum(dim=(0, 2), keepdim=True).mul(inverse).to(alpha.dtype)
+        if ctx.needs_input_grad[0]:
+            slope = doubled * (alpha * inverse) if ctx.needs_input_grad[1] else doubled.mul_(alpha * inverse)
+            grad_x = torch.addcmul(grad, grad, slope).to(x.dtype)
+        return grad_x, grad_alpha
+
+
+def _inverse(alpha: Tensor) -> Tensor:
+    return (alpha + 1e-9).reciprocal()
+
+
+class Snake1d(nn.Module):
+    """x + sin(alpha x)^2 / alpha, one alpha per channel (Ziyin et al. 2020, eq. 3): (B, C, T) to (B, C, T)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to (B, C, T)."""
+        activated: Tensor = _Snake.apply(x, self.alpha)
+        return activated
+
+
+class WeightNorm(nn.Module):
+    """Holder of a normed weight's length g (`original0`) and direction v (`original1`): w = g v / |v|.
+
+    Salimans and Kingma 2016, eq. 2, the norm over all but the first dimension. It is a small class of its own because
+    torch's parametrization makes one class per module object, which deep copies then share.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.original0 = nn.Parameter(torch.norm_except_dim(weight, 2, 0))
+        self.original1 = nn.Parameter(weight)
+
+    def forward(self) -> Tensor:
+        """The weight, computed anew."""
+        return torch._weight_norm(self.original1, self.original0, 0)
+
+
+class WeightNormed:
+    """Put before a convolution class: `weight` is computed from `parametrizations.weight`, or, once folded, kept.
+
+    Call `norm_weight()` at the end of the constructor. The kept weight is a buffer outside the state dict; it follows
+    what changes all parameters (loading, moving to a device or dtype), and is not used while they are being trained.
+    """
+
+    parametrizations: nn.ModuleDict
+    _folded: Tensor | None
+
+    def norm_weight(self) -> None:
+        """Replace the parameter `weight` by its length and direction."""
+        weight = self._parameters.pop("weight").detach()  # type: ignore[attr-defined]
+        self.parametrizations = nn.ModuleDict({"weight": WeightNorm(weight)})
+        self.register_buffer("_folded", None, persistent=False)  # type: ignore[attr-defined]
+        self.register_load_state_dict_post_hook(_refold)  # type: ignore[attr-defined]
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight."""
+        normed = self.parametrizations["weight"]  # not there yet while the constructor still fills `weight` itself
+        if self._folded is not None and not (normed.original0.requires_grad or normed.original1.requires_grad):
+            return self._folded
+        weight: Tensor = normed()
+        return weight
+
+    def fold(self) -> None:
+        """Keep the weight as it is now; parameters and state dict stay as they are."""
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training later
+            self._folded = self.parametrizations["weight"]()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        _refold(self)  # from the moved parameters: folded and unfolded agree on every device and dtype
+        return self
+
+
+def _refold(layer: Any, _incompatible: Any = None) -> None:
+    if layer._folded is not None:
+        layer.fold()
+
+
+class WNConv1d(WeightNormed, nn.Conv1d):  # type: ignore[override]
+    """`nn.Conv1d` with weight norm; arguments of `nn.Conv1d`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm_weight()
+
+
+class WNConvTranspose1d(WeightNormed, nn.ConvTranspose1d):  # type: ignore[override]
+    """`nn.ConvTranspose1d` with weight norm; arguments of `nn.ConvTranspose1d`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm_weight()
+
+
+class LocalMHA(nn.Module):
+    """Multi-head attention inside windows that do not overlap, added to the input.
+
+    Args:
+        dim: C.
+        window_size: frames of a window; F must be a multiple of it.
+        dim_head: channels of a head.
+    """
+
+    def __init__(self, dim: int, window_size: int = 32, dim_head: int = HEAD) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.heads = dim // dim_head
+        self.window_size = window_size
+        self.to_qkv = nn.Linear(dim, dim * 3, bias=False)
+        self.rel_pos = RotaryPositions(dim_head)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F) to (B, C, F); raises UserError where F is not a whole number of windows."""
+        if x.shape[-1] % self.window_size:
+            raise UserError(f"attention over {x.shape[-1]} frames; expected a multiple of {self.window_size}")
+        windows = x.shape[-1] // self.window_size
+        qkv = self.to_qkv(self.norm(x.transpose(1, 2))).chunk(3, dim=-1)
+        q, k, v = (rearrange(t, "b (w n) (h d) -> b h w n d", w=windows, h=self.heads) for t in qkv)
+        out = nn.functional.scaled_dot_product_attention(self.rel_pos(q), self.rel_pos(k), v)
+        attended: Tensor = self.to_out(rearrange(out, "b h w n d -> b (w n) (h d)"))
+        return attended.transpose(1, 2) + x
+
+
+class RotaryPositions(nn.Module):
+    """Rotates pairs of channels by an angle that grows with the position (Su et al. 2021, eq. 34).
+
+    Args:
+        dim: channels of a head.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n, d) to (..., n, d)."""
+        positions = torch.arange(x.shape[-2], device=x.device, dtype=self.inv_freq.dtype)
+        angles = torch.outer(positions, self.inv_freq).repeat(1, 2)
+        first, second = x.chunk(2, dim=-1)
+        return x * angles.cos() + torch.cat((-second, first), dim=-1) * angles.sin()
 
 
 class ResidualUnit(nn.Module):

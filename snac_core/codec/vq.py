@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snac_core.codec.convolution import WNConv1d
+from snac_core.codec.layers import WNConv1d
 from snac_core.errors import UserError
 
 

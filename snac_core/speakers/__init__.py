@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from snac_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from snac_core.speakers.encoder import SpeakerEncoder
-    from snac_core.speakers.loading import load_speaker_encoder
+    from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
+
 
 __all__ = ["SpeakerEncoder", "load_speaker_encoder", "register_speaker_encoders"]
 
@@ -20,12 +20,11 @@ __all__ = ["SpeakerEncoder", "load_speaker_encoder", "register_speaker_encoders"
 @hookimpl
 def register_speaker_encoders(register: Callable[[type], None]) -> None:
     """Offer the built-in encoders."""
-    from snac_core.speakers.ecapa import Ecapa
-    from snac_core.speakers.ecapa_tiny import EcapaTiny
+    from snac_core.speakers.ecapa import Ecapa, EcapaTiny
     from snac_core.speakers.eres2netv2 import ERes2NetV2, ERes2NetV2Map
     from snac_core.speakers.ge2e import GE2E
     from snac_core.speakers.simple import Simple
-    from snac_core.speakers.wavlm_sv import WavLMSV
+    from snac_core.speakers.wavlm import WavLMSV
 
     for encoder in (Ecapa, EcapaTiny, ERes2NetV2, ERes2NetV2Map, GE2E, Simple, WavLMSV):
         register(encoder)
@@ -37,7 +36,7 @@ def __getattr__(name: str) -> Any:
 
         return SpeakerEncoder
     if name == "load_speaker_encoder":
-        from snac_core.speakers.loading import load_speaker_encoder
+        from snac_core.speakers.encoder import load_speaker_encoder
 
         return load_speaker_encoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from snac_core import atomic
 from snac_core.errors import UserError
+from snac_core.files import write_json, writing
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.speakers.sampling import SpeakerTable
 
@@ -204,7 +204,7 @@ def write_bank(
     audio = audio_digest(arrays["keys"], arrays["labels"])
     dim = int(arrays["embeddings"].shape[1])
     header = BankHeader(encoder, encoder_digest, dim, audio, splits, speaker_splits, files)
-    atomic.write_json(folder / HEADER, {"format": FORMAT, **vars(header)})
+    write_json(folder / HEADER, {"format": FORMAT, **vars(header)})
     _clear(folder, {file for file, _, _ in files.values()})
     return open_bank(folder)
 
@@ -236,7 +236,7 @@ def check_finite(embeddings: NDArray[np.float32], of: Sequence[str], encoder: st
 def _store(folder: Path, name: str, suffix: str, content: NDArray[Any] | bytes) -> tuple[str, str, int]:
     """Write one file under the name of its content; (file name, sha256, bytes)."""
     whole = folder / f"{name}{suffix}"
-    with atomic.writing(whole) as temporary:
+    with writing(whole) as temporary:
         if isinstance(content, bytes):
             temporary.write_bytes(content)
         else:

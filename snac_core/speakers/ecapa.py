@@ -1,19 +1,172 @@
-"""`ecapa`: SpeechBrain's released ECAPA-TDNN with its whole pipeline, computed here from its weights alone.
+"""ECAPA-TDNN (Desplanques et al. 2020, arXiv 2005.07143) of any width.
+
+Structure and parameter names are those of SpeechBrain's (Apache 2.0), whose released weights load into it.
+
+
+`ecapa`: SpeechBrain's released ECAPA-TDNN with its whole pipeline, computed here from its weights alone.
 
 Features and settings are those of speechbrain/spkrec-ecapa-voxceleb. The package is not needed: its loader would run
 code named in a configuration file.
-"""
+
+
+`ecapa_tiny`: the small ECAPA-TDNN of this project, whose weights come with it."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from snac_core.speakers.ecapa_tdnn import ECAPATDNN
 from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_strictly, missing_weights
+from snac_core.speakers.features import LogMel
+
+
+class Named(nn.Module):
+    """A layer under the attribute name that the checkpoint has it by."""
+
+    def __init__(self, name: str, layer: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, layer)
+        self._layer = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.get_submodule(self._layer)(x)
+        return out
+
+
+def convolution(channels: int, out: int, kernel: int = 1, dilation: int = 1, stride: int = 1) -> Named:
+    """Over time, with as many frames out as in (divided by `stride`); the edges are reflected."""
+    padding = dilation * (kernel - 1) // 2
+    mode: Literal["reflect", "zeros"] = "reflect" if padding else "zeros"  # reflecting nothing would still copy
+    return Named("conv", nn.Conv1d(channels, out, kernel, stride, padding, dilation=dilation, padding_mode=mode))
+
+
+def norm(channels: int) -> Named:
+    """Batch norm over (B, C, F)."""
+    return Named("norm", nn.BatchNorm1d(channels))
+
+
+class TimeDelay(nn.Module):
+    """Convolution, ReLU, batch norm."""
+
+    def __init__(self, channels: int, out: int, kernel: int = 1, dilation: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = convolution(channels, out, kernel, dilation, stride)
+        self.norm = norm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x).relu())
+        return out
+
+
+class Res2Net(nn.Module):
+    """Parts of the channels, each convolved together with what the part before became."""
+
+    def __init__(self, channels: int, scale: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        width = channels // scale
+        self.scale = scale
+        self.blocks = nn.ModuleList(TimeDelay(width, width, kernel, dilation) for _ in range(scale - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, *rest = x.chunk(self.scale, dim=1)
+        outputs = [first, self.blocks[0](second)]
+        for block, part in zip(list(self.blocks)[1:], rest, strict=True):
+            outputs.append(block(part + outputs[-1]))
+        return torch.cat(outputs, dim=1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels scaled by a sigmoid of their means over time."""
+
+    def __init__(self, channels: int, bottleneck: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(channels, bottleneck)
+        self.conv2 = convolution(bottleneck, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights: Tensor = self.conv2(self.conv1(x.mean(-1, keepdim=True)).relu())
+        return x * weights.sigmoid()
+
+
+class SERes2Net(nn.Module):
+    """1x1, Res2Net, 1x1, squeeze-excitation, residual."""
+
+    def __init__(self, channels: int, scale: int, bottleneck: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.tdnn1 = TimeDelay(channels, channels)
+        self.res2net_block = Res2Net(channels, scale, kernel, dilation)
+        self.tdnn2 = TimeDelay(channels, channels)
+        self.se_block = SqueezeExcitation(channels, bottleneck)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.se_block(self.tdnn2(self.res2net_block(self.tdnn1(x))))
+        return out
+
+
+class AttentiveStatistics(nn.Module):
+    """Mean and deviation over time, under attention per channel that sees the whole: (B, C, F) -> (B, 2C, 1)."""
+
+    def __init__(self, channels: int, bottleneck: int) -> None:
+        super().__init__()
+        self.tdnn = TimeDelay(3 * channels, bottleneck)
+        self.conv = convolution(bottleneck, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        even = torch.full_like(x[:, :1], 1 / x.shape[-1])
+        context = [statistic.expand_as(x) for statistic in _statistics(x, even)]
+        attention = self.conv(torch.tanh(self.tdnn(torch.cat([x, *context], dim=1)))).softmax(-1)
+        return torch.cat(_statistics(x, attention), dim=1)
+
+
+def _statistics(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation over time, each (B, C, 1), in float32 at least."""
+    if x.dtype != torch.float64:
+        x, weights = x.float(), weights.float()
+    mean = (x * weights).sum(-1, keepdim=True)
+    variance = ((x - mean).square() * weights).sum(-1, keepdim=True)
+    return mean, variance.clamp(min=1e-12).sqrt()
+
+
+class ECAPATDNN(nn.Module):
+    """Features (B, bands, F) -> embedding (B, dim) of any norm.
+
+    The defaults are the released model's. `stride` of the first convolution is not in the paper: 2 halves the frames,
+    and so the cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        bands: int = 80,
+        channels: int = 1024,
+        pooled: int = 3072,
+        scale: int = 8,
+        squeeze: int = 128,
+        attention: int = 128,
+        dim: int = 192,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        blocks = [SERes2Net(channels, scale, squeeze, 3, dilation) for dilation in (2, 3, 4)]
+        self.blocks = nn.ModuleList([TimeDelay(bands, channels, 5, stride=stride), *blocks])
+        self.mfa = TimeDelay(3 * channels, pooled)
+        self.asp = AttentiveStatistics(pooled, attention)
+        self.asp_bn = norm(2 * pooled)
+        self.fc = convolution(2 * pooled, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = features
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        embedding: Tensor = self.fc(self.asp_bn(self.asp(self.mfa(torch.cat(outputs[1:], dim=1)))))
+        return embedding.squeeze(-1)
+
 
 HUB = "speechbrain/spkrec-ecapa-voxceleb"
 FILE = "embedding_model.ckpt"
@@ -78,3 +231,58 @@ def _fetched() -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
         remedy = f"they could not be fetched; download {FILE} of {HUB} from huggingface.co and give its path as weights"
         missing_weights("ecapa", f"huggingface.co/{HUB}", remedy, "'ecapa_tiny' or 'ge2e'")
+
+
+ASSET = Path(__file__).resolve().parent.parent / "assets" / "ecapa_tiny" / "model.safetensors"
+SAMPLE_RATE = 16000  # Hz
+
+
+class SpeakerNetwork(nn.Module):
+    """What is trained: features and ECAPA-TDNN, audio (B, T) at 16 kHz -> (B, 192) of any norm."""
+
+    dim = 192
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = LogMel(64, SAMPLE_RATE)
+        self.net = ECAPATDNN(
+            bands=64, channels=256, pooled=512, scale=4, squeeze=64, attention=128, dim=self.dim, stride=2
+        )
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """(B, 64, F) -> (B, 192)."""
+        embedding: Tensor = self.net(features)
+        return embedding
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.embed_features(self.features(audio))
+
+
+class EcapaTiny(SpeakerEncoder):
+    """Small ECAPA-TDNN (1.5 M parameters), trained with an additive angular margin; its model card has its limits."""
+
+    name = "ecapa_tiny"
+    family = "ecapa_tdnn"
+    training_data = "librispeech_mini-train+espeak-ng"
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        """Load `weights` (safetensors of a `SpeakerNetwork`), or the file that comes with the package.
+
+        Raises:
+            UserError: if there is no such file, or it does not fit.
+        """
+        super().__init__()
+        self.dim = SpeakerNetwork.dim
+        self.sample_rate = SAMPLE_RATE
+        self.network = SpeakerNetwork()
+        path = Path(weights) if weights is not None else ASSET
+        if not path.is_file():
+            remedy = "reinstall this package, or train them with `python recipes/speaker_encoder.py train`"
+            missing_weights(self.name, path, remedy, "'ge2e'")
+        load_strictly(self.network, load_checkpoint(path, self.name), path, self.name)
+        self.freeze()
+
+    def embed(self, audio: Tensor) -> Tensor:
+        """(B, T) at 16 kHz -> (B, 192)."""
+        embedding: Tensor = self.network(audio)
+        return embedding

@@ -1,10 +1,12 @@
-"""What every speaker encoder is: frozen weights, its own features, a unit vector out, differentiable in the audio."""
+"""What every speaker encoder is: frozen weights, its own features, a unit vector out, differentiable in the audio.
+
+From the name of a speaker encoder to the encoder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import torch
 import torchaudio
@@ -13,7 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from snac_core.errors import UserError
-from snac_core.tensor_digest import tensor_digest
+from snac_core.files import tensor_digest
+
+if TYPE_CHECKING:
+    from snac_core.plugins import Catalogue
 
 
 class SpeakerEncoder(nn.Module):
@@ -25,7 +30,7 @@ class SpeakerEncoder(nn.Module):
 
     Attributes:
         name: what `load_speaker_encoder` knows it by.
-        family: architecture and objective; a judge must be of another family than every teacher.
+        family: architecture and objective; a judge must be of another family than every conditioning encoder.
         training_data: what it was trained on, as a short tag.
         dim: S, size of the embedding.
         sample_rate: in Hz, what `embed` hears; other rates are resampled.
@@ -151,3 +156,31 @@ def load_strictly(module: nn.Module, state: dict[str, Any], path: str | Path, en
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} does not fit speaker encoder {encoder!r}: {reason}") from error
+
+
+def load_speaker_encoder(
+    name: str, *, weights: str | Path | None = None, plugins: Catalogue | None = None
+) -> SpeakerEncoder:
+    """Build a registered speaker encoder, frozen and in eval mode.
+
+    Args:
+        name: e.g. "ge2e".
+        weights: file to load instead of the encoder's own.
+        plugins: where to look the name up; the installed plugins when not given.
+
+    Raises:
+        UserError: for an unknown name, or weights that are missing or do not fit.
+    """
+    if plugins is None:
+        from snac_core.plugins import discover
+
+        plugins = discover()
+    kind = plugins.speaker_encoders[name]
+    if not (isinstance(kind, type) and issubclass(kind, SpeakerEncoder)):
+        raise UserError(f"speaker encoder {name!r} is {kind!r}; expected a subclass of SpeakerEncoder")
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"no file {weights} to load the weights of speaker encoder {name!r} from")
+    from snac_core.plugin_guard import contained
+
+    with contained(f"speaker encoder {name!r} of {plugins.speaker_encoders.origins[name]}"):
+        return kind(weights)

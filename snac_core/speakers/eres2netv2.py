@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_strictly, missing_weights
-from snac_core.speakers.fbank import KaldiFbank
+from snac_core.speakers.features import KaldiFbank
 
 FILE = "pretrained_eres2netv2w24s4ep4.ckpt"
 BASE_WIDTH, SCALE, EXPANSION = 24, 4, 4

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from snac_core.seeding import derive
-from snac_core.speakers.ecapa_tdnn import TimeDelay
+from snac_core.speakers.ecapa import TimeDelay
 from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_strictly
-from snac_core.speakers.logmel import LogMel
+from snac_core.speakers.features import LogMel
 
 SAMPLE_RATE = 16000  # Hz
 
@@ -50,7 +50,7 @@ class Simple(SpeakerEncoder):
         else:
             warnings.warn(
                 "speaker encoder 'simple' is UNTRAINED: it cannot tell speakers apart, and no result with it as "
-                "teacher or judge means anything; use 'ecapa_tiny' or 'ge2e'",
+                "conditioning encoder or judge means anything; use 'ecapa_tiny' or 'ge2e'",
                 UserWarning,
                 stacklevel=2,
             )

@@ -10,15 +10,15 @@
 """
 
 from snac_core.testing.encoders import check_speaker_encoder
+from snac_core.testing.fixtures import Fixtures, small_codec
 from snac_core.testing.metrics import check_metric
 from snac_core.testing.preflight import preflight
 from snac_core.testing.results import RuleResult
 from snac_core.testing.strategies import check_strategy, strategy_results
-from snac_core.testing.surroundings import Surroundings, small_codec
 
 __all__ = [
+    "Fixtures",
     "RuleResult",
-    "Surroundings",
     "check_metric",
     "check_speaker_encoder",
     "check_strategy",

@@ -9,9 +9,9 @@ import torch
 
 from snac_core.errors import UserError
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.testing.fixtures import speech_like
 from snac_core.testing.probes import ROUNDING, distance, flows
 from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
-from snac_core.testing.surroundings import speech_like
 
 SECONDS = 1.7
 RATE = 16000

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from snac_core.metric import OUTPUTS, Conversion, Metric
 from snac_core.seeding import generator
+from snac_core.testing.fixtures import speech_like
 from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
-from snac_core.testing.surroundings import speech_like
 
 RATE = 16000
 
@@ -45,10 +45,10 @@ class MetricTrial:
             identity=identity,
             other=other,
             synthetic=synthetic,
-            embeddings=vectors(*OUTPUTS, "roughened"),
+            embeddings=vectors(*OUTPUTS, "degraded"),
             references=vectors("source", "target"),
-            teacher_embeddings=vectors(*OUTPUTS),
-            teacher_references=vectors("source", "target"),
+            speaker_encoder_embeddings=vectors(*OUTPUTS),
+            speaker_encoder_references=vectors("source", "target"),
             target=source.flip(0),
             target_speaker="b",
             candidates=vectors("a", "b"),
@@ -132,7 +132,7 @@ def _partial(trial: MetricTrial) -> str:
     cases = {
         "the converted output alone": replace(given, identity=None, other=None, synthetic=None),
         "no text": replace(given, text=None),
-        "no teacher": replace(given, teacher_embeddings={}, teacher_references={}),
+        "no conditioning encoder": replace(given, speaker_encoder_embeddings={}, speaker_encoder_references={}),
     }
     said = {what: trial.value(conversion) for what, conversion in cases.items()}
     return "; ".join(f"{what}: {'None' if value is None else 'a value'}" for what, value in said.items())

@@ -6,22 +6,22 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from snac_core.bare import BarePass
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
+from snac_core.frozen import FrozenActivations
 from snac_core.seeding import derive
 from snac_core.testing.probes import (
     SAME,
     BaseSnapshot,
     EditProbe,
+    adapters,
     copied,
     edits_of,
     flows,
     gradients,
     owned_base_tensors,
     perturbed,
-    placements,
 )
 from snac_core.testing.results import undisturbed
 
@@ -51,11 +51,11 @@ def preflight(
     Raises:
         UserError: naming the strategy, what was measured, and what to look for.
     """
-    names = placements(model)
+    names = adapters(model)
     if not names:
         raise UserError(
             f"{' + '.join(model.strategies) or 'an arm without strategies'} edits nothing, so there is nothing to "
-            f"train; add a placement: a strategy with before_vq or after_vq"
+            f"train; add an adapter: a strategy with before_vq or after_vq"
         )
     if owned := owned_base_tensors(model):
         raise UserError(
@@ -122,7 +122,7 @@ def _check_edits(model: ConditionedCodec, names: list[str], audio: Tensor, cond:
     rows = max(2, audio.shape[0])
     if audio.shape[0] < rows:
         audio = audio.repeat(rows, 1, 1)
-    bare, cond = BarePass(model.codec, audio.detach()), cond.expand(rows)
+    bare, cond = FrozenActivations(model.codec, audio.detach()), cond.expand(rows)
     model.eval()
     for name in names:
         effects = []

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
-from snac_core.edits import Edit
+from snac_core.frozen import FrozenActivations
+from snac_core.hooks import Edit
 from snac_core.seeding import generator
 
 SPREAD = 0.1
@@ -43,7 +43,7 @@ def perturbed(model: ConditionedCodec, seed: int) -> ConditionedCodec:
     return moved
 
 
-def placements(model: ConditionedCodec) -> list[str]:
+def adapters(model: ConditionedCodec) -> list[str]:
     """Names of the strategies that edit the signal, in listed order."""
     editing = {edit.strategy for edits in model.edits.values() for edit in edits}
     return [name for name in model.attached if name in editing]
@@ -57,7 +57,7 @@ def edits_of(model: ConditionedCodec, strategy: str) -> Iterator[Edit]:
 def gradients(model: ConditionedCodec, total: Tensor) -> dict[str, dict[str, Tensor | None]]:
     """Strategy to parameter name to its gradient of `total`; None where `total` does not depend on it.
 
-    Critics and parameters that ask for no gradient are left out. No `.grad` is touched.
+    Discriminators and parameters that ask for no gradient are left out. No `.grad` is touched.
     """
     named = [
         (strategy_name, name, parameter)
@@ -103,7 +103,7 @@ class EditProbe:
         seed: of what the other rows are changed to.
     """
 
-    def __init__(self, edit: Edit, bare: BarePass, cond: Conditioning, seed: int) -> None:
+    def __init__(self, edit: Edit, bare: FrozenActivations, cond: Conditioning, seed: int) -> None:
         self.edit = edit
         self.x = bare.at(edit.tap.name).detach()
         self.cond = cond

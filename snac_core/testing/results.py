@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from snac_core.containment import put_back, switches
 from snac_core.errors import UserError
+from snac_core.plugin_guard import put_back, switches
 
 Subject = TypeVar("Subject")
 

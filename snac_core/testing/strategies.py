@@ -9,16 +9,13 @@ from pydantic import BaseModel
 from torch import nn
 
 from snac_core.codec import SNAC
-from snac_core.edits import edits_at_taps, hook_manager
+from snac_core.hooks import edits_at_taps, hook_manager
 from snac_core.hookspecs import API_VERSION
 from snac_core.plugins import Catalogue, discover
 from snac_core.strategy import Strategy
-from snac_core.testing.behaviour import BEHAVIOUR
-from snac_core.testing.compiling import COMPILING
-from snac_core.testing.isolation import ISOLATION, SETTINGS
+from snac_core.testing.fixtures import small_codec
 from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
-from snac_core.testing.surroundings import small_codec
-from snac_core.testing.training import TRAINING
+from snac_core.testing.rules import BEHAVIOUR, COMPILING, ISOLATION, SETTINGS, TRAINING
 from snac_core.testing.trial import StrategyTrial
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.conditioned import ConditionedCodec, Reconstruction
 from snac_core.conditioning import Conditioning
-from snac_core.edits import HOOKS
 from snac_core.film import FiLM
+from snac_core.frozen import FrozenActivations
+from snac_core.hooks import HOOKS
 from snac_core.hookspecs import PROJECT, hookimpl
 from snac_core.losses import cosine_distance
 from snac_core.plugins import Catalogue, Origin
@@ -22,15 +22,15 @@ from snac_core.seeding import derive
 from snac_core.step import Step
 from snac_core.strategy import Strategy
 from snac_core.taps import Tap, Taps
+from snac_core.testing.fixtures import ROWS, Fixtures
 from snac_core.testing.probes import BaseSnapshot, EditProbe, edits_of
 from snac_core.testing.results import Broken
-from snac_core.testing.surroundings import ROWS, Surroundings
 
 NOISE = 7
 
 
 class Companion(Strategy):
-    """A plain placement that objectives are tested on: FiLM on both sides of the quantiser."""
+    """A plain adapter that objectives are tested on: FiLM on both sides of the quantiser."""
 
     name = "conformance_companion"
 
@@ -67,7 +67,7 @@ class StrategyTrial:
         self.codec = codec.freeze()
         self.base = BaseSnapshot(codec)
         self.catalogue = catalogue
-        self.surroundings = Surroundings(codec, speaker_dim)
+        self.surroundings = Fixtures(codec, speaker_dim)
         self.taps = Taps(speaker_dim, codec.taps)
         self.speaker_dim = speaker_dim
 
@@ -89,7 +89,7 @@ class StrategyTrial:
             return ConditionedCodec(self.codec, strategies, speaker_dim=self.speaker_dim).eval()
 
     def training_model(self) -> ConditionedCodec:
-        """A new model ready to train; an objective comes with a placement to act on."""
+        """A new model ready to train; an objective comes with an adapter to act on."""
         model = self.model(() if self.places else (Companion,))
         context = self.surroundings.context(model)
         for _, training_start in self.calls(model, "training_start"):
@@ -120,7 +120,7 @@ class StrategyTrial:
 
     def probes(self, model: ConditionedCodec) -> list[EditProbe]:
         """A probe for each of the strategy's edits in `model`."""
-        bare = BarePass(self.codec, self.surroundings.audio)
+        bare = FrozenActivations(self.codec, self.surroundings.audio)
         cond = self.surroundings.conditioning(ROWS)
         return [EditProbe(edit, bare, cond, seed=0) for edit in edits_of(model, self.cls.name)]
 
@@ -137,7 +137,7 @@ def hooks_of(cls: type[Strategy]) -> list[str]:
 
 
 def checked_terms(terms: Any, hook: str) -> dict[str, Tensor]:
-    """`terms` if they are what `loss` and `critic_loss` must return; else raises Broken."""
+    """`terms` if they are what `loss` and `discriminator_loss` must return; else raises Broken."""
     if not isinstance(terms, dict):
         raise Broken(
             f"{hook} returned {type(terms).__name__}", f"return a dict of term name to scalar tensor in {hook}"

@@ -303,13 +303,13 @@ class ForgetsState(Sound):
         return super().scale(x, cond) * self.offset.unsqueeze(-1)
 
 
-class CriticMovesModel(Sound):
-    name = "critic_moves_model"
+class DiscriminatorMovesModel(Sound):
+    name = "discriminator_moves_model"
 
     def __init__(self, config, taps):
         super().__init__(config, taps)
-        self.critic = nn.Conv1d(1, 1, 9)
+        self.discriminator = nn.Conv1d(1, 1, 9)
 
     @hookimpl
-    def critic_loss(self, step):
-        return {"critic": self.critic(step.converted.audio).square().mean()}
+    def discriminator_loss(self, step):
+        return {"discriminator": self.discriminator(step.converted.audio).square().mean()}

@@ -8,7 +8,7 @@ from broken_strategies import (
     BatchNormed,
     ChangesShape,
     ChangesSwitches,
-    CriticMovesModel,
+    DiscriminatorMovesModel,
     ForgetsState,
     IgnoresEmbedding,
     LossOfCodes,
@@ -81,7 +81,7 @@ FAULTS: list[tuple[type[Strategy], str, list[str], list[str]]] = [
     (ChangesSwitches, "global settings", ["matmul precision from highest to high"], ["leave torch's settings alone"]),
     (SwitchesInEdit, "global settings", ["after_vq of strategy", "default dtype"], ["say dtype=..."]),
     (ForgetsState, "save and load", ["gives other output"], ["buffers"]),
-    (CriticMovesModel, "critic", ["critic_loss moves critic_moves_model.gate"], ["detach"]),
+    (DiscriminatorMovesModel, "discriminator", ["discriminator_loss moves discriminator_moves_model.gate"], ["detach"]),
 ]
 
 

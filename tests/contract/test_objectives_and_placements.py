@@ -1,4 +1,4 @@
-"""Every registered objective with every registered placement: its gradient is that of finite differences.
+"""Every registered objective with every registered adapter: its gradient is that of finite differences.
 
 Rounding to codes has no derivative, so here the codec's quantiser lets everything pass; what is left is smooth, but for
 the corners of a few absolute values. Numbers are of double precision.
@@ -16,7 +16,7 @@ from torch import Tensor
 from snac_core import ConditionedCodec, UserError, discover
 from snac_core.codec.vq import ResidualVectorQuantize
 from snac_core.speakers.sampling import SpeakerSampler
-from snac_core.testing import Surroundings, small_codec
+from snac_core.testing import Fixtures, small_codec
 from snac_core.testing.probes import gradients, perturbed
 from snac_core.testing.trial import hooks_of
 
@@ -47,24 +47,24 @@ class Passing(ResidualVectorQuantize):
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Surroundings:
+def surroundings() -> Fixtures:
     codec = small_codec(encoder_dim=2, decoder_dim=16)
-    around = Surroundings(codec, SPEAKER_DIM)
+    around = Fixtures(codec, SPEAKER_DIM)
     quantizer = Passing(codec.latent_dim, codec.codebook_size, codec.codebook_dim, codec.vq_strides)
     quantizer.load_state_dict(codec.quantizer.state_dict())
     codec.quantizer = quantizer.requires_grad_(False)
     codec.double()
-    around.audio, around.teacher = around.audio.double(), around.teacher.double()
+    around.audio, around.speaker_encoder = around.audio.double(), around.speaker_encoder.double()
     table = around.table
     table = replace(table, conditioning=table.conditioning.double(), reference=table.reference.double())
     around.table, around.sampler = table, SpeakerSampler(table, seed=0)
     return around
 
 
-def conditioned(around: Surroundings, placement: str, objective: str, settings: dict[str, Any]) -> ConditionedCodec:
+def conditioned(around: Fixtures, adapter: str, objective: str, settings: dict[str, Any]) -> ConditionedCodec:
     """A codec with both, where the objective leaves a path of its own out."""
-    names = list(dict.fromkeys([placement, objective]))
-    alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and placement != objective
+    names = list(dict.fromkeys([adapter, objective]))
+    alone = "path" in CATALOGUE.strategies[objective].Config.model_fields and adapter != objective
     config = {objective: {**settings, **({"path": False} if alone else {})}}
     return ConditionedCodec(around.codec, names, speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE)
 
@@ -75,21 +75,21 @@ def test_there_are_pairs_to_look_at() -> None:
 
 
 @pytest.mark.parametrize(("objective", "settings"), VARIANTS)
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("adapter", PLACEMENTS)
 def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences(
-    surroundings: Surroundings, placement: str, objective: str, settings: dict[str, Any]
+    surroundings: Fixtures, adapter: str, objective: str, settings: dict[str, Any]
 ) -> None:
-    model = conditioned(surroundings, placement, objective, settings).double()
+    model = conditioned(surroundings, adapter, objective, settings).double()
     try:
         for _, start in model.callers("training_start"):
             start(context=surroundings.context(model))
     except UserError as refusal:
-        if objective not in str(refusal) or placement not in str(refusal):
+        if objective not in str(refusal) or adapter not in str(refusal):
             raise
         return
     model = perturbed(model.double(), seed=0)
     hook = dict(model.callers("loss"))[objective]
-    parameters = dict(model.attached[placement].adapted_parameters())
+    parameters = dict(model.attached[adapter].adapted_parameters())
     way = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
 
     def terms() -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences
             for name, parameter in parameters.items():
                 parameter.add_(way[name], alpha=distance)
 
-    tables = {name: gradients(model, term)[placement] for name, term in terms().items()}
+    tables = {name: gradients(model, term)[adapter] for name, term in terms().items()}
     go(EPSILON)
     further = terms()
     go(-2 * EPSILON)
@@ -112,22 +112,22 @@ def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences
         measured = float(further[name].detach() - nearer[name].detach()) / (2 * EPSILON)
         if f"{objective}/{name}" in REVERSED:
             measured = -measured
-        assert measured != 0, f"{objective}/{name} does not depend on {placement}"
+        assert measured != 0, f"{objective}/{name} does not depend on {adapter}"
         assert slope == pytest.approx(measured, rel=1e-2), f"{objective}/{name}"
 
 
 @pytest.fixture(scope="module")
-def rounding() -> Surroundings:
+def rounding() -> Fixtures:
     """With the codec's own quantiser."""
-    return Surroundings(small_codec(encoder_dim=2, decoder_dim=16), SPEAKER_DIM)
+    return Fixtures(small_codec(encoder_dim=2, decoder_dim=16), SPEAKER_DIM)
 
 
 @pytest.mark.parametrize(("objective", "settings"), VARIANTS)
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("adapter", PLACEMENTS)
 def test_through_real_codes_every_objective_teaches_the_placement_and_nothing_frozen(
-    rounding: Surroundings, placement: str, objective: str, settings: dict[str, Any]
+    rounding: Fixtures, adapter: str, objective: str, settings: dict[str, Any]
 ) -> None:
-    model = conditioned(rounding, placement, objective, settings)
+    model = conditioned(rounding, adapter, objective, settings)
     try:
         for _, start in model.callers("training_start"):
             start(context=rounding.context(model))
@@ -137,20 +137,22 @@ def test_through_real_codes_every_objective_teaches_the_placement_and_nothing_fr
     before = {name: value.clone() for name, value in model.codec.state_dict().items()}
     terms = dict(model.callers("loss"))[objective](step=rounding.step(model, LATE))
     torch.stack(list(terms.values())).sum().backward()
-    learned = [parameter.grad for _, parameter in model.attached[placement].adapted_parameters()]
+    learned = [parameter.grad for _, parameter in model.attached[adapter].adapted_parameters()]
     assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in learned)
     assert all(grad is None or bool(grad.isfinite().all()) for grad in learned)
-    for frozen in (*model.codec.parameters(), *rounding.teacher.parameters()):
+    for frozen in (*model.codec.parameters(), *rounding.speaker_encoder.parameters()):
         assert not frozen.requires_grad
         assert frozen.grad is None
     assert all(torch.equal(before[name], value) for name, value in model.codec.state_dict().items())
-    critics = [parameter for _, parameter in model.critic_parameters()]
-    assert all(critic.grad is None for critic in critics), "the arm's own loss teaches no critic"
+    discriminators = [parameter for _, parameter in model.discriminator_parameters()]
+    assert all(discriminator.grad is None for discriminator in discriminators), (
+        "the arm's own loss teaches no discriminator"
+    )
     own = [parameter for _, parameter in model.trained_parameters()]
-    for _, hook in model.callers("critic_loss"):
+    for _, hook in model.callers("discriminator_loss"):
         for parameter in own:
             parameter.grad = None
         found = hook(step=rounding.step(model, LATE))
         torch.stack(list(found.values())).sum().backward()
-        assert all(parameter.grad is None for parameter in own), "a critic's loss teaches no strategy"
-        assert all(critic.grad is not None for critic in critics)
+        assert all(parameter.grad is None for parameter in own), "a discriminator's loss teaches no strategy"
+        assert all(discriminator.grad is not None for discriminator in discriminators)

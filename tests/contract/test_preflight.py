@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from snac_core import ConditionedCodec, Strategy, UserError, hookimpl
 from snac_core.losses import cosine_distance
-from snac_core.testing import Surroundings, preflight, small_codec
+from snac_core.testing import Fixtures, preflight, small_codec
 from snac_core.testing.probes import BaseSnapshot
 
 SPEAKER_DIM = 16
@@ -56,15 +56,15 @@ class Tuned(Sound):
         return nn.functional.dropout(super().scale(x, cond), 0.1, self.training)
 
 
-def arm(*strategies: type[Strategy]) -> tuple[ConditionedCodec, Surroundings]:
+def arm(*strategies: type[Strategy]) -> tuple[ConditionedCodec, Fixtures]:
     model = ConditionedCodec(one_stage(), strategies, speaker_dim=SPEAKER_DIM).train()
-    surroundings = Surroundings(model.codec, SPEAKER_DIM)
+    surroundings = Fixtures(model.codec, SPEAKER_DIM)
     for _, training_start in model.callers("training_start"):
         training_start(context=surroundings.context(model))
     return model, surroundings
 
 
-def likeness(surroundings: Surroundings) -> Callable[[ConditionedCodec], Tensor]:
+def likeness(surroundings: Fixtures) -> Callable[[ConditionedCodec], Tensor]:
     def loss(model: ConditionedCodec) -> Tensor:
         step = surroundings.step(model)
         own = [term for _, hook in model.callers("loss") for term in hook(step=step).values()]
@@ -75,7 +75,7 @@ def likeness(surroundings: Surroundings) -> Callable[[ConditionedCodec], Tensor]
 
 
 def check(
-    model: ConditionedCodec, surroundings: Surroundings, loss: Callable[[ConditionedCodec], Tensor] | None = None
+    model: ConditionedCodec, surroundings: Fixtures, loss: Callable[[ConditionedCodec], Tensor] | None = None
 ) -> None:
     cond = surroundings.conditioning(len(surroundings.audio))
     preflight(model, loss or likeness(surroundings), surroundings.audio, cond, seed=3)
@@ -86,7 +86,7 @@ def check(
 )
 def test_arms_of_the_built_in_placements_may_train(names: list[str]) -> None:
     model = ConditionedCodec(small_codec(), [*names, "voice_conversion"], speaker_dim=SPEAKER_DIM)
-    check(model, Surroundings(model.codec, SPEAKER_DIM))
+    check(model, Fixtures(model.codec, SPEAKER_DIM))
 
 
 def test_a_good_arm_is_left_exactly_as_it_was() -> None:
@@ -130,7 +130,7 @@ def test_the_verdict_does_not_depend_on_what_ran_before() -> None:
         (TouchesBase, "touches_base touches the base: 1 tensors of the codec changed"),
         (OwnsBase, "strategy 'owns_base' touches the base: it holds 'owns_base.captured"),
         (WritesIntoInput, "strategy 'writes_into_input' at tap 'quantized' writes into its input"),
-        (OnlyALoss, "only_a_loss edits nothing, .*add a placement"),
+        (OnlyALoss, "only_a_loss edits nothing, .*add an adapter"),
     ],
 )
 def test_an_arm_that_cannot_learn_is_refused_by_name(strategy: type[Strategy], words: str) -> None:
@@ -153,7 +153,7 @@ def test_each_placement_of_an_arm_is_judged_by_itself() -> None:
 
 def test_a_loss_through_integer_codes_gives_no_gradient_to_an_edit_before_vq() -> None:
     model = ConditionedCodec(small_codec(), ["phase6_encoder_adapter"], speaker_dim=SPEAKER_DIM)
-    surroundings = Surroundings(model.codec, SPEAKER_DIM)
+    surroundings = Fixtures(model.codec, SPEAKER_DIM)
 
     def loss(model: ConditionedCodec) -> Tensor:
         codes = model.encode(surroundings.audio, surroundings.conditioning(3))

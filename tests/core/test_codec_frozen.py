@@ -11,7 +11,7 @@ from small_codec import PLAIN, small, tone
 from torch import Tensor, nn
 
 from snac_core.codec import SNAC
-from snac_core.codec.convolution import WNConv1d, WNConvTranspose1d
+from snac_core.codec.layers import WNConv1d, WNConvTranspose1d
 
 
 def state_of(codec: SNAC) -> dict[str, Tensor]:
@@ -161,5 +161,5 @@ def test_the_digest_tells_weights_and_configurations_apart_and_nothing_else() ->
 def test_the_digest_is_computed_once_while_the_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = small().freeze()
     digest = codec.digest
-    monkeypatch.setattr("snac_core.codec.codec.tensor_digest", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("snac_core.codec.snac.tensor_digest", lambda *_: pytest.fail("computed again"))
     assert codec.digest == digest

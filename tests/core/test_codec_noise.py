@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_codec import small, tone
 
 from snac_core.codec import SNAC
-from snac_core.codec.noise import NoiseSource
+from snac_core.codec.layers import NoiseSource
 from snac_core.errors import UserError
 
 

@@ -7,7 +7,7 @@ import torch
 from small_codec import small
 from torch import Tensor
 
-from snac_core.codec.snake import Snake1d, _Snake
+from snac_core.codec.layers import Snake1d, _Snake
 
 
 def formula(x: Tensor, alpha: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from toy_strategies import SPEAKER_DIM, Gain, Shift, learned, speakers
 
 from snac_core import SNAC, ConditionedCodec, Conditioning, UserError, load_speaker_encoder
-from snac_core.bare import BarePass
 from snac_core.conditioned import Reconstruction
-from snac_core.testing.surroundings import speech_like
+from snac_core.frozen import FrozenActivations
+from snac_core.testing.fixtures import speech_like
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -140,7 +140,7 @@ def test_several_targets_of_every_item_are_rows_with_items_fastest(strategies: t
 def test_a_shared_bare_pass_changes_nothing_but_the_work() -> None:
     codec, audio, targets = small(), tone(), Conditioning(speakers(2))
     with codec.fixed_noise(1):
-        bare = BarePass(codec, audio)
+        bare = FrozenActivations(codec, audio)
         for strategies in ((Gain,), (Shift,), (Shift, Gain)):
             model = learned(*strategies, codec=codec)
             alone, shared = model.reconstruct(audio, targets), model.reconstruct(audio, targets, bare=bare)

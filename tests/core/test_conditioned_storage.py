@@ -51,12 +51,14 @@ def test_what_is_saved_comes_back_equal_on_its_base(
     assert not loaded.strategies["shift"].training
 
 
-def test_the_strategies_alone_are_saved_without_codec_and_critics(model: ConditionedCodec, tmp_path: Path) -> None:
+def test_the_strategies_alone_are_saved_without_codec_and_discriminators(
+    model: ConditionedCodec, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     names = set(load_file(tmp_path / "model.safetensors"))
     assert {name.split(".")[0] for name in names} == {"shift", "gain", "level"}
-    assert not any("critic" in name for name in names)
+    assert not any("discriminator" in name for name in names)
     assert "level.seen" in names
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from snac_core import UserError, discover
-from snac_core.containment import switches
 from snac_core.hookspecs import API_VERSION
+from snac_core.plugin_guard import switches
 
 STRATEGY = """
     from snac_core import Strategy, hookimpl

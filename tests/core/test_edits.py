@@ -10,7 +10,7 @@ from small_codec import small, tone
 from torch import Tensor
 
 from snac_core import ConditionedCodec, Conditioning, Strategy, Taps, UserError, hookimpl
-from snac_core.edits import edits_at_taps, hook_callers
+from snac_core.hooks import edits_at_taps, hook_callers
 
 TAPS = Taps(2, small().taps)
 

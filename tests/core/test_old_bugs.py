@@ -14,32 +14,32 @@ from torch import Tensor, nn
 from toy_strategies import Gain, Shift, learned, speakers
 
 from snac_core import ConditionedCodec, Conditioning, UserError, discover, load_speaker_encoder
-from snac_core.critics import Critics
+from snac_core.discriminators import Discriminators
 from snac_core.film import FiLM
 from snac_core.losses import margin_ranking
 from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
 from snac_core.step import Step
-from snac_core.testing import Surroundings, small_codec
+from snac_core.testing import Fixtures, small_codec
+from snac_core.testing.fixtures import speech_like
 from snac_core.testing.probes import flows, gradients, perturbed
-from snac_core.testing.surroundings import speech_like
 from snac_core.testing.trial import hooks_of
 
 CATALOGUE = discover()
 PLACEMENTS = [n for n in CATALOGUE.strategies if {"before_vq", "after_vq"} & set(hooks_of(CATALOGUE.strategies[n]))]
 LOSSES = [n for n in CATALOGUE.strategies if "loss" in hooks_of(CATALOGUE.strategies[n])]
-ABOUT_THEMSELVES = [  # placements whose terms are about their own edit; a `path` that can be off makes an objective
+ABOUT_THEMSELVES = [  # adapters whose terms are about their own edit; a `path` that can be off makes an objective
     n for n in PLACEMENTS if n in LOSSES and "path" not in CATALOGUE.strategies[n].Config.model_fields
 ]
-CRITICS = [n for n in CATALOGUE.strategies if "critic_loss" in hooks_of(CATALOGUE.strategies[n])]
+DISCRIMINATORS = [n for n in CATALOGUE.strategies if "discriminator_loss" in hooks_of(CATALOGUE.strategies[n])]
 SPEAKER_DIM = 16
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Surroundings:
-    return Surroundings(small_codec(), SPEAKER_DIM)
+def surroundings() -> Fixtures:
+    return Fixtures(small_codec(), SPEAKER_DIM)
 
 
-def arm(surroundings: Surroundings, *names: str, **config: dict[str, Any]) -> ConditionedCodec:
+def arm(surroundings: Fixtures, *names: str, **config: dict[str, Any]) -> ConditionedCodec:
     """A model with every parameter away from its initial value."""
     model = ConditionedCodec(
         surroundings.codec, dict.fromkeys(names), speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE
@@ -57,46 +57,46 @@ def terms(model: ConditionedCodec, step: Step, strategy: str, hook: str = "loss"
 # -------------------------------------------------------------------- objective and gradient
 
 
-# A teacher under no_grad on generated audio, terms through integer codes, a content loss between code indices, an
+# A conditioning encoder under no_grad on generated audio, terms through integer codes, a content loss between code indices, an
 # adversary that looks at integers: none of them ever reaches a strategy.
 @pytest.mark.parametrize(
-    ("placement", "objective"), [(p, o) for p in PLACEMENTS for o in LOSSES if p == o or o not in ABOUT_THEMSELVES]
+    ("adapter", "objective"), [(p, o) for p in PLACEMENTS for o in LOSSES if p == o or o not in ABOUT_THEMSELVES]
 )
 def test_every_loss_term_reaches_every_placement_and_nothing_frozen(
-    surroundings: Surroundings, placement: str, objective: str
+    surroundings: Fixtures, adapter: str, objective: str
 ) -> None:
     try:
-        model = arm(surroundings, placement, objective)
-    except UserError as refusal:  # what cannot reach the placement says so before training
-        if objective not in str(refusal) or placement not in str(refusal):
+        model = arm(surroundings, adapter, objective)
+    except UserError as refusal:  # what cannot reach the adapter says so before training
+        if objective not in str(refusal) or adapter not in str(refusal):
             raise
         return
     for name, term in terms(model, surroundings.step(model), objective).items():
-        reached = gradients(model, term)[placement]
-        assert any(flows(grad) for grad in reached.values()), f"{objective}/{name} does not reach {placement}"
+        reached = gradients(model, term)[adapter]
+        assert any(flows(grad) for grad in reached.values()), f"{objective}/{name} does not reach {adapter}"
         term.backward(retain_graph=True)
     assert all(parameter.grad is None for parameter in model.codec.parameters())
-    assert all(parameter.grad is None for parameter in surroundings.teacher.parameters())
+    assert all(parameter.grad is None for parameter in surroundings.speaker_encoder.parameters())
 
 
-def test_the_speaker_loss_lowers_itself_through_the_teacher_and_the_quantiser(surroundings: Surroundings) -> None:
-    for placement in ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"):
-        model = arm(surroundings, placement, "voice_conversion")
+def test_the_speaker_loss_lowers_itself_through_the_speaker_encoder_and_the_quantiser(surroundings: Fixtures) -> None:
+    for adapter in ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"):
+        model = arm(surroundings, adapter, "voice_conversion")
         losses = []
         for _ in range(12):
             loss = terms(model, surroundings.step(model), "voice_conversion")["spk_vc"]
             losses.append(float(loss.detach()))
-            table = gradients(model, loss)[placement]
+            table = gradients(model, loss)[adapter]
             with torch.no_grad():
-                for name, parameter in model.attached[placement].named_parameters():
+                for name, parameter in model.attached[adapter].named_parameters():
                     if (grad := table[name]) is not None:
                         parameter.sub_(3e-3 * grad.sign())
-        assert min(losses[-3:]) < losses[0], placement
+        assert min(losses[-3:]) < losses[0], adapter
 
 
 # Decoding an adapter's output from integer codes gives it exactly zero gradient, and so does another embedding on them.
 @pytest.mark.parametrize("kind", ["conv", "film"])
-def test_an_adapter_before_vq_learns_from_identity_and_conversion(surroundings: Surroundings, kind: str) -> None:
+def test_an_adapter_before_vq_learns_from_identity_and_conversion(surroundings: Fixtures, kind: str) -> None:
     model = arm(surroundings, "phase6_encoder_adapter", phase6_encoder_adapter={"adapter_type": kind})
     step = surroundings.step(model)
     for audio in (step.identity.audio, step.converted.audio):
@@ -111,7 +111,7 @@ def test_decoding_the_same_codes_for_another_speaker_is_refused_where_it_could_t
         model.decode(codes, speakers(2))
 
 
-def test_negatives_reach_an_adapter_before_vq(surroundings: Surroundings) -> None:
+def test_negatives_reach_an_adapter_before_vq(surroundings: Fixtures) -> None:
     names = ("phase6_encoder_adapter", "phase3_contrastive")
     for form in ("infonce", "margin"):
         model = arm(surroundings, *names, phase3_contrastive={"path": False, "form": form, "margin": 2.5})
@@ -134,12 +134,12 @@ def test_an_embedding_depends_on_the_audio_alone_and_keeps_its_encoders_dimensio
 
 
 # A projection in the optimizer, with targets that are not detached, can be trained to agree with itself.
-def test_nothing_that_measures_can_be_trained(surroundings: Surroundings) -> None:
+def test_nothing_that_measures_can_be_trained(surroundings: Fixtures) -> None:
     model = arm(surroundings, *PLACEMENTS, *LOSSES)
     step = surroundings.step(model)
     trained = {id(parameter) for _, parameter in model.trained_parameters()}
-    trained |= {id(parameter) for _, parameter in model.critic_parameters()}
-    assert not trained & {id(p) for module in (surroundings.teacher, model.codec) for p in module.parameters()}
+    trained |= {id(parameter) for _, parameter in model.discriminator_parameters()}
+    assert not trained & {id(p) for module in (surroundings.speaker_encoder, model.codec) for p in module.parameters()}
     for reference in (step.own_reference, step.target_reference, step.own.speaker, step.target.speaker):
         assert not reference.requires_grad
 
@@ -166,7 +166,7 @@ def test_every_item_gets_its_own_negatives_whatever_is_skipped_before_it() -> No
     assert bool((SpeakerSampler(two, 0).negatives(torch.tensor([0]), torch.tensor([1]), 1, 3) == -1).all())
 
 
-def test_every_converted_item_is_taught_by_its_negatives(surroundings: Surroundings) -> None:
+def test_every_converted_item_is_taught_by_its_negatives(surroundings: Fixtures) -> None:
     model = arm(surroundings, "phase3_contrastive")
     step = surroundings.step(model)
     loss = terms(model, step, "phase3_contrastive")["contrastive"]
@@ -183,23 +183,26 @@ def test_the_same_voice_under_another_label_is_never_a_negative() -> None:
     assert set(drawn.flatten().tolist()) == {2, 3, 4}
 
 
-# An adversary of the identity path alone never hears a conversion; critics with one window and hop are one critic.
-@pytest.mark.parametrize("strategy", CRITICS)
-def test_an_adversary_hears_converted_speech(surroundings: Surroundings, strategy: str) -> None:
+# An adversary of the identity path alone never hears a conversion; discriminators with one window and hop are one discriminator.
+@pytest.mark.parametrize("strategy", DISCRIMINATORS)
+def test_an_adversary_hears_converted_speech(surroundings: Fixtures, strategy: str) -> None:
     model = arm(surroundings, "phase6_encoder_adapter", strategy)
     with model.codec.fixed_noise(0):
-        one, other = (terms(model, surroundings.step(model, index), strategy, "critic_loss") for index in (1, 2))
+        one, other = (terms(model, surroundings.step(model, index), strategy, "discriminator_loss") for index in (1, 2))
     assert any(not torch.isclose(value, other[name]) for name, value in one.items()), "other targets, other sound"
 
 
-def test_critics_differ_in_window_hop_and_period() -> None:
-    critics = list(Critics().critics)
-    looks = [(type(critic), getattr(critic, "period", None), getattr(critic, "n_fft", None)) for critic in critics]
+def test_discriminators_differ_in_window_hop_and_period() -> None:
+    discriminators = list(Discriminators().discriminators)
+    looks = [
+        (type(discriminator), getattr(discriminator, "period", None), getattr(discriminator, "n_fft", None))
+        for discriminator in discriminators
+    ]
     assert len(set(looks)) == len(looks) == 8
 
 
 # To ask for the source from output under another speaker's embedding teaches to ignore the embedding.
-def test_only_output_under_the_own_embedding_is_compared_with_the_source(surroundings: Surroundings) -> None:
+def test_only_output_under_the_own_embedding_is_compared_with_the_source(surroundings: Fixtures) -> None:
     model = arm(surroundings, "phase4_decoder_film", "voice_conversion")
     with model.codec.fixed_noise(0):
         one, other = surroundings.step(model, index=1), surroundings.step(model, index=2)
@@ -214,11 +217,11 @@ def test_only_output_under_the_own_embedding_is_compared_with_the_source(surroun
 
 
 # A conditioned decoder with weights of its own beside the pretrained one starts from noise.
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_conditioned_output_comes_from_the_pretrained_weights(placement: str) -> None:
+@pytest.mark.parametrize("adapter", PLACEMENTS)
+def test_conditioned_output_comes_from_the_pretrained_weights(adapter: str) -> None:
     audio, outputs = tone(samples=2000), []
     for codec in (small(), small()):
-        model = ConditionedCodec(codec, [placement], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE)
+        model = ConditionedCodec(codec, [adapter], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE)
         cond = Conditioning(nn.functional.normalize(torch.randn(2, SPEAKER_DIM), dim=1))
         with codec.fixed_noise(0):
             outputs.append(model.reconstruct(audio, cond).audio)
@@ -227,7 +230,7 @@ def test_conditioned_output_comes_from_the_pretrained_weights(placement: str) ->
     assert not torch.equal(*outputs)
 
 
-# train() on what holds a frozen teacher puts its batch norms in train mode, and their statistics drift.
+# train() on what holds a frozen conditioning encoder puts its batch norms in train mode, and their statistics drift.
 @pytest.mark.filterwarnings("ignore:speaker encoder 'simple' is UNTRAINED")
 def test_a_frozen_encoders_statistics_never_move() -> None:
     encoder = load_speaker_encoder("simple")
@@ -240,10 +243,10 @@ def test_a_frozen_encoders_statistics_never_move() -> None:
 
 
 # Dropout in the conditioning path makes a new strategy random.
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_new_strategy_in_train_mode_changes_nothing_and_nothing_random(placement: str) -> None:
+@pytest.mark.parametrize("adapter", PLACEMENTS)
+def test_a_new_strategy_in_train_mode_changes_nothing_and_nothing_random(adapter: str) -> None:
     codec, audio = small(), tone(samples=500)
-    model = ConditionedCodec(codec, [placement], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE).train()
+    model = ConditionedCodec(codec, [adapter], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE).train()
     cond = Conditioning(nn.functional.normalize(torch.randn(2, SPEAKER_DIM), dim=1))
     with codec.fixed_noise(0):
         assert torch.equal(model.reconstruct(audio, cond).audio, codec(audio)[0])
@@ -272,9 +275,9 @@ def test_no_embedding_is_the_bare_codec_and_not_a_zero_vector() -> None:
 
 
 # Attention to a single key is a constant bias: the speaker shifts every signal alike.
-@pytest.mark.parametrize("placement", ["phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"])
-def test_what_a_speaker_changes_depends_on_what_is_said(surroundings: Surroundings, placement: str) -> None:
-    model = arm(surroundings, placement).eval()
+@pytest.mark.parametrize("adapter", ["phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"])
+def test_what_a_speaker_changes_depends_on_what_is_said(surroundings: Fixtures, adapter: str) -> None:
+    model = arm(surroundings, adapter).eval()
     edit = next(edit for edits in model.edits.values() for edit in edits)
     one, other = (surroundings.conditioning(1, first) for first in (0, 1))
     said = torch.randn(2, edit.tap.channels, 40)

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from snac_core import ConditionedCodec
-from snac_core.bare import BarePass
+from snac_core.frozen import FrozenActivations
 from snac_core.step import Step
-from snac_core.testing import Surroundings, small_codec
+from snac_core.testing import Fixtures, small_codec
 
 B, N, SPEAKER_DIM = 3, 2, 8
 
 
 @contextmanager
-def counted(surroundings: Surroundings) -> Iterator[dict[str, list[int]]]:
+def counted(surroundings: Fixtures) -> Iterator[dict[str, list[int]]]:
     """Rows of every pass, by part: through the encoder's first layer, the quantiser, the decoder's first and last."""
     codec = surroundings.codec
     rows: dict[str, list[int]] = defaultdict(list)
@@ -30,7 +30,7 @@ def counted(surroundings: Surroundings) -> Iterator[dict[str, list[int]]]:
         "quantiser": codec.quantizer,
         "decoder": codec.decoder.model[0],
         "decoder end": codec.decoder.model[-1],
-        "teacher": surroundings.teacher,
+        "speaker_encoder": surroundings.speaker_encoder,
     }
     handles = []
     for part, module in parts.items():
@@ -46,7 +46,7 @@ def counted(surroundings: Surroundings) -> Iterator[dict[str, list[int]]]:
             handle.remove()
 
 
-def make_step(model: ConditionedCodec, surroundings: Surroundings, bare: BarePass | None = None) -> Step:
+def make_step(model: ConditionedCodec, surroundings: Fixtures, bare: FrozenActivations | None = None) -> Step:
     speakers = torch.arange(B)
     return Step(
         model,
@@ -54,10 +54,10 @@ def make_step(model: ConditionedCodec, surroundings: Surroundings, bare: BarePas
         sample_rate=surroundings.codec.sampling_rate,
         speaker_ids=speakers,
         target_ids=surroundings.sampler.targets(speakers, 1, N),
-        teacher=surroundings.teacher,
+        speaker_encoder=surroundings.speaker_encoder,
         sampler=surroundings.sampler,
         index=1,
-        bare_pass=bare,
+        frozen_activations=bare,
     )
 
 
@@ -67,7 +67,7 @@ def train(step: Step) -> None:
     total.backward()  # type: ignore[union-attr]
 
 
-def arm(surroundings: Surroundings, *strategies: str) -> ConditionedCodec:
+def arm(surroundings: Fixtures, *strategies: str) -> ConditionedCodec:
     return ConditionedCodec(surroundings.codec, [*strategies, "voice_conversion"], speaker_dim=SPEAKER_DIM)
 
 
@@ -83,7 +83,7 @@ def arm(surroundings: Surroundings, *strategies: str) -> ConditionedCodec:
 def test_an_arm_makes_one_batched_pass_through_every_part(
     strategies: list[str], quantised: int, decoder_start: int
 ) -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     model = arm(surroundings, *strategies)
     with counted(surroundings) as rows:
         train(make_step(model, surroundings))
@@ -93,25 +93,25 @@ def test_an_arm_makes_one_batched_pass_through_every_part(
         "quantiser": [quantised],
         "decoder": [decoder_start],
         "decoder end": [(1 + N) * B],
-        "teacher": [(1 + N) * B],
+        "speaker_encoder": [(1 + N) * B],
     }
 
 
 def test_arms_side_by_side_share_the_encoder_and_the_bare_quantiser() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     names = ["phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"]
     models = [arm(surroundings, name) for name in names]
     with counted(surroundings) as rows:
-        bare = BarePass(surroundings.codec, surroundings.audio)
+        bare = FrozenActivations(surroundings.codec, surroundings.audio)
         for model in models:
             train(make_step(model, surroundings, bare))
     assert rows["encoder"] == rows["encoder end"] == [B]
     assert sorted(rows["quantiser"]) == [B, (1 + N) * B], "once for both arms after VQ, once for the arm before it"
-    assert rows["decoder end"] == rows["teacher"] == [(1 + N) * B] * 3
+    assert rows["decoder end"] == rows["speaker_encoder"] == [(1 + N) * B] * 3
 
 
 def test_everything_a_step_offers_is_computed_once() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
     with counted(surroundings) as rows:
         for _ in range(3):
@@ -125,20 +125,20 @@ def test_everything_a_step_offers_is_computed_once() -> None:
         "quantiser": 2,
         "decoder": 2,
         "decoder end": 2,
-        "teacher": 1,
+        "speaker_encoder": 1,
     }
     assert step.bare is step.bare
 
 
 def test_what_nobody_asks_for_is_not_computed() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     with counted(surroundings) as rows:
         make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
     assert not rows
 
 
 def test_latents_are_had_without_decoding_and_are_those_of_the_outputs() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
     with counted(surroundings) as rows:
         own, converted = step.identity_latents, step.converted_latents
@@ -152,7 +152,7 @@ def test_latents_are_had_without_decoding_and_are_those_of_the_outputs() -> None
 
 
 def test_a_steps_rows_belong_to_their_speakers() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     model = arm(surroundings, "phase4_decoder_film")
     with torch.no_grad():
         for _, parameter in model.trained_parameters():
@@ -171,7 +171,7 @@ def test_a_steps_rows_belong_to_their_speakers() -> None:
 
 
 def test_gradients_reach_the_strategy_from_identity_and_converted_and_none_from_the_bare_output() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
     assert step.identity.audio.requires_grad
     assert step.converted_embedding.requires_grad

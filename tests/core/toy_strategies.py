@@ -54,13 +54,13 @@ class Gain(Strategy):
 
 
 class Level(Strategy):
-    """An objective with a critic and a buffer."""
+    """An objective with a discriminator and a buffer."""
 
     name = "level"
 
     def __init__(self, config: Strategy.Config, taps: Taps) -> None:
         super().__init__(config, taps)
-        self.critic = nn.Linear(1, 1)
+        self.discriminator = nn.Linear(1, 1)
         self.register_buffer("seen", torch.zeros(()))
 
     @hookimpl

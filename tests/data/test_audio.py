@@ -10,8 +10,9 @@ import soundfile
 import torch
 from tones import write_tone
 
-from runner.data import Utterance, load_audio
 from snac_core.errors import UserError
+from snac_runner.data.audio import load_audio
+from snac_runner.data.corpus import Utterance
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 from tones import write_tone
 
-from runner.data import load_audio, open_corpus
-from runner.data.content import examine
 from snac_core.errors import UserError
+from snac_runner.data.audio import examine, load_audio
+from snac_runner.data.open_corpus import open_corpus
 
 Speech = Callable[..., Path]
 

@@ -13,10 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.data import Corpus, CropLoader, open_corpus
-from runner.data.crops import draw_start
 from snac_core.errors import UserError
 from snac_core.seeding import generator
+from snac_runner.data.corpus import Corpus
+from snac_runner.data.crops import CropLoader, draw_start
+from snac_runner.data.open_corpus import open_corpus
 
 Speech = Callable[..., Path]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from tones import write_tone
 
-from runner.data import fetch, open_corpus
-from runner.data.sources import SOURCES, Archive, Source
 from snac_core.errors import UserError
+from snac_runner.data.download import SOURCES, Archive, Source, fetch
+from snac_runner.data.open_corpus import open_corpus
 
 
 class Server(BaseHTTPRequestHandler):

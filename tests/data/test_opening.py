@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from tones import write_tone
 
-from runner.data import open_corpus, scan
 from snac_core.errors import UserError
+from snac_runner.data.open_corpus import open_corpus, scan
 
 Speech = Callable[..., Path]
 
@@ -164,7 +164,7 @@ def test_the_second_look_decodes_nothing(speech: Speech, monkeypatch: pytest.Mon
     seen: list[tuple[int, int]] = []
     first = open_corpus(root, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4, 4)
-    monkeypatch.setattr("runner.data.content.examine", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("snac_runner.data.audio.examine", lambda *_: pytest.fail("decoded again"))
     assert open_corpus(root).digest == first.digest
 
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data import Corpus, PairList, References, Segment, Utterance, conversion_pairs, open_corpus
-from runner.data.references import PARTS
 from snac_core.errors import UserError
+from snac_runner.data.corpus import Corpus, Segment, Utterance
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.pairs import PairList, conversion_pairs
+from snac_runner.data.references import PARTS, References
 
 
 def made_up(counts: list[int], seconds: float = 3.0, texts: bool = False, sexes: str = "") -> Corpus:

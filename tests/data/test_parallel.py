@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from runner.data import CropLoader, open_corpus, synthesize
-from runner.data.audio import load_audio
-from runner.data.parallel import parallel_speech
+from snac_runner.data.audio import load_audio
+from snac_runner.data.crops import CropLoader, parallel_speech
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.synth import synthesize
 
 
 def test_targets_say_what_the_sources_say_and_nothing_is_found_where_they_do_not(tmp_path: Path) -> None:

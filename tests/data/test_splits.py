@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.corpus import check_disjoint
-from runner.data.splits import DEV_SHARE, LEAST, TEST_SHARE, position, split_speakers
 from snac_core.errors import UserError
+from snac_runner.data.corpus import DEV_SHARE, LEAST, TEST_SHARE, check_disjoint, position, split_speakers
 
 names = st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=40)
 

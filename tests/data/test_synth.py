@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.data import conversion_pairs, load_audio, open_corpus, synthesize
-from runner.data.espeak import variants, voice
-from runner.data.sentences import SENTENCES
-from runner.data.synth import FEWEST, MOST, choose_voices
-from runner.data.voices import HELD_OUT, TRAIN
 from snac_core.errors import UserError
+from snac_runner.data.audio import load_audio
+from snac_runner.data.espeak import variants, voice
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.pairs import conversion_pairs
+from snac_runner.data.synth import FEWEST, HELD_OUT, MOST, SENTENCES, TRAIN, choose_voices, synthesize
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from itertools import groupby, pairwise
 
 import pytest
 
-from runner.data.espeak import voice
-from runner.data.sentences import SENTENCES
-from runner.phones.alphabet import PHONES, from_espeak, phones_of, spans
 from snac_core.errors import UserError
+from snac_runner.data.espeak import voice
+from snac_runner.data.synth import SENTENCES
+from snac_runner.evaluate.phone_recogniser import PHONES, from_espeak, phones_of, spans
 
 
 @pytest.mark.parametrize(

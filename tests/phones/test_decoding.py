@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.functional import edit_distance
 
-from runner.error_rate import error_rate
-from runner.phones.alphabet import PHONES
-from runner.phones.network import BLANK, PhoneNetwork
-from runner.phones.recogniser import decode
+from snac_runner.evaluate.content import error_rate
+from snac_runner.evaluate.phone_recogniser import BLANK, PHONES, PhoneNetwork, decode
 
 phones = st.lists(st.sampled_from(PHONES[:6]), max_size=12)
 

@@ -9,19 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import runner
-from runner.data import open_corpus, synthesize
-from runner.data.audio import load_audio
-from runner.data.corpus import Corpus
-from runner.error_rate import error_rate
-from runner.evaluate.phones import PER, PERAboveHalf
-from runner.phones.alphabet import phones_of
-from runner.phones.command import compare
-from runner.phones.figures import Judge, measure, phone_judge
-from runner.phones.recogniser import ASSET, PhoneRecogniser, bundled
+import snac_runner
+from phone_recogniser import Judge, compare_recognisers, measure, phone_judge
 from snac_core import SNAC, discover
 from snac_core.errors import UserError
 from snac_core.metric import Conversion
+from snac_runner.data.audio import load_audio
+from snac_runner.data.corpus import Corpus
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.synth import synthesize
+from snac_runner.evaluate.content import PER, PERAboveHalf, error_rate
+from snac_runner.evaluate.phone_recogniser import ASSET, PhoneRecogniser, bundled, phones_of
 
 
 @pytest.fixture(autouse=True)
@@ -121,12 +119,12 @@ def test_it_is_registered_as_a_measure_of_content_with_a_margin_of_five_points()
     assert (metric.role, metric.margin, metric.direction, metric.worst) == ("content", 0.05, "down", 1.0)
 
 
-def test_it_is_never_a_teacher() -> None:
+def test_it_is_never_a_speaker_encoder() -> None:
     recognise = bundled()
     audio = torch.randn(1, 16000, requires_grad=True)
     assert all(isinstance(phone, str) for phone in recognise(audio, 16000))  # names carry no gradient
     assert not any(p.requires_grad for p in recognise.network.parameters())
-    root = Path(runner.__file__).parent
+    root = Path(snac_runner.__file__).parent
     for path in root.rglob("*.py"):
         imports = {
             name
@@ -136,7 +134,7 @@ def test_it_is_never_a_teacher() -> None:
                 else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             )
         }  # fmt: skip
-        if any(name.startswith("runner.phones") for name in imports):
+        if any(name.startswith("snac_runner.evaluate.phone_recogniser") for name in imports):
             assert path.relative_to(root).parts[0] in ("phones", "evaluate"), f"{path} uses the judge of content"
 
 
@@ -151,12 +149,12 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
 
 def test_an_unknown_judge_is_refused_with_the_nearest_name(corpus: Corpus) -> None:
     with pytest.raises(UserError, match="unknown content judge 'word'; did you mean 'words'"):
-        compare([corpus.root], judges=["word"])
+        compare_recognisers([corpus.root], judges=["word"])
 
 
 def test_the_table_has_a_row_for_every_split(corpus: Corpus) -> None:
     lines: list[str] = []
-    rows = compare([corpus.root], splits=["test"], most=5, say=lines.append)
+    rows = compare_recognisers([corpus.root], splits=["test"], most=5, say=lines.append)
     assert [row["data"] for row in rows] == [f"{corpus.name}/test"]
     assert rows[0]["range"] == rows[0]["mismatched"] - rows[0]["bare"]
     assert len(lines) == 3

@@ -9,16 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.data.sentences import SENTENCES
-from runner.data.voices import HELD_OUT
-from runner.phones.alphabet import PHONES, phones_of
-from runner.phones.material import UNKNOWN, Material, Piece, piece, restore, store
-from runner.phones.network import FRAME, SAMPLE_RATE
-from runner.phones.readings import Word
-from runner.phones.speech import _cut, say_all, through_codec
-from runner.phones.train import Settings, train_phones, warp_bands
+from phone_data import UNKNOWN, Material, Piece, Word, _cut, piece, restore, say_all, store, through_codec
+from phone_recogniser import Settings, train_phones, warp_bands
 from snac_core import SNAC
 from snac_core.errors import UserError
+from snac_runner.data.synth import HELD_OUT, SENTENCES
+from snac_runner.evaluate.phone_recogniser import FRAME, PHONES, SAMPLE_RATE, phones_of
 
 SETTINGS = Settings(steps=12, seconds=8.0, warm=2, alone=4)
 
@@ -35,7 +31,7 @@ def _one_thread() -> None:
 
 def test_written_sentences_are_different_repeatable_and_none_of_the_built_in_ones() -> None:
     pytest.importorskip("pocketsphinx")
-    from runner.phones.texts import Writer
+    from phone_data import Writer
 
     writer = Writer()
     texts = writer.write(200, seed=3)
@@ -138,7 +134,8 @@ def test_a_short_training_lowers_the_loss_and_a_stopped_one_goes_on_exactly(
 
 def test_the_voices_that_studies_test_on_are_not_trained_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
-    from runner.phones import command, speech
+    import phone_data
+    import phone_recogniser
 
     used: list[str] = []
 
@@ -146,9 +143,9 @@ def test_the_voices_that_studies_test_on_are_not_trained_on(monkeypatch: pytest.
         used.extend(voices)
         return say_all(texts, voices[:2], seed)
 
-    monkeypatch.setattr(speech, "say_all", say)
-    monkeypatch.setitem(command.CODED, "synthetic", 1.0)
-    first, everything = command.gather(tmp_path, [], "tiny", sentences=4, say=lambda line: None)
+    monkeypatch.setattr(phone_data, "say_all", say)
+    monkeypatch.setitem(phone_recogniser.CODED, "synthetic", 1.0)
+    first, everything = phone_recogniser.gather(tmp_path, [], "tiny", sentences=4, say=lambda line: None)
     assert used
     assert not set(used) & set(HELD_OUT)
     assert len(everything.pieces) == 2 * len(first.pieces)

@@ -11,23 +11,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snac_core import ConditionedCodec, UserError, discover
-from snac_core.bare import BarePass
+from snac_core.frozen import FrozenActivations
 from snac_core.losses import code_entropy
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import Step
-from snac_core.testing import Surroundings, small_codec
-from snac_core.testing.surroundings import ROWS
+from snac_core.testing import Fixtures, small_codec
+from snac_core.testing.fixtures import ROWS
 
 CATALOGUE = discover()
 SPEAKER_DIM, TARGETS = 16, 2
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Surroundings:
-    return Surroundings(small_codec(), SPEAKER_DIM)
+def surroundings() -> Fixtures:
+    return Fixtures(small_codec(), SPEAKER_DIM)
 
 
-def step_of(surroundings: Surroundings, recordings: tuple[Tensor, Tensor] | None = None, **config: Any) -> Step:
+def step_of(surroundings: Fixtures, recordings: tuple[Tensor, Tensor] | None = None, **config: Any) -> Step:
     """A step of phase 6, three items with two targets each."""
     model = ConditionedCodec(
         surroundings.codec,
@@ -39,7 +39,7 @@ def step_of(surroundings: Surroundings, recordings: tuple[Tensor, Tensor] | None
     speakers = torch.arange(len(surroundings.audio))
     return Step(
         model, surroundings.audio, sample_rate=16000, speaker_ids=speakers,
-        target_ids=surroundings.sampler.targets(speakers, 1, TARGETS), teacher=surroundings.teacher,
+        target_ids=surroundings.sampler.targets(speakers, 1, TARGETS), speaker_encoder=surroundings.speaker_encoder,
         sampler=surroundings.sampler, index=1, parallel=lambda: recordings,
     )  # fmt: skip
 
@@ -55,14 +55,14 @@ def entropy(step: Step, z: Tensor, codes: list[Tensor]) -> float:
 
 
 def test_identity_and_restored_want_the_codes_of_the_source_and_moved_those_of_the_other_voice(
-    surroundings: Surroundings,
+    surroundings: Fixtures,
 ) -> None:
     step = step_of(surroundings)
     found = {name: float(term.detach()) for name, term in terms_of(step).items()}
     assert set(found) == {"identity", "moved", "restored"}
     objective: Any = step.model.attached["code_prediction"]
-    codec, bare = step.model.codec, step.bare_pass
-    moved, disguised = (BarePass(codec, audio) for audio in objective.other_voices(step))
+    codec, bare = step.model.codec, step.frozen_activations
+    moved, disguised = (FrozenActivations(codec, audio) for audio in objective.other_voices(step))
     assert len({float(one.at("latent").norm()) for one in (bare, moved, disguised)}) == 3, "three voices"
     # a new adapter changes nothing
     assert found["identity"] == pytest.approx(entropy(step, bare.at("latent"), bare.codes))
@@ -71,7 +71,7 @@ def test_identity_and_restored_want_the_codes_of_the_source_and_moved_those_of_t
 
 
 def test_moved_is_asked_for_under_the_embedding_of_the_other_voice(
-    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+    surroundings: Fixtures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = step_of(surroundings)
     objective: Any = step.model.attached["code_prediction"]
@@ -85,18 +85,18 @@ def test_moved_is_asked_for_under_the_embedding_of_the_other_voice(
     monkeypatch.setattr(ConditionedCodec, "latents", listening)
     terms_of(step)
     moved, _ = objective.other_voices(step)
-    embedding = surroundings.teacher(moved, 16000)
+    embedding = surroundings.speaker_encoder(moved, 16000)
     assert any(speaker.shape == embedding.shape and torch.allclose(speaker, embedding) for speaker in asked)
 
 
-def test_voices_that_are_not_moved_are_the_source(surroundings: Surroundings) -> None:
+def test_voices_that_are_not_moved_are_the_source(surroundings: Fixtures) -> None:
     step = step_of(surroundings, semitones=0.0, formants=0.0, equaliser_db=0.0)
     objective: Any = step.model.attached["code_prediction"]
     for voice in objective.other_voices(step):
         assert float((voice - step.audio).abs().max()) < 0.05
 
 
-def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Surroundings) -> None:
+def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Fixtures) -> None:
     audio = surroundings.audio
     recorded = audio.clone()
     recorded[0] = 0  # a target who says nothing
@@ -107,7 +107,7 @@ def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Surroun
     assert bool((there == 1).all())
     assert [len(level) for level in codes] == [TARGETS * len(audio)] * len(codes)
     silence = step.model.codec.encode(torch.zeros_like(audio[:1]))
-    for level, bare, silent in zip(codes, step.bare_pass.codes, silence, strict=True):
+    for level, bare, silent in zip(codes, step.frozen_activations.codes, silence, strict=True):
         count = level.shape[-1]  # without the last ones, which are of padding
         assert float((level[1] == bare[1, :count]).float().mean()) > 0.8, "who said it himself says it again"
         assert float((level[0] == silent[0, :count]).float().mean()) > 0.8
@@ -115,7 +115,7 @@ def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Surroun
     assert float(terms_of(step)["parallel"].detach()) == pytest.approx(expected)
 
 
-def test_targets_without_a_recording_count_for_nothing(surroundings: Surroundings) -> None:
+def test_targets_without_a_recording_count_for_nothing(surroundings: Fixtures) -> None:
     audio = torch.cat([surroundings.audio] * TARGETS)
     lengths = torch.full((len(audio),), audio.shape[-1])
     whole = step_of(surroundings, (audio, lengths), parallel=True)
@@ -131,7 +131,7 @@ def test_targets_without_a_recording_count_for_nothing(surroundings: Surrounding
         assert float(nothing["parallel"].detach()) == 0
 
 
-def test_every_row_of_targets_has_the_codes_that_it_has_alone(surroundings: Surroundings) -> None:
+def test_every_row_of_targets_has_the_codes_that_it_has_alone(surroundings: Fixtures) -> None:
     length = surroundings.audio.shape[-1]
     rows = [surroundings.audio[row % ROWS : row % ROWS + 1] * (1 + row) for row in range(ROWS * TARGETS)]
     lengths = torch.tensor([length - 300 * row for row in range(len(rows))])
@@ -147,7 +147,7 @@ def test_every_row_of_targets_has_the_codes_that_it_has_alone(surroundings: Surr
             assert torch.equal(level[row : row + 1], one)
 
 
-def test_what_a_source_is_padded_with_has_no_codes_to_predict(surroundings: Surroundings) -> None:
+def test_what_a_source_is_padded_with_has_no_codes_to_predict(surroundings: Fixtures) -> None:
     codec = surroundings.codec
     block = codec.hop_length * codec.vq_strides[0]
     step = step_of(surroundings, parallel=True)
@@ -161,22 +161,22 @@ def test_what_a_source_is_padded_with_has_no_codes_to_predict(surroundings: Surr
     assert objective.target_codes(step)[0][0].shape[-1] == 1
 
 
-def test_a_shuffled_arm_is_taught_the_other_voices_under_wrong_embeddings(surroundings: Surroundings) -> None:
+def test_a_shuffled_arm_is_taught_the_other_voices_under_wrong_embeddings(surroundings: Fixtures) -> None:
     step = step_of(surroundings)
     right = step.conditioning_of(step.audio).speaker
-    torch.testing.assert_close(right, surroundings.teacher(step.audio, 16000))
+    torch.testing.assert_close(right, surroundings.speaker_encoder(step.audio, 16000))
     step.sampler = SpeakerSampler(replace(step.sampler.table, shuffled=True), 0)
     wrong = step.conditioning_of(step.audio).speaker
     assert not any(torch.allclose(a, b) for a, b in zip(right, wrong, strict=True))
     assert {float(row.sum()) for row in right} == {float(row.sum()) for row in wrong}
 
 
-def test_speech_in_which_nobody_says_the_same_is_refused(surroundings: Surroundings) -> None:
+def test_speech_in_which_nobody_says_the_same_is_refused(surroundings: Fixtures) -> None:
     with pytest.raises(UserError, match="'code_prediction': no two speakers of this data say the same"):
         terms_of(step_of(surroundings, None, parallel=True))
 
 
-def test_nothing_is_decoded(surroundings: Surroundings) -> None:
+def test_nothing_is_decoded(surroundings: Fixtures) -> None:
     step = step_of(surroundings)
     called: list[int] = []
     handle = surroundings.codec.decoder.model[0].register_forward_hook(lambda *_: called.append(1))
@@ -187,7 +187,7 @@ def test_nothing_is_decoded(surroundings: Surroundings) -> None:
     assert not called
 
 
-def test_an_arm_that_leaves_the_codes_alone_is_refused(surroundings: Surroundings) -> None:
+def test_an_arm_that_leaves_the_codes_alone_is_refused(surroundings: Fixtures) -> None:
     model = ConditionedCodec(
         surroundings.codec, ["phase4_decoder_film", "code_prediction"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE
     )

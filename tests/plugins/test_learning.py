@@ -1,8 +1,8 @@
-"""Each objective alone teaches a placement before the quantiser and one after it what it asks for.
+"""Each objective alone teaches an adapter before the quantiser and one after it what it asks for.
 
 What is compared is the objective's own weighted loss on batches that were not trained on, before and after: on speech
 other utterances of other speakers, save for the codebook adversary, whose classifier knows no others. An adversary's
-loss means something under one critic only: that is trained first and then stands still.
+loss means something under one discriminator only: that is trained first and then stands still.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from typing import Any
 import pytest
 import torch
 
-from runner.arm import Arm
-from runner.config import ArmSettings, StudySettings
-from runner.data import synthesize
-from runner.materials import Materials
-from runner.objective_costs import objectives
-from runner.terms import terms_of
 from snac_core import ConditionedCodec, UserError, discover
 from snac_core.checkpoint import load_state, state_of
 from snac_core.step import Step
-from snac_core.testing import Surroundings, small_codec
+from snac_core.testing import Fixtures, small_codec
+from snac_runner.arm import Arm, terms_of
+from snac_runner.bench import objectives
+from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.data.synth import synthesize
+from snac_runner.resources import StudyResources
 
 CATALOGUE = discover()
 OBJECTIVES = objectives(CATALOGUE)
 PLACEMENTS = ("phase4_decoder_film", "phase6_encoder_adapter")
-PAIRS = [(placement, name, settings) for placement in PLACEMENTS for name, settings in OBJECTIVES.items()]
+PAIRS = [(adapter, name, settings) for adapter in PLACEMENTS for name, settings in OBJECTIVES.items()]
 PARALLEL = [  # wants real speech
-    *((placement, "content", {"cycle": False, "parallel": True}) for placement in PLACEMENTS),
+    *((adapter, "content", {"cycle": False, "parallel": True}) for adapter in PLACEMENTS),
     ("phase6_encoder_adapter", "code_prediction", {"parallel": True}),
 ]
 RISES = {"codebook_adversary"}  # its classifier's error is to become larger
@@ -64,7 +63,7 @@ def fallen(
     objective: str,
     start: dict[str, torch.Tensor],
 ) -> tuple[list[float], list[float]]:
-    """The loss on held-out batches with the strategies' `start`, and as they are now, under the same critics."""
+    """The loss on held-out batches with the strategies' `start`, and as they are now, under the same discriminators."""
     now = {key: value.clone() for key, value in state_of(model).items()}
     after = heard(model, steps, objective)
     load_state(model, start, "the start")
@@ -73,15 +72,15 @@ def fallen(
     return before, after
 
 
-def critics_loss(step: Step) -> torch.Tensor:
-    """The sum of the critics' terms."""
-    return torch.stack(list(terms_of(step, "critic_loss").values())).sum()
+def discriminators_loss(step: Step) -> torch.Tensor:
+    """The sum of the discriminators' terms."""
+    return torch.stack(list(terms_of(step, "discriminator_loss").values())).sum()
 
 
 def teach(
     parameters: list[torch.nn.Parameter], steps: int, rate: float, loss_at: Callable[[int], torch.Tensor]
 ) -> None:
-    """Steps of Adam on these parameters alone; what is heard by a critic is heard by one that stands still."""
+    """Steps of Adam on these parameters alone; what is heard by a discriminator is heard by one that stands still."""
     if not parameters:
         return
     optimizer = torch.optim.Adam(parameters, lr=rate)
@@ -98,16 +97,16 @@ def other_sounds(like: torch.Tensor, sample_rate: int) -> torch.Tensor:
     return 0.2 * tones + 0.05 * torch.randn(like.shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("placement", "objective", "settings"), PAIRS)
+@pytest.mark.parametrize(("adapter", "objective", "settings"), PAIRS)
 def test_an_objective_alone_lowers_itself_on_what_it_was_not_trained_on(
-    placement: str, objective: str, settings: dict[str, Any]
+    adapter: str, objective: str, settings: dict[str, Any]
 ) -> None:
-    surroundings, other = (Surroundings(small_codec(decoder_dim=16), SPEAKER_DIM) for _ in range(2))
+    surroundings, other = (Fixtures(small_codec(decoder_dim=16), SPEAKER_DIM) for _ in range(2))
     other.codec = surroundings.codec
     other.audio = other_sounds(surroundings.audio, surroundings.codec.sampling_rate)
     model = ConditionedCodec(
         surroundings.codec,
-        [placement, objective],
+        [adapter, objective],
         speaker_dim=SPEAKER_DIM,
         config={objective: {**settings, **SMALL.get(objective, {})}},
         plugins=CATALOGUE,
@@ -116,12 +115,12 @@ def test_an_objective_alone_lowers_itself_on_what_it_was_not_trained_on(
         for _, hook in model.callers("training_start"):
             hook(context=surroundings.context(model))
     except UserError:
-        assert (placement, objective) in REFUSED
+        assert (adapter, objective) in REFUSED
         return
     start = {key: value.clone() for key, value in state_of(model).items()}
-    critic = [parameter for _, parameter in model.critic_parameters()]
+    discriminator = [parameter for _, parameter in model.discriminator_parameters()]
     own = [parameter for _, parameter in model.trained_parameters()]
-    teach(critic, 4, 1e-2, lambda index: critics_loss(surroundings.step(model, LATE + index)))
+    teach(discriminator, 4, 1e-2, lambda index: discriminators_loss(surroundings.step(model, LATE + index)))
     rate = RATES.get(objective, 1e-2)
     teach(own, 6, rate, lambda index: own_loss(surroundings.step(model, LATE + index), objective))
     before, after = fallen(model, lambda m: [other.step(m, 2 * LATE + i) for i in range(1)], objective, start)
@@ -129,52 +128,57 @@ def test_an_objective_alone_lowers_itself_on_what_it_was_not_trained_on(
 
 
 @pytest.fixture(scope="module")
-def heard_and_unheard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Materials, Materials]:
-    """The bundled base and teacher with twelve synthetic voices to train on, and with eight others."""
+def heard_and_unheard(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResources, StudyResources]:
+    """The bundled base and conditioning encoder with twelve synthetic voices to train on, and with eight others."""
     speech = synthesize(tmp_path_factory.mktemp("speech") / "voices", 24, 8)
     swapped = speech / "swapped.jsonl"
     utterances = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()]
     splits = {"train": "test", "dev": "dev", "test": "train"}
     swapped.write_text("".join(json.dumps({**u, "split": splits[u["split"]]}) + "\n" for u in utterances))
     study = StudySettings(batch_size=4, crop_seconds=0.64, steps=STEPS)
-    one, other = (Materials(study.model_copy(update={"data": str(data)}), CATALOGUE) for data in (speech, swapped))
+    one, other = (StudyResources(study.model_copy(update={"data": str(data)}), CATALOGUE) for data in (speech, swapped))
     assert not set(one.table.names) & set(other.table.names)
     return one, other
 
 
 def drawn(arm: Arm, index: int, model: ConditionedCodec) -> Step:
     """A step of a model on the speech of an arm."""
-    bare, speakers, targets = arm.materials.drawn(index, arm.materials.batches(0), arm.sampler)
+    bare, speakers, targets = arm.resources.drawn(index, arm.resources.batches(0), arm.sampler)
     return arm.make_step(index, bare, speakers, targets, model)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("placement", "objective", "settings"), PAIRS + PARALLEL)
+@pytest.mark.parametrize(("adapter", "objective", "settings"), PAIRS + PARALLEL)
 def test_on_the_small_base_an_objective_alone_lowers_itself_on_voices_that_it_never_heard(
-    heard_and_unheard: tuple[Materials, Materials],
-    placement: str,
+    heard_and_unheard: tuple[StudyResources, StudyResources],
+    adapter: str,
     objective: str,
     settings: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    alone = ArmSettings(strategies=(placement,), objectives=(objective,), settings={objective: settings})
+    alone = ArmSettings(strategies=(adapter,), objectives=(objective,), settings={objective: settings})
     try:
         arm, unheard = (
-            Arm.new(alone, 0, tmp_path / str(number), materials) for number, materials in enumerate(heard_and_unheard)
+            Arm.new(alone, 0, tmp_path / str(number), resources) for number, resources in enumerate(heard_and_unheard)
         )
     except UserError:
-        assert (placement, objective) in REFUSED
+        assert (adapter, objective) in REFUSED
         return
     start = {key: value.clone() for key, value in state_of(arm.model).items()}
-    critic = [parameter for _, parameter in arm.model.critic_parameters()]
+    discriminator = [parameter for _, parameter in arm.model.discriminator_parameters()]
     own = [parameter for _, parameter in arm.model.trained_parameters()]
-    teach(critic, STEPS, arm.settings.critic_lr, lambda index: critics_loss(drawn(arm, LATE + index, arm.model)))
-    # with the placement's own terms beside it, as in any arm
-    steps = LONGER.get((placement, objective), STEPS)
+    teach(
+        discriminator,
+        STEPS,
+        arm.settings.discriminator_lr,
+        lambda index: discriminators_loss(drawn(arm, LATE + index, arm.model)),
+    )
+    # with the adapter's own terms beside it, as in any arm
+    steps = LONGER.get((adapter, objective), STEPS)
     teach(own, steps, 1e-3, lambda index: arm.weighted(terms_of(drawn(arm, LATE + index, arm.model), "loss")))
     judged = arm if objective in RISES else unheard
     before, after = fallen(
         arm.model, lambda m: [drawn(judged, 2 * LATE + i, m) for i in range(HELD_OUT)], objective, start
     )
-    print(f"{placement}, {objective} {settings}: {sum(before) / HELD_OUT:.4f} to {sum(after) / HELD_OUT:.4f}")
+    print(f"{adapter}, {objective} {settings}: {sum(before) / HELD_OUT:.4f} to {sum(after) / HELD_OUT:.4f}")
     assert all(a < b for a, b in zip(after, before, strict=True))

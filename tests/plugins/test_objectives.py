@@ -14,24 +14,24 @@ from snac_core.conditioned import Latents, Reconstruction
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import Step
 from snac_core.taps import Tap, Taps
-from snac_core.testing import Surroundings, small_codec
+from snac_core.testing import Fixtures, small_codec
 
 CATALOGUE = discover()
 SPEAKER_DIM, TARGETS = 16, 2
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Surroundings:
-    return Surroundings(small_codec(), SPEAKER_DIM)
+def surroundings() -> Fixtures:
+    return Fixtures(small_codec(), SPEAKER_DIM)
 
 
 def step_of(
-    surroundings: Surroundings, objective: str, index: int = 1, placement: str = "phase4_decoder_film", **config: Any
+    surroundings: Fixtures, objective: str, index: int = 1, adapter: str = "phase4_decoder_film", **config: Any
 ) -> Step:
-    """A step of a placement and an objective, three items with two targets each."""
+    """A step of an adapter and an objective, three items with two targets each."""
     model = ConditionedCodec(
         surroundings.codec,
-        [placement, objective],
+        [adapter, objective],
         speaker_dim=SPEAKER_DIM,
         config={objective: config},
         plugins=CATALOGUE,
@@ -42,7 +42,7 @@ def step_of(
     targets = surroundings.sampler.targets(speakers, index, TARGETS)
     return Step(
         model, surroundings.audio, sample_rate=16000, speaker_ids=speakers, target_ids=targets,
-        teacher=surroundings.teacher, sampler=surroundings.sampler, index=index,
+        speaker_encoder=surroundings.speaker_encoder, sampler=surroundings.sampler, index=index,
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Conditioning]]:
 
 
 def test_synthetic_conversion_goes_from_another_voice_under_the_own_embedding_to_the_original(
-    surroundings: Surroundings, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
+    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = step_of(surroundings, "synthetic_vc", probability=1.0)
     loss_of(step)
@@ -86,13 +86,13 @@ def test_synthetic_conversion_goes_from_another_voice_under_the_own_embedding_to
     monkeypatch.setattr(ConditionedCodec, "reconstruct", perfect)
     found = loss_of(step)
     assert float(found["recon"]) == 0, "the target is the original"
-    embedding = surroundings.teacher(step.audio, 16000)
+    embedding = surroundings.speaker_encoder(step.audio, 16000)
     expected = 1 - torch.nn.functional.cosine_similarity(embedding, step.own_reference)
     torch.testing.assert_close(found["spk_synth"], expected.mean())
 
 
 def test_synthetic_voices_depend_on_seed_and_step_alone(
-    surroundings: Surroundings, heard: list[tuple[Tensor, Conditioning]]
+    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]]
 ) -> None:
     for index in (1, 1, 2):
         torch.manual_seed(len(heard))
@@ -104,7 +104,7 @@ def test_synthetic_voices_depend_on_seed_and_step_alone(
 
 @pytest.mark.parametrize(("probability", "rows"), [(0.01, 1), (0.5, 2), (1.0, 3)])
 def test_a_share_of_the_batch_is_made_into_other_voices(
-    surroundings: Surroundings, heard: list[tuple[Tensor, Conditioning]], probability: float, rows: int
+    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], probability: float, rows: int
 ) -> None:
     loss_of(step_of(surroundings, "synthetic_vc", probability=probability))
     assert [len(audio) for audio, _ in heard] == [rows]
@@ -112,7 +112,7 @@ def test_a_share_of_the_batch_is_made_into_other_voices(
 
 @pytest.mark.parametrize("kind", ["semitones", "formants", "equaliser_db"])
 def test_each_kind_of_change_can_be_had_alone(
-    surroundings: Surroundings, heard: list[tuple[Tensor, Conditioning]], kind: str
+    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], kind: str
 ) -> None:
     nothing = {"semitones": (), "formants": (), "equaliser_db": 0.0}
     alone = {**nothing, kind: 6.0 if kind == "equaliser_db" else (0.2,)}
@@ -128,7 +128,7 @@ def test_each_kind_of_change_can_be_had_alone(
 
 
 def test_the_cycle_converts_the_converted_back_to_the_source_speaker(
-    surroundings: Surroundings, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
+    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = step_of(surroundings, "content")
     loss_of(step)
@@ -143,7 +143,7 @@ def test_the_cycle_converts_the_converted_back_to_the_source_speaker(
     assert float(loss_of(step)["cycle"]) == 0
 
 
-def test_parallel_speech_is_what_a_conversion_is_compared_with(surroundings: Surroundings) -> None:
+def test_parallel_speech_is_what_a_conversion_is_compared_with(surroundings: Fixtures) -> None:
     step = step_of(surroundings, "content", cycle=False, parallel=True)
     with pytest.raises(UserError, match="no two speakers of this data say the same words"):
         loss_of(step)
@@ -164,7 +164,7 @@ def negatives_of(step: Step) -> list[set[int]]:
     return [set(row.tolist()) - {-1} for row in rows]
 
 
-def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_target(surroundings: Surroundings) -> None:
+def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_target(surroundings: Fixtures) -> None:
     step = step_of(surroundings, "phase3_contrastive", path=False, max_negatives=1)
     batch = set(step.speaker_ids.tolist()) | set(step.target_ids.tolist())
     sources = step.speaker_ids.repeat(TARGETS).tolist()
@@ -179,7 +179,7 @@ def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_tar
 
 
 @pytest.mark.parametrize("form", ["infonce", "margin"])
-def test_a_conversion_is_pulled_to_all_parts_of_its_target(surroundings: Surroundings, form: str) -> None:
+def test_a_conversion_is_pulled_to_all_parts_of_its_target(surroundings: Fixtures, form: str) -> None:
     step = step_of(surroundings, "phase3_contrastive", path=False, form=form, margin=2.5)
     table = step.sampler.table
     draw = torch.Generator().manual_seed(3)
@@ -199,7 +199,7 @@ def test_a_conversion_is_pulled_to_all_parts_of_its_target(surroundings: Surroun
     assert max(at["part"], at["mean"]) < at["source"]
 
 
-def test_what_conditions_is_no_positive(surroundings: Surroundings) -> None:
+def test_what_conditions_is_no_positive(surroundings: Fixtures) -> None:
     """Or an arm under wrong embeddings, the control, would be taught to follow them."""
     losses = []
     for shift in (0, 1):
@@ -213,7 +213,7 @@ def test_what_conditions_is_no_positive(surroundings: Surroundings) -> None:
     assert losses[0] == losses[1]
 
 
-def test_nobody_counts_twice_among_the_negatives(surroundings: Surroundings) -> None:
+def test_nobody_counts_twice_among_the_negatives(surroundings: Fixtures) -> None:
     step = step_of(surroundings, "phase3_contrastive", path=False, max_negatives=12)
     for row in step.model.attached["phase3_contrastive"]._negatives(step).tolist():
         found = [speaker for speaker in row if speaker >= 0]
@@ -221,7 +221,7 @@ def test_nobody_counts_twice_among_the_negatives(surroundings: Surroundings) -> 
         assert len(set(found)) == len(found)
 
 
-def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameters(surroundings: Surroundings) -> None:
+def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameters(surroundings: Fixtures) -> None:
     model = step_of(surroundings, "phase3_contrastive", path=False).model
     assert set(model.edits) == {tap for tap in model.edits if tap.startswith("decoder_")}
     assert not list(model.attached["phase3_contrastive"].parameters())
@@ -233,16 +233,16 @@ def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameter
 
 
 @pytest.mark.parametrize(("width", "period", "spectral"), [(1024, 41.1e6, 0.283e6), (256, 2.58e6, 0.019e6)])
-def test_critics_are_as_wide_as_the_decoder(width: int, period: float, spectral: float) -> None:
+def test_discriminators_are_as_wide_as_the_decoder(width: int, period: float, spectral: float) -> None:
     taps = Taps(SPEAKER_DIM, (Tap("quantized", 8, 50.0), Tap("decoder_0", width, 50.0)))
     cls = CATALOGUE.strategies["adversarial"]
-    critics = list(cls(cls.Config(), taps).critic.critics)
-    sizes = [sum(p.numel() for p in critic.parameters()) for critic in critics]
+    discriminators = list(cls(cls.Config(), taps).discriminator.discriminators)
+    sizes = [sum(p.numel() for p in discriminator.parameters()) for discriminator in discriminators]
     assert sum(sizes[:5]) == pytest.approx(period, rel=0.01)
     assert sum(sizes[5:]) == pytest.approx(spectral, rel=0.01)
 
 
-def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(surroundings: Surroundings) -> None:
+def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(surroundings: Fixtures) -> None:
     step = step_of(surroundings, "adversarial", warmup_steps=4)
     outputs = step.identity.audio.detach().requires_grad_(True)
     step.__dict__["_both"] = (Reconstruction(outputs, outputs, outputs, []),) * 2
@@ -255,35 +255,35 @@ def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(sur
         torch.testing.assert_close(grad, share * found[-1][1])
 
 
-def test_critics_learn_from_their_own_terms_alone(surroundings: Surroundings) -> None:
+def test_discriminators_learn_from_their_own_terms_alone(surroundings: Fixtures) -> None:
     for name in ("adversarial", "codebook_adversary"):
-        step = step_of(surroundings, name, placement="phase6_encoder_adapter")
-        critic = [parameter for _, parameter in step.model.critic_parameters()]
+        step = step_of(surroundings, name, adapter="phase6_encoder_adapter")
+        discriminator = [parameter for _, parameter in step.model.discriminator_parameters()]
         torch.stack(list(loss_of(step).values())).sum().backward()  # type: ignore[no-untyped-call]
-        assert all(parameter.grad is None for parameter in critic)
+        assert all(parameter.grad is None for parameter in discriminator)
         own = [parameter for _, parameter in step.model.trained_parameters()]
         assert any(parameter.grad is not None for parameter in own)
         for parameter in own:
             parameter.grad = None
-        found: dict[str, Tensor] = step.model.callers("critic_loss")[-1][1](step=step)
+        found: dict[str, Tensor] = step.model.callers("discriminator_loss")[-1][1](step=step)
         torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
         assert all(parameter.grad is None for parameter in own)
-        assert all(parameter.grad is not None for parameter in critic)
+        assert all(parameter.grad is not None for parameter in discriminator)
 
 
-def test_a_codebook_adversary_turns_the_gradient_round(surroundings: Surroundings) -> None:
-    step = step_of(surroundings, "codebook_adversary", placement="phase6_encoder_adapter")
+def test_a_codebook_adversary_turns_the_gradient_round(surroundings: Fixtures) -> None:
+    step = step_of(surroundings, "codebook_adversary", adapter="phase6_encoder_adapter")
     z_q = step.converted_latents.z_q.detach().requires_grad_(True)
     both = torch.cat([step.identity_latents.z_q.detach(), z_q])
     step.__dict__["_latents"] = Latents(both, both, [])
     (turned,) = torch.autograd.grad(loss_of(step)["speaker"], z_q)
     strategy: Any = step.model.attached["codebook_adversary"]
     sources = step.speaker_ids.repeat(TARGETS)
-    (straight,) = torch.autograd.grad(torch.nn.functional.cross_entropy(strategy.critic(z_q), sources), z_q)
+    (straight,) = torch.autograd.grad(torch.nn.functional.cross_entropy(strategy.discriminator(z_q), sources), z_q)
     assert bool(straight.abs().sum() > 0)
     torch.testing.assert_close(turned, -straight)
 
 
-def test_a_codebook_adversary_refuses_an_arm_that_leaves_the_codes_alone(surroundings: Surroundings) -> None:
+def test_a_codebook_adversary_refuses_an_arm_that_leaves_the_codes_alone(surroundings: Fixtures) -> None:
     with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantiser"):
         step_of(surroundings, "codebook_adversary")

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snac_core import ConditionedCodec, Conditioning, UserError
-from snac_core.testing import Surroundings, small_codec
+from snac_core.testing import Fixtures, small_codec
 from snac_core.testing.probes import perturbed
 
 NAME = "phase6_encoder_adapter"
 SPEAKER_DIM = 8
 
 
-def adapted(surroundings: Surroundings, scale: float, **config: object) -> ConditionedCodec:
+def adapted(surroundings: Fixtures, scale: float, **config: object) -> ConditionedCodec:
     """An adapter that has been moved far, its last layer by `scale`."""
     model = perturbed(
         ConditionedCodec(surroundings.codec, [NAME], speaker_dim=SPEAKER_DIM, config={NAME: config}), seed=0
@@ -30,7 +30,7 @@ def adapted(surroundings: Surroundings, scale: float, **config: object) -> Condi
 @given(bound=st.floats(0.1, 3), scale=st.sampled_from([0.1, 1.0, 100.0]))
 @settings(max_examples=10, deadline=None)
 def test_no_edit_is_larger_than_its_bound(bound: float, scale: float) -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     model = adapted(surroundings, scale, bound=bound)
     with torch.no_grad():
         bare = model.reconstruct(surroundings.audio)
@@ -41,7 +41,7 @@ def test_no_edit_is_larger_than_its_bound(bound: float, scale: float) -> None:
 
 
 def test_a_channel_that_does_not_move_is_hardly_edited() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     adapter = adapted(surroundings, 100.0, bound=1.0).attached[NAME].adapters["latent"]
     still = torch.zeros(1, surroundings.codec.latent_dim, 12)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_a_channel_that_does_not_move_is_hardly_edited() -> None:
 
 
 def test_commitment_grows_as_edits_leave_the_codebooks() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     terms = []
     for scale in (0.0, 10.0, 1000.0):
         model = adapted(surroundings, scale)
@@ -60,7 +60,7 @@ def test_commitment_grows_as_edits_leave_the_codebooks() -> None:
 
 
 def test_the_bound_must_leave_room() -> None:
-    surroundings = Surroundings(small_codec(), SPEAKER_DIM)
+    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     with pytest.raises(ValueError, match="bound"):
         adapted(surroundings, 1.0, bound=0.0)
 

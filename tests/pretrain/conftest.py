@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from runner.data import Corpus, open_corpus, synthesize
+from snac_runner.data.corpus import Corpus
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.synth import synthesize
 
 SMALL: dict[str, Any] = {
     "sampling_rate": 8000,

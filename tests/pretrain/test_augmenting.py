@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from runner.pretrain.augmenting import augment
-from runner.pretrain.settings import Augmentation
 from snac_core.seeding import generator
+from snac_runner.pretrain.data import augment
+from snac_runner.pretrain.settings import Augmentation
 
 
 def test_speech_played_faster_is_higher_by_the_same_factor() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.pretrain import average
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
+from snac_runner.pretrain.grow import average
 
 from .conftest import SMALL
 

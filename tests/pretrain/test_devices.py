@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.pretrain.devices import Place, placed
 from snac_core.errors import UserError
+from snac_runner.pretrain.distributed import DistributedContext, distributed
 
 SCRIPT = """
 import json, sys, torch
 torch.set_num_threads(1)
-from runner.pretrain import PretrainSettings
-from runner.pretrain.devices import placed
-from runner.pretrain.trainer import Trainer
+from snac_runner.pretrain import PretrainSettings
+from snac_runner.pretrain.distributed import placed
+from snac_runner.pretrain.step import Trainer
 from snac_core.codec import SNAC
 from snac_core.seeding import generator
 codec, settings = json.loads(sys.argv[1])
@@ -38,7 +38,7 @@ with placed("cpu") as place:
 
 
 def test_alone_there_is_one_place_and_it_writes() -> None:
-    with placed("cpu") as place:
+    with distributed("cpu") as place:
         assert (place.rank, place.world, place.first) == (0, 1, True)
         gradient = torch.ones(3)
         place.average([gradient])
@@ -47,12 +47,12 @@ def test_alone_there_is_one_place_and_it_writes() -> None:
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="unknown device 'abacus'"), placed("abacus"):
+    with pytest.raises(UserError, match="unknown device 'abacus'"), distributed("abacus"):
         pass
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"), placed("cuda"):
+        with pytest.raises(UserError, match="no CUDA device"), distributed("cuda"):
             pass
-    assert Place(torch.device("cpu"), rank=1, world=2).first is False
+    assert DistributedContext(torch.device("cpu"), rank=1, world=2).first is False
 
 
 @pytest.mark.slow

@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.data import Corpus
-from runner.error_rate import distance
-from runner.pretrain import compare
-from runner.pretrain.figures import choose_items, decode_coarse, figures
-from runner.pretrain.presets import PRESETS, codec_config, recipe
-from runner.pretrain.words import wer_cost
 from snac_core.codec import SNAC
-from snac_core.codec.loading import ASSETS
+from snac_core.codec.pretrained import ASSETS
 from snac_core.errors import UserError
-from snac_core.speakers import load_speaker_encoder
+from snac_core.speakers.encoder import load_speaker_encoder
+from snac_runner.data.corpus import Corpus
+from snac_runner.evaluate.content import distance
+from snac_runner.pretrain.evaluate import choose_items, compare, decode_coarse, figures, wer_cost
+from snac_runner.pretrain.settings import PRESETS, codec_config, recipe
 
 from .conftest import SMALL
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.pretrain import pretrain
-from runner.pretrain.growing import add_levels, change_rates, first_levels, widen
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
+from snac_runner.pretrain.grow import add_levels, change_rates, first_levels, widen
+from snac_runner.pretrain.pretrain import pretrain
 
 from .conftest import SMALL
 from .test_loop import quick, silent

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from runner.data import Corpus
-from runner.pretrain.devices import Place
-from runner.pretrain.quantiser import Usage
-from runner.pretrain.settings import Augmentation, PretrainSettings, QuantiserTraining
-from runner.pretrain.speech import SpeechMix
-from runner.pretrain.trainer import Trainer
 from snac_core.codec import SNAC
+from snac_runner.data.corpus import Corpus
+from snac_runner.pretrain.data import SpeechMix
+from snac_runner.pretrain.distributed import DistributedContext
+from snac_runner.pretrain.quantizer import Usage
+from snac_runner.pretrain.settings import Augmentation, PretrainSettings, QuantiserTraining
+from snac_runner.pretrain.step import Trainer
 
 from .conftest import SMALL
 
@@ -30,7 +30,7 @@ def trained(corpus: Corpus, how: QuantiserTraining, steps: int) -> tuple[float, 
         augmentation=Augmentation(gain_db=0, changed=0),
     )
     torch.manual_seed(0)
-    trainer = Trainer(SNAC(**SMALL), settings, Place(torch.device("cpu")))
+    trainer = Trainer(SNAC(**SMALL), settings, DistributedContext(torch.device("cpu")))
     mix = SpeechMix([(corpus, 1.0)], SMALL["sampling_rate"], 1536, 4, settings.augmentation, seed=0)
     weights = settings.weights.model_dump()
     losses, usage = [], Usage(2, SMALL["codebook_size"])

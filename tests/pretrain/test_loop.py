@@ -14,15 +14,16 @@ import pytest
 import soundfile
 import torch
 
-from runner.pretrain import PretrainSettings, pretrain
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
+from snac_runner.pretrain.pretrain import pretrain
+from snac_runner.pretrain.settings import PretrainSettings
 
 from .conftest import SMALL
 
 
 def quick(small: str, speech: Path, **changes: Any) -> PretrainSettings:
-    """Six steps in which everything happens: rounding begins, entries are moved, critics are listened to."""
+    """Six steps in which everything happens: rounding begins, entries are moved, discriminators are listened to."""
     fields: dict[str, Any] = {
         "codec": small,
         "data": (str(speech),),
@@ -71,7 +72,7 @@ def test_a_training_that_was_interrupted_and_continued_equals_one_that_was_not(
     one, other = (
         torch.load(folder / "checkpoint" / "state.pt", weights_only=True) for folder in (tmp_path / "whole", parts)
     )
-    for network in ("codec", "critics"):
+    for network in ("codec", "discriminators"):
         assert all(torch.equal(value, other[network][name]) for name, value in one[network].items())
     assert torch.equal(one["usage"], other["usage"])
     for folder in (tmp_path / "whole", parts):

@@ -1,4 +1,4 @@
-"""Distances that know about level, and critics that learn to tell one sound from another."""
+"""Distances that know about level, and discriminators that learn to tell one sound from another."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import math
 import pytest
 import torch
 
-from runner.pretrain.losses import SpectralDistance, windows
-from snac_core.codec.convolution import WNConv1d
-from snac_core.critics import Critics, PeriodCritic, adversarial_loss, critic_loss, feature_loss
+from snac_core.codec.layers import WNConv1d
+from snac_core.discriminators import (
+    Discriminators,
+    PeriodDiscriminator,
+    adversarial_loss,
+    discriminator_loss,
+    feature_loss,
+)
 from snac_core.seeding import generator
+from snac_runner.pretrain.losses import SpectralDistance, windows
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100, 48000])
@@ -38,37 +44,37 @@ def test_silence_has_finite_distances_and_gradients() -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_critics_learn_to_tell_a_tone_from_noise_and_their_gradient_reaches_the_audio() -> None:
-    critics = Critics((2, 3), (256,), period_channels=4, spectral_channels=4)
-    optimizer = torch.optim.Adam(critics.parameters(), lr=3e-3, betas=(0.5, 0.9))
+def test_discriminators_learn_to_tell_a_tone_from_noise_and_their_gradient_reaches_the_audio() -> None:
+    discriminators = Discriminators((2, 3), (256,), period_channels=4, spectral_channels=4)
+    optimizer = torch.optim.Adam(discriminators.parameters(), lr=3e-3, betas=(0.5, 0.9))
     time = torch.arange(2000) / 8000
-    draw = generator("critics learn")
+    draw = generator("discriminators learn")
     for _ in range(40):
         pitch = 100 + 300 * torch.rand(4, 1, 1, generator=draw)
         tones, noise = 0.1 * torch.sin(2 * math.pi * pitch * time), 0.1 * torch.randn(4, 1, 2000, generator=draw)
-        loss = critic_loss(critics(tones), critics(noise))
+        loss = discriminator_loss(discriminators(tones), discriminators(noise))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.5
     noise.requires_grad_()
-    real, fake = critics(tones), critics(noise)
+    real, fake = discriminators(tones), discriminators(noise)
     assert feature_loss(real, fake).item() > feature_loss(fake, fake).item() == 0
     (gradient,) = torch.autograd.grad(adversarial_loss(fake), noise)
     assert gradient.abs().sum() > 0
 
 
-def test_critics_that_cannot_tell_cost_two_by_the_hinge() -> None:
+def test_discriminators_that_cannot_tell_cost_two_by_the_hinge() -> None:
     features = [[torch.zeros(2, 3), torch.zeros(2, 1)]]
-    assert float(critic_loss(features, features)) == 2
+    assert float(discriminator_loss(features, features)) == 2
     sure = [[torch.zeros(2, 3), torch.full((2, 1), 1.5)]]
     unsure = [[torch.zeros(2, 3), torch.full((2, 1), -1.5)]]
-    assert float(critic_loss(sure, unsure)) == 0
+    assert float(discriminator_loss(sure, unsure)) == 0
     assert float(adversarial_loss(sure)) == -1.5
 
 
-def test_a_period_critics_first_layer_is_a_convolution() -> None:
-    layer = PeriodCritic(3, 8, 2).layers[0]
+def test_a_period_discriminators_first_layer_is_a_convolution() -> None:
+    layer = PeriodDiscriminator(3, 8, 2).layers[0]
     plain = WNConv1d(1, 8, kernel_size=5, stride=3, padding=2)
     plain.load_state_dict(layer.state_dict())
     for samples in (7, 30, 31, 32):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runner.pretrain.quantiser import Usage, lay_codebooks, quantise, restart_dead
 from snac_core.codec.vq import ResidualVectorQuantize
+from snac_runner.pretrain.quantizer import Usage, lay_codebooks, quantise, restart_dead
 
 
 @pytest.fixture

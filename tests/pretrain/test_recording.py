@@ -1,4 +1,4 @@
-"""Replayed steps are the steps they were recorded from; what critics hear is drawn by the step."""
+"""Replayed steps are the steps they were recorded from; what discriminators hear is drawn by the step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from runner.data import Corpus
-from runner.pretrain import pretrain
-from runner.pretrain.devices import Place
-from runner.pretrain.optimizing import adamw, load_state, set_rate
-from runner.pretrain.recording import Given, Replay
-from runner.pretrain.settings import Augmentation
-from runner.pretrain.speech import SpeechMix
-from runner.pretrain.trainer import Diverged, Trainer
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
+from snac_runner.data.corpus import Corpus
+from snac_runner.pretrain.data import SpeechMix
+from snac_runner.pretrain.distributed import DistributedContext
+from snac_runner.pretrain.pretrain import pretrain
+from snac_runner.pretrain.settings import Augmentation
+from snac_runner.pretrain.step import CudaGraphStep, Diverged, StepInputs, Trainer, adamw, load_state, set_rate
 
 from .conftest import SMALL
 from .test_loop import quick, silent
@@ -27,7 +25,7 @@ from .test_loop import quick, silent
 
 def trainer(small: str, speech: Path, device: str = "cpu", **changes: object) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(SNAC.from_config(SMALL), quick(small, speech, **changes), Place(torch.device(device)))
+    return Trainer(SNAC.from_config(SMALL), quick(small, speech, **changes), DistributedContext(torch.device(device)))
 
 
 def mix(corpus: Corpus) -> SpeechMix:
@@ -36,7 +34,7 @@ def mix(corpus: Corpus) -> SpeechMix:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="steps are recorded on CUDA devices; none is here")
 def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, corpus: Corpus, tmp_path: Path) -> None:
-    """With level dropout and the critics' rise, which are inputs; moved entries, and what was saved and loaded."""
+    """With level dropout and the discriminators' rise, which are inputs; moved entries, and what was saved and loaded."""
     adversary = {"after": 2, "rise": 30, "periods": (2,), "n_ffts": (256,), "period_channels": 2}
     ends = []
     for graphs in (False, True):
@@ -53,39 +51,41 @@ def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, c
 
 def test_inputs_go_to_where_they_were_recorded_and_each_kind_has_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph itself is CUDA's; here a stand-in works again on the tensors that it was recorded with."""
-    given: list[Given] = []
+    given: list[StepInputs] = []
 
     class Graph:
         def replay(self) -> None:
             given.append(recorded[-1])
 
-    recorded: list[Given] = []
+    recorded: list[StepInputs] = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
 
-    def work(inputs: Given) -> str:
+    def work(inputs: StepInputs) -> str:
         recorded.append(inputs)
         return f"result {len(recorded)}"
 
-    replay = Replay(work)
-    plain = [replay(Given(torch.full((1, 1, 2), float(step)))) for step in range(8)]
+    replay = CudaGraphStep(work)
+    plain = [replay(StepInputs(torch.full((1, 1, 2), float(step)))) for step in range(8)]
     assert plain == [*(f"result {n}" for n in (1, 2, 3, 4, 5)), *3 * ["result 6"]]  # five to set up, one recording
     assert all(inputs is recorded[5] for inputs in given)
     assert recorded[5].audio.tolist() == [[[7.0, 7.0]]]
-    with_critics = [replay(Given(torch.zeros(1, 1, 2), scale=torch.tensor(0.1 * step))) for step in range(7)]
-    assert with_critics[-2:] == 2 * ["result 12"]
+    with_discriminators = [
+        replay(StepInputs(torch.zeros(1, 1, 2), scale=torch.tensor(0.1 * step))) for step in range(7)
+    ]
+    assert with_discriminators[-2:] == 2 * ["result 12"]
     assert recorded[-1].scale is not None
     assert float(recorded[-1].scale) == pytest.approx(0.6)
 
 
-def test_critics_hear_a_stretch_that_the_step_decides(
+def test_discriminators_hear_a_stretch_that_the_step_decides(
     small: str, speech: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Tensor] = []
     adversary = {"after": 0, "periods": (2,), "n_ffts": (256,), "period_channels": 2, "spectral_channels": 2}
     one = trainer(small, speech, adversary={**adversary, "seconds": 0.08})
-    assert one.critics is not None
-    one.critics.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
+    assert one.discriminators is not None
+    one.discriminators.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
     for _ in range(3):
         one.train_step(mix(corpus))
     assert {tuple(audio.shape) for audio in heard} == {(2, 1, 640)}
@@ -106,9 +106,9 @@ def test_a_stretch_longer_than_a_crop_or_too_short_is_refused(
     seconds: float, small: str, speech: Path, tmp_path: Path
 ) -> None:
     settings = quick(small, speech, adversary={"n_ffts": (256,), "seconds": seconds})
-    with pytest.raises(UserError, match=r"these critics need 0\.016 s, and a crop has 0\.16"):
+    with pytest.raises(UserError, match=r"these discriminators need 0\.016 s, and a crop has 0\.16"):
         pretrain(settings, tmp_path / "run", say=silent)
-    with pytest.raises(UserError, match="an adversary without critics"):
+    with pytest.raises(UserError, match="an adversary without discriminators"):
         pretrain(quick(small, speech, adversary={"n_ffts": (), "periods": ()}), tmp_path / "run", say=silent)
     with pytest.raises(ValidationError, match="periods"):
         quick(small, speech, adversary={"periods": (0,)})

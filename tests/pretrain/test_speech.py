@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.data import Corpus
-from runner.pretrain.settings import Augmentation
-from runner.pretrain.speech import Ahead, SpeechMix, _counts
 from snac_core.errors import UserError
+from snac_runner.data.corpus import Corpus
+from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix, _counts
+from snac_runner.pretrain.settings import Augmentation
 
 
 def mix(corpus: Corpus, batch: int = 3) -> SpeechMix:
@@ -28,7 +28,7 @@ def test_a_batch_depends_on_its_step_alone(corpus: Corpus) -> None:
 
 
 def test_batches_prepared_ahead_are_the_same_in_any_order(corpus: Corpus) -> None:
-    plain, ahead = mix(corpus), Ahead(mix(corpus), last=6, workers=2)
+    plain, ahead = mix(corpus), PrefetchingLoader(mix(corpus), last=6, workers=2)
     try:
         for step in (0, 1, 2, 5, -1, 3, 4):
             assert torch.equal(ahead.at(step), plain.at(step))
@@ -40,10 +40,10 @@ def test_a_signal_to_all_processes_leaves_those_that_prepare_batches_alone(speec
     """As a terminal's Ctrl-C and `timeout` send it; in a process of its own, whose group is told."""
     script = f"""
 import os, signal, sys
-from runner.data import open_corpus
-from runner.pretrain.settings import Augmentation
-from runner.pretrain.speech import Ahead, SpeechMix
-from runner.stopping import stoppable
+from snac_runner.data import open_corpus
+from snac_runner.pretrain.settings import Augmentation
+from snac_runner.pretrain.data import Ahead, SpeechMix
+from snac_runner.train import stoppable
 ahead = Ahead(SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1), 40, 1)
 with stoppable() as asked:
     for step in range(30):
@@ -61,7 +61,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(corpus: Corpus, monkeypat
         raise UserError(f"no audio at step {step}")
 
     monkeypatch.setattr(SpeechMix, "at", broken)
-    ahead = Ahead(mix(corpus), last=6, workers=1)
+    ahead = PrefetchingLoader(mix(corpus), last=6, workers=1)
     with pytest.raises(UserError, match=r"^no audio at step 0$"):
         ahead.at(0)
     ahead.close()

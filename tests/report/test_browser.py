@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from browser import Page, browsing, executable
 
-from runner.report import add_votes
+from snac_runner.report.page import add_votes
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs chromium")
 

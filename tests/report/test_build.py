@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from simulated_study import write_study, write_tone
 
-from runner.report import build, summary
-from runner.report.audio import groups, spectrogram_png
-from runner.report.plots import thinned, ticks
-from runner.report.results import read
-from runner.report.tables import Cell, Column, Row, Table, as_csv, as_markdown, as_tex
 from snac_core.errors import UserError
+from snac_runner.report.listening import groups, spectrogram_png
+from snac_runner.report.page import build, summary
+from snac_runner.report.plots import thinned, ticks
+from snac_runner.report.results import read
+from snac_runner.report.tables import Cell, Column, Row, Table, as_csv, as_markdown, as_tex
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_a_run_without_any_controls_gets_a_report_too(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", samples=1)
     shutil.copytree(folder / "made_up_b" / "seed0", tmp_path / "alone")
     html = build(tmp_path / "alone").read_text()
-    assert "Controls missing: source, floor, ceiling, mismatched, moved_voice and shuffled." in html
+    assert "Controls missing: source, floor, ceiling, mismatched, signal_processing and shuffled." in html
 
 
 def test_failed_cancelled_missing_and_broken_runs_are_stated(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_missing_metrics_and_nulls_leave_gaps_and_not_errors(tmp_path: Path) -> 
     folder = write_study(tmp_path / "study", samples=0, pairs=16)
 
     def strip(result: dict[str, Any]) -> None:
-        result.update(codes=None, cost=None, noise_floor=None, teacher=None, judges=None, versions=None)
+        result.update(codes=None, cost=None, noise_floor=None, speaker_encoder=None, judges=None, versions=None)
         for item in result["utterances"]:
             item["metrics"] = {"secs": None if item["pair"] == "p003" else item["metrics"]["secs"]}
         result["metrics"] = {}
@@ -174,7 +174,7 @@ def test_broken_silent_and_nan_samples_do_not_stop_the_page(tmp_path: Path) -> N
 
 def test_the_page_stays_small_when_there_is_much_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_study(tmp_path / "study", samples=5, pairs=16)
-    monkeypatch.setattr("runner.report.audio.MOST_BYTES", 400_000)
+    monkeypatch.setattr("snac_runner.report.listening.MOST_BYTES", 400_000)
     found, more = groups(read(folder))
     assert len(found) == 2
     assert more == 3

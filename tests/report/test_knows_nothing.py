@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from runner.evaluate.comparing import Judged, compare
-from runner.evaluate.verdict import Sds, Size, planned_effect, share_kept
+from snac_runner.evaluate.verdict import Judged, Sds, Size, compare, planned_effect, share_kept
 
 SOURCES, PER_TARGET = 20, 4
 SD_TARGET, SD_SOURCE, SD_REST = 0.15, 0.10, 0.20

@@ -14,13 +14,12 @@ import pytest
 from simulated_study import write_study
 from typer.testing import CliRunner
 
-from runner.cli import app
-from runner.evaluate.statistics import equal_error_rate
-from runner.report import add_votes, build, build_leaderboard
-from runner.report.abx import contents, digest, trials
-from runner.report.audio import worst
-from runner.report.results import read
 from snac_core.errors import UserError
+from snac_runner.cli import app
+from snac_runner.evaluate.statistics import equal_error_rate
+from snac_runner.report.listening import contents, digest, trials, worst
+from snac_runner.report.page import add_votes, build, build_leaderboard
+from snac_runner.report.results import read
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -10,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from runner.evaluate.spread import Array, Labels, Spread, crossed, spread_of_mean
-from runner.evaluate.statistics import (
+from snac_runner.evaluate.statistics import (
+    Array,
+    Labels,
+    Spread,
     bootstrap_means,
+    crossed,
     estimates,
     holm,
     labels,
     level_means,
     linearised,
     sign_flip,
+    spread_of_mean,
 )
 
 

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_study import write_study
 
-from runner.evaluate.statistics import Estimate
-from runner.evaluate.verdict import Decision, Sds, Size, Word, decide, is_dead, planned_effect, shortfalls
-from runner.report import summary
-from runner.report.numbers import Numbers, compute
-from runner.report.results import Study, read
-from runner.report.sentences import Verdict, _headline, verdict
-from runner.report.wording import number
+from snac_runner.evaluate.statistics import Estimate
+from snac_runner.evaluate.verdict import Decision, Sds, Size, Word, decide, is_dead, planned_effect, shortfalls
+from snac_runner.report.estimates import Numbers, compute
+from snac_runner.report.format import number
+from snac_runner.report.page import summary
+from snac_runner.report.results import Study, read
+from snac_runner.report.text import Verdict, _headline, verdict
 
 
 def made_up(low: float, high: float) -> Estimate:

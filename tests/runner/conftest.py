@@ -9,13 +9,14 @@ import pytest
 import torch
 from small_study import BASE, PHASES, Bench, runner
 
-from runner.data import synthesize
-from runner.evaluate.metrics import CER, PESQ, STOI, WER
 from snac_core.codec import SNAC
+from snac_runner.data.synth import synthesize
+from snac_runner.evaluate.content import CER, WER
+from snac_runner.evaluate.metrics import PESQ, STOI
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The untrained encoder is the fastest teacher; that nothing can be learned from it is no matter here."""
+    """The untrained encoder is the fastest conditioning encoder; that nothing can be learned from it is no matter here."""
     untrained = pytest.mark.filterwarnings("ignore:speaker encoder 'simple' is UNTRAINED:UserWarning")
     for item in items:
         if Path(__file__).parent in item.path.parents:

@@ -8,8 +8,8 @@ import sys
 import warnings
 from typing import Any
 
-from runner.cli import main
-from runner.logs import RunLog
+from snac_runner.cli import main
+from snac_runner.logs import RunLog
 
 warnings.filterwarnings("ignore", "speaker encoder 'simple' is UNTRAINED", UserWarning)
 last = int(sys.argv[1])

@@ -13,11 +13,12 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.cli import main
-from runner.config import ArmSettings, StudySettings
-from runner.materials import Materials
-from runner.study import Console, run_arms
 from snac_core.plugins import discover
+from snac_runner.cli import main
+from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.controls import Console
+from snac_runner.resources import StudyResources
+from snac_runner.study import run_arms
 
 BASE: dict[str, Any] = {
     "sampling_rate": 16000,
@@ -31,7 +32,7 @@ BASE: dict[str, Any] = {
     "vq_strides": [2, 1],
 }
 SMALL: dict[str, Any] = {
-    "teacher": "simple",
+    "speaker_encoder": "simple",
     "judge": "ge2e",
     "steps": 4,
     "batch_size": 3,
@@ -56,29 +57,29 @@ class Bench:
 
     speech: Path
     base: Path
-    loaded: Materials | None = None
+    loaded: StudyResources | None = None
     lines: list[str] = field(default_factory=list)
 
     def study(self, **changes: Any) -> StudySettings:
         """The small study with changes."""
         return StudySettings(**{**SMALL, "data": str(self.speech), "base": str(self.base), **changes})
 
-    def materials(self, study: StudySettings, files: Iterable[Path] = ()) -> Materials:
-        """Materials of a study of the same speech, base and encoders: those are not loaded again."""
-        materials = Materials(study, discover(files))
+    def resources(self, study: StudySettings, files: Iterable[Path] = ()) -> StudyResources:
+        """StudyResources of a study of the same speech, base and encoders: those are not loaded again."""
+        resources = StudyResources(study, discover(files))
         if self.loaded is None:
-            first = Materials(self.study(), discover())
-            for part in ("codec", "teacher", "judge", "corpus", "table", "dev", "test"):
+            first = StudyResources(self.study(), discover())
+            for part in ("codec", "speaker_encoder", "judge", "corpus", "table", "dev", "test"):
                 getattr(first, part)
             self.loaded = first
         known = vars(self.loaded)
-        for part in ("codec", "teacher", "judge", "corpus", "table"):
-            vars(materials)[part] = known[part]
+        for part in ("codec", "speaker_encoder", "judge", "corpus", "table"):
+            vars(resources)[part] = known[part]
         small, pairs = self.study(), ("pair_seconds", "pair_seed", "dev_pairs", "test_pairs")
         if all(getattr(study, key) == getattr(small, key) for key in pairs):
             for part in ("dev", "test", "test_pairs"):
-                vars(materials)[part] = known[part]
-        return materials
+                vars(resources)[part] = known[part]
+        return resources
 
     def train(
         self,
@@ -94,20 +95,20 @@ class Bench:
         The noise floor is not measured: it takes longer than all the rest.
         """
         study, arms = self.study(**changes), list(arms)
-        materials = self.materials(study, files)
+        resources = self.resources(study, files)
         self.lines = []
         console = Console(self.lines.append, step or (lambda *_: None))
         places = {(arm.title, seed): folder / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("runner.study.noise_floor", lambda *_: 0.0)
-            run_arms(study, arms, places, materials, console)
+            patch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
+            run_arms(study, arms, places, resources, console)
         return {arm.title: folder / arm.title / f"seed{study.seeds[0]}" for arm in arms}
 
     def options(self, **changes: Any) -> list[str]:
         """The small study as options of the command line."""
         values = {**SMALL, **changes}
         options = ["--data", str(self.speech), "--base", str(self.base)]
-        for key in ("teacher", "judge", "steps", "save_every"):
+        for key in ("speaker_encoder", "judge", "steps", "save_every"):
             options += ["--" + key.replace("_", "-"), str(values.pop(key))]
         for key, value in values.items():
             options += ["--set", f"{key}={json.dumps(value)}"]

@@ -56,7 +56,7 @@ NAMES = [
     (["--set", "steps"], "expected key=value"),
     (["--set", "steps=0"], "steps = 0"),
     (["--steps", "0"], "got '0'"),
-    (["--teacher", "simpel"], "unknown speaker encoder 'simpel'; did you mean 'simple'?"),
+    (["--speaker_encoder", "simpel"], "unknown speaker encoder 'simpel'; did you mean 'simple'?"),
     (["--judge", "simple"], "judges that would do: "),
     (["--device", "gpu"], "unknown device 'gpu'; expected cpu, cuda, or cuda:N"),
     (["--device", "meta"], "unknown device 'meta'; expected cpu, cuda, or cuda:N"),
@@ -220,7 +220,7 @@ def test_an_installed_plugin_that_fails_is_named_and_the_rest_works(
 
 
 def test_debug_shows_the_traceback(bench: Bench) -> None:
-    from runner.cli import main
+    from snac_runner.cli import main
 
     with pytest.raises(ValueError, match="unknown strategy"):
         main(["ablate", "--strategies", "nothing", *bench.options(), "--debug"])

@@ -16,14 +16,20 @@ import soundfile
 import torch
 from small_study import Bench, runner
 
-from runner.banks.building import build_bank
-from runner.banks.embedding import EncoderSource
-from runner.data import References, load_audio, open_corpus
-from runner.data.references import whole_of
-from runner.embeddings import bank_folder, mean_embedding, segment_embedding, speaker_embeddings
 from snac_core.errors import UserError
-from snac_core.speakers import load_speaker_encoder
 from snac_core.speakers.bank import open_bank
+from snac_core.speakers.encoder import load_speaker_encoder
+from snac_runner.data.audio import load_audio
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.references import References, whole_of
+from snac_runner.embeddings import (
+    EncoderSource,
+    bank_folder,
+    build_bank,
+    mean_embedding,
+    segment_embedding,
+    speaker_embeddings,
+)
 
 ENCODER = '''
 import os
@@ -117,10 +123,10 @@ def speech(tmp_path: Path) -> Path:
 def test_a_bank_holds_bit_for_bit_what_training_computes(bench: Bench, tmp_path: Path) -> None:
     corpus, encoder = open_corpus(bench.speech), load_speaker_encoder("ecapa_tiny")
     bank = build_bank(corpus, tmp_path / "bank", EncoderSource("ecapa_tiny"), workers=1).bank
-    materials = bench.materials(bench.study(teacher="ecapa_tiny"))
-    vars(materials).pop("teacher")
-    vars(materials).pop("table")
-    trained = materials.table
+    resources = bench.resources(bench.study(speaker_encoder="ecapa_tiny"))
+    vars(resources).pop("speaker_encoder")
+    vars(resources).pop("table")
+    trained = resources.table
     table = bank.table("train")
     assert table.names == trained.names
     assert table.encoder == trained.encoder
@@ -195,7 +201,7 @@ def test_a_killed_build_goes_on_and_ends_identical(bench: Bench, plugin: Path, h
     command = [
         sys.executable,
         "-c",
-        "from runner.cli import main; main()",
+        "from snac_runner.cli import main; main()",
         "index",
         "build",
         "--data",

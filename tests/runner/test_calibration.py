@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from small_study import Bench, runner
 
-from runner.data import open_corpus
-from runner.evaluate.calibration import ACCEPTANCE, QUANTILES, Calibration, calibrate, calibration_of
 from snac_core import SNAC, UserError, load_speaker_encoder
-from snac_core.speakers import SpeakerEncoder
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.evaluate.judges import ACCEPTANCE, QUANTILES, Calibration, calibrate, calibration_of
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_study import PHASES, Bench, arm, plugin, result, runner, weights
 
-from snac_core.containment import switches
 from snac_core.errors import UserError
+from snac_core.plugin_guard import switches
 
 HOOKS = {
     "__init__": "def __init__(self, config, taps):\n        super().__init__(config, taps)\n        {}",
@@ -17,7 +17,7 @@ HOOKS = {
     "before_vq": "@hookimpl\n    def before_vq(self, x, cond, tap):\n        {}\n        return x",
     "after_vq": "@hookimpl\n    def after_vq(self, x, cond, tap):\n        {}\n        return x",
     "loss": "@hookimpl\n    def loss(self, step):\n        {}\n        return dict()",
-    "critic_loss": "@hookimpl\n    def critic_loss(self, step):\n        {}\n        return dict()",
+    "discriminator_loss": "@hookimpl\n    def discriminator_loss(self, step):\n        {}\n        return dict()",
 }
 
 

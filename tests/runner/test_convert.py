@@ -15,18 +15,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from small_study import PHASES, Bench, arm, contents, runner
 
-from runner.arm import Arm
-from runner.convert import Converter
 from snac_core.augment import change_voice
 from snac_core.codec import SNAC
+from snac_runner.arm import Arm
+from snac_runner.convert import Converter
 
 
 @pytest.fixture(scope="module")
 def runs(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Models of which every parameter was moved, so that an embedding has an effect; by phase."""
-    root, materials = tmp_path_factory.mktemp("runs"), bench.materials(bench.study())
+    root, resources = tmp_path_factory.mktemp("runs"), bench.resources(bench.study())
     for name in PHASES:
-        one = Arm.new(arm(name), 0, root / name, materials)
+        one = Arm.new(arm(name), 0, root / name, resources)
         with torch.no_grad():
             for _, parameter in one.model.trained_parameters():
                 parameter += 0.1 * torch.randn_like(parameter)

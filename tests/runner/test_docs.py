@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from small_study import SMALL, Bench, runner
 
-from runner.cli import ablating
-from runner.config import StudySettings
-from runner.materials import Materials
-from runner.pretrain import PretrainSettings, compare, recipe
+from snac_runner.cli import train
+from snac_runner.config import StudySettings
+from snac_runner.pretrain.evaluate import compare
+from snac_runner.pretrain.settings import PretrainSettings, recipe
+from snac_runner.resources import StudyResources
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
@@ -55,31 +56,31 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "examples").symlink_to(PROJECT / "examples")
     for name, speaker in zip("ab", sorted((bench.speech / "train").iterdir()), strict=False):
         shutil.copy(sorted(speaker.glob("*.flac"))[0], tmp_path / f"{name}.wav")
-    compose = ablating.compose
+    compose = train.compose
 
     def small(*arguments: Any) -> Any:
         study, arms, rates = compose(*arguments)
         changes = {**SMALL, "base": str(bench.base), "steps": 2, "seeds": study.seeds[:1]}
-        if study.teacher != StudySettings().teacher:
-            del changes["teacher"]
+        if study.speaker_encoder != StudySettings().speaker_encoder:
+            del changes["speaker_encoder"]
         return study.model_copy(update=changes), arms, rates
 
-    def loaded(study: StudySettings, catalogue: Any, **_: Any) -> Materials:
-        if study.teacher != SMALL["teacher"]:
-            return Materials(study, catalogue)
-        materials = bench.materials(study)
-        materials.catalogue = catalogue
-        return materials
+    def loaded(study: StudySettings, catalogue: Any, **_: Any) -> StudyResources:
+        if study.speaker_encoder != SMALL["speaker_encoder"]:
+            return StudyResources(study, catalogue)
+        resources = bench.resources(study)
+        resources.catalogue = catalogue
+        return resources
 
     def quick(name: str, **changes: Any) -> PretrainSettings:
         few = {"steps": 1, "batch": 1, "crop_seconds": 0.32, "synthetic": 0, "listen_every": 0, "adversary": "none"}
         return recipe(name, **{**changes, **few})
 
-    monkeypatch.setattr(ablating, "compose", small)
-    monkeypatch.setattr(ablating, "Materials", loaded)
-    monkeypatch.setattr("runner.pretrain.recipe", quick)
-    monkeypatch.setattr("runner.pretrain.compare", partial(compare, most=1, coarse=False))
-    monkeypatch.setattr("runner.study.noise_floor", lambda *_: 0.0)
+    monkeypatch.setattr(train, "compose", small)
+    monkeypatch.setattr(train, "StudyResources", loaded)
+    monkeypatch.setattr("snac_runner.pretrain.recipe", quick)
+    monkeypatch.setattr("snac_runner.pretrain.compare", partial(compare, most=1, coarse=False))
+    monkeypatch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
     monkeypatch.setattr("snac_core.testing.strategies.COMPILING", [])  # ten seconds; tested elsewhere
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from runner.config import ArmSettings, StudySettings
-from runner.data import synthesize
-from runner.materials import Materials
-from runner.report import build
-from runner.report.numbers import compute
-from runner.report.results import read
-from runner.report.sentences import verdict
-from runner.study import Console, run_arms
 from snac_core.plugins import discover
+from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.controls import Console
+from snac_runner.data.synth import synthesize
+from snac_runner.report.estimates import compute
+from snac_runner.report.page import build
+from snac_runner.report.results import read
+from snac_runner.report.text import verdict
+from snac_runner.resources import StudyResources
+from snac_runner.study import run_arms
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -31,8 +32,8 @@ ANOTHER_START = textwrap.dedent(
 
     import torch
 
-    from plugins.phase4_decoder_film import Phase4DecoderFiLM
-    from plugins.phase6_encoder_adapter import Phase6EncoderAdapter
+    from snac_phase4_decoder_film import Phase4DecoderFiLM
+    from snac_phase6_encoder_adapter import Phase6EncoderAdapter
     from snac_core import hookimpl
 
 
@@ -58,7 +59,17 @@ ANOTHER_START = textwrap.dedent(
         register(LaterAdapter)
     '''
 )
-MEASURED = ("secs", "secs_source", "secs_other", "specificity", "teacher_secs", "spk_id", "spk_vc", "gap", "per")
+MEASURED = (
+    "secs",
+    "secs_source",
+    "secs_other",
+    "specificity",
+    "speaker_encoder_secs",
+    "spk_id",
+    "spk_vc",
+    "gap",
+    "per",
+)
 PAIRS: tuple[tuple[tuple[str, str], dict[str, Any]], ...] = (
     (("phase6_encoder_adapter", "later_adapter"), {}),
     (("phase4_decoder_film", "later_film"), {"hidden_dims": (32,)}),  # without hidden layers it begins with zeros alone
@@ -101,15 +112,15 @@ def _study(number: int, folder: Path, plugin: Path) -> tuple[str, float]:
         )
         names, settings = PAIRS[number % 2]
         arms = [ArmSettings(strategies=(name,), settings={name: settings}) for name in names]
-        materials = Materials(study, catalogue)
+        resources = StudyResources(study, catalogue)
         runs = [(arm.title, seed) for arm in arms for seed in study.seeds]
         places = {(title, seed): folder / "study" / title / f"seed{seed}" for title, seed in runs}
         (folder / "study").mkdir(exist_ok=True)
-        materials.test_pairs.export(folder / "study" / "pairs.json")
+        resources.test_pairs.export(folder / "study" / "pairs.json")
         console = Console(lambda _: None, lambda *_: None)
         with pytest.MonkeyPatch.context() as patch:  # the noise of scores decides nothing here
-            patch.setattr("runner.study.noise_floor", lambda *_: 0.0)
-            run_arms(study, arms, places, materials, console, controls=folder / "study")
+            patch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
+            run_arms(study, arms, places, resources, console, controls=folder / "study")
         build(folder / "study")
         results = read(folder / "study")
         numbers = compute(results)

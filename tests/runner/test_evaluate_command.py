@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from small_study import PHASES, Bench, contents, result, runner
 
-from runner.data import synthesize
+from snac_runner.data.synth import synthesize
 
 
 @pytest.fixture(scope="module")

@@ -14,22 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_study import PHASES, Bench, arm, result
 
-from runner.arm import Arm
-from runner.evaluate import metrics as measures
-from runner.evaluate import systems
-from runner.evaluate.conversions import Conversions, Item
-from runner.evaluate.judging import available, score
-from runner.evaluate.noise import noise_floor
-from runner.evaluate.systems import Rendering
-from runner.materials import Materials
 from snac_core.metric import Conversion, Metric
 from snac_core.plugins import discover
+from snac_runner.arm import Arm
+from snac_runner.evaluate import metrics as measures
+from snac_runner.evaluate import systems
+from snac_runner.evaluate.conversions import Conversions, Item
+from snac_runner.evaluate.model_figures import noise_floor
+from snac_runner.evaluate.scoring import available, score
+from snac_runner.evaluate.systems import Rendering
+from snac_runner.resources import StudyResources
 
 
 @pytest.fixture(scope="module")
-def materials(bench: Bench) -> Materials:
+def resources(bench: Bench) -> StudyResources:
     """Speech, codec and encoders."""
-    return bench.materials(bench.study())
+    return bench.resources(bench.study())
 
 
 def planted(change: Any) -> systems.System:
@@ -42,9 +42,9 @@ def planted(change: Any) -> systems.System:
     return render
 
 
-def test_the_source_control_is_the_source_and_scores_as_identical(materials: Materials) -> None:
-    scores = score(systems.source(), materials.test, materials.catalogue, keep=2)
-    for item in materials.test.items:
+def test_the_source_control_is_the_source_and_scores_as_identical(resources: StudyResources) -> None:
+    scores = score(systems.source(), resources.test, resources.catalogue, keep=2)
+    for item in resources.test.items:
         kept = scores.renderings[item.pair.id]
         assert torch.equal(kept.converted, item.audio[0])
         assert kept.identity is not None
@@ -58,68 +58,68 @@ def test_the_source_control_is_the_source_and_scores_as_identical(materials: Mat
         assert row["metrics"]["gap"] == pytest.approx(row["metrics"]["spk_vc"] - row["metrics"]["spk_id"], abs=1e-12)
 
 
-def test_the_floor_is_the_bare_codec_on_the_source(materials: Materials) -> None:
-    item = materials.test.items[0]
-    rendering = systems.floor(materials.codec)(materials.test, item)
-    with torch.no_grad(), materials.codec.fixed_noise(systems.NOISE_SEED):
-        audio, _ = materials.codec(item.audio.unsqueeze(0))
+def test_the_floor_is_the_bare_codec_on_the_source(resources: StudyResources) -> None:
+    item = resources.test.items[0]
+    rendering = systems.floor(resources.codec)(resources.test, item)
+    with torch.no_grad(), resources.codec.fixed_noise(systems.NOISE_SEED):
+        audio, _ = resources.codec(item.audio.unsqueeze(0))
     assert torch.equal(rendering.converted, audio[0, 0])
     assert rendering.identity is rendering.converted
 
 
-def test_the_ceiling_is_another_real_utterance_of_the_target(materials: Materials) -> None:
-    for item in materials.test.items:
-        part = materials.test.pairs.references[item.pair.target]["ceiling"][0]
-        assert materials.corpus.utterance(part.utterance).speaker == item.pair.target
+def test_the_ceiling_is_another_real_utterance_of_the_target(resources: StudyResources) -> None:
+    for item in resources.test.items:
+        part = resources.test.pairs.references[item.pair.target]["ceiling"][0]
+        assert resources.corpus.utterance(part.utterance).speaker == item.pair.target
         assert part.utterance != item.pair.source.utterance
-        rendering = systems.ceiling(materials.codec)(materials.test, item)
+        rendering = systems.ceiling(resources.codec)(resources.test, item)
         assert rendering.identity is None
-        assert len(rendering.converted) == materials.test.ceiling_audio(item).shape[-1]
-    scores = score(systems.ceiling(materials.codec), materials.test, materials.catalogue)
+        assert len(rendering.converted) == resources.test.ceiling_audio(item).shape[-1]
+    scores = score(systems.ceiling(resources.codec), resources.test, resources.catalogue)
     assert "spk_id" not in scores.pooled  # there is no own-embedding output: not applicable, and not a failure
     assert scores.pooled["secs"]["n_ok"] == scores.pooled["secs"]["n"] == 2
 
 
-def test_the_target_itself_scores_higher_than_the_source(materials: Materials) -> None:
-    real = score(lambda c, item: Rendering(c.ceiling_audio(item)[0]), materials.test, materials.catalogue)
-    source = score(systems.source(), materials.test, materials.catalogue)
+def test_the_target_itself_scores_higher_than_the_source(resources: StudyResources) -> None:
+    real = score(lambda c, item: Rendering(c.ceiling_audio(item)[0]), resources.test, resources.catalogue)
+    source = score(systems.source(), resources.test, resources.catalogue)
     assert real.pooled["secs"]["mean"] > source.pooled["secs"]["mean"] + 0.05
 
 
 @pytest.mark.parametrize("change", [lambda a: a * float("nan"), torch.zeros_like, lambda a: a * float("inf")])
-def test_broken_output_scores_worst_and_is_not_missing(materials: Materials, change: Any) -> None:
-    scores = score(planted(change), materials.test, materials.catalogue)
-    for name, metric in available(materials.catalogue)[0].items():
+def test_broken_output_scores_worst_and_is_not_missing(resources: StudyResources, change: Any) -> None:
+    scores = score(planted(change), resources.test, resources.catalogue)
+    for name, metric in available(resources.catalogue)[0].items():
         assert scores.pooled[name]["mean"] == metric.worst, name
         assert scores.pooled[name]["n_ok"] == scores.pooled[name]["n"] == 2
     # no metric's worst is better than what real output got
-    real = score(planted(lambda audio: audio), materials.test, materials.catalogue)
-    for name, metric in available(materials.catalogue)[0].items():
+    real = score(planted(lambda audio: audio), resources.test, resources.catalogue)
+    for name, metric in available(resources.catalogue)[0].items():
         sign = 1 if metric.direction == "up" else -1
         assert sign * metric.worst <= sign * real.pooled[name]["mean"], name
 
 
 def test_another_voice_made_out_of_the_source_is_farther_from_its_speaker_and_the_same_each_time(
-    materials: Materials,
+    resources: StudyResources,
 ) -> None:
-    pooled = score(systems.source(), materials.test, materials.catalogue).pooled
+    pooled = score(systems.source(), resources.test, resources.catalogue).pooled
     assert pooled["spk_synth"]["mean"] > pooled["spk_id"]["mean"] + 0.02
-    item = materials.test.items[0]
+    item = resources.test.items[0]
     again = Conversions(
-        materials.corpus, materials.test.pairs, materials.test.sample_rate, materials.teacher, materials.judge
+        resources.corpus, resources.test.pairs, resources.test.sample_rate, resources.speaker_encoder, resources.judge
     )
-    assert torch.equal(again.moved(again.items[0]), materials.test.moved(item))
+    assert torch.equal(again.moved(again.items[0]), resources.test.moved(item))
     assert again.moved(item).shape == item.audio.shape
 
 
-def test_silence_under_one_embedding_spoils_only_what_is_judged_of_it(materials: Materials) -> None:
-    whole = score(planted(lambda audio: audio), materials.test, materials.catalogue)
+def test_silence_under_one_embedding_spoils_only_what_is_judged_of_it(resources: StudyResources) -> None:
+    whole = score(planted(lambda audio: audio), resources.test, resources.catalogue)
 
     def silent_itself(conversions: Any, item: Any) -> Rendering:
         return replace(planted(lambda audio: audio)(conversions, item), identity=torch.zeros_like(item.audio[0]))
 
-    found = score(silent_itself, materials.test, materials.catalogue)
-    for name, metric in available(materials.catalogue)[0].items():
+    found = score(silent_itself, resources.test, resources.catalogue)
+    for name, metric in available(resources.catalogue)[0].items():
         value = metric.worst if "identity" in metric.outputs else whole.pooled[name]["mean"]
         assert found.pooled[name]["mean"] == pytest.approx(value, rel=1e-5), name
 
@@ -146,9 +146,9 @@ class NotApplicable(Metric):
         return None
 
 
-def test_a_metric_that_fails_counts_as_not_ok_and_the_others_go_on(materials: Materials) -> None:
+def test_a_metric_that_fails_counts_as_not_ok_and_the_others_go_on(resources: StudyResources) -> None:
     only = {"raises": Raises(), "nothing": NotApplicable(), "secs": measures.SECS()}
-    pooled = score(systems.source(), materials.test, materials.catalogue, only=only).pooled
+    pooled = score(systems.source(), resources.test, resources.catalogue, only=only).pooled
     assert (pooled["raises"]["n_ok"], pooled["raises"]["n"], pooled["raises"]["mean"]) == (0, 2, None)
     assert "nothing" not in pooled
     assert pooled["secs"]["n_ok"] == 2
@@ -162,15 +162,15 @@ def test_a_metric_whose_package_is_missing_is_listed_with_what_it_needs() -> Non
     assert "nothing" not in metrics
 
 
-def test_the_other_speaker_is_neither_source_nor_target(bench: Bench, materials: Materials) -> None:
-    assert all(item.other == "" for item in materials.test.items)  # two speakers: there is no third
-    from runner.data import conversion_pairs
+def test_the_other_speaker_is_neither_source_nor_target(bench: Bench, resources: StudyResources) -> None:
+    assert all(item.other == "" for item in resources.test.items)  # two speakers: there is no third
+    from snac_runner.data.pairs import conversion_pairs
 
-    pairs = conversion_pairs(materials.corpus, "train", n=12, seed=0, seconds=0.6)
-    wide = Conversions(materials.corpus, pairs, 16000, materials.teacher, materials.judge)
+    pairs = conversion_pairs(resources.corpus, "train", n=12, seed=0, seconds=0.6)
+    wide = Conversions(resources.corpus, pairs, 16000, resources.speaker_encoder, resources.judge)
     assert len({item.other for item in wide.items}) > 1
     for item in wide.items:
-        assert item.other in materials.corpus.speakers("train")
+        assert item.other in resources.corpus.speakers("train")
         assert item.other not in (item.pair.source_speaker, item.pair.target)
 
 
@@ -183,11 +183,11 @@ def test_pairs_are_the_same_for_all_arms_and_controls(finished: Path) -> None:
     assert all(row == rows[0] for row in rows)
 
 
-def test_an_untrained_arm_scores_as_the_floor_and_changes_no_code(materials: Materials, tmp_path: Path) -> None:
-    one = Arm.new(arm(*PHASES), 0, tmp_path, materials)
-    scores = score(systems.conditioned(one.model), materials.test, materials.catalogue)
-    bare = score(systems.floor(materials.codec), materials.test, materials.catalogue)
-    assert scores.codes["changed"] == [0.0] * len(materials.codec.vq_strides)
+def test_an_untrained_arm_scores_as_the_floor_and_changes_no_code(resources: StudyResources, tmp_path: Path) -> None:
+    one = Arm.new(arm(*PHASES), 0, tmp_path, resources)
+    scores = score(systems.conditioned(one.model), resources.test, resources.catalogue)
+    bare = score(systems.floor(resources.codec), resources.test, resources.catalogue)
+    assert scores.codes["changed"] == [0.0] * len(resources.codec.vq_strides)
     assert all(1 <= value <= 64 for value in scores.codes["perplexity"])
     for name in ("secs", "secs_source", "spk_id", "mel", "si_sdr"):
         assert scores.pooled[name]["mean"] == pytest.approx(bare.pooled[name]["mean"], abs=1e-4)
@@ -195,21 +195,21 @@ def test_an_untrained_arm_scores_as_the_floor_and_changes_no_code(materials: Mat
 
 
 def test_the_noise_floor_is_0_for_a_codec_without_noise(
-    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resources: StudyResources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Arm.new(arm(PHASES[1]), 0, tmp_path, materials)
-    noisy = noise_floor(one.model, materials.test, measures.SECS())
+    one = Arm.new(arm(PHASES[1]), 0, tmp_path, resources)
+    noisy = noise_floor(one.model, resources.test, measures.SECS())
     with torch.no_grad():
         for module in one.model.codec.modules():
             if type(module).__name__ == "NoiseBlock":
                 monkeypatch.setattr(module, "forward", lambda x: x)
     assert noisy > 0
-    assert noise_floor(one.model, materials.test, measures.SECS()) == pytest.approx(0, abs=1e-12)
+    assert noise_floor(one.model, resources.test, measures.SECS()) == pytest.approx(0, abs=1e-12)
 
 
-def test_judging_is_repeatable(materials: Materials, tmp_path: Path) -> None:
-    one = Arm.new(arm(PHASES[1]), 0, tmp_path, materials)
-    first, second = (score(systems.conditioned(one.model), materials.test, materials.catalogue) for _ in range(2))
+def test_judging_is_repeatable(resources: StudyResources, tmp_path: Path) -> None:
+    one = Arm.new(arm(PHASES[1]), 0, tmp_path, resources)
+    first, second = (score(systems.conditioned(one.model), resources.test, resources.catalogue) for _ in range(2))
     assert first.utterances == second.utterances
 
 
@@ -259,7 +259,7 @@ def test_speaker_metrics_are_the_cosines_they_say() -> None:
         pair="p", sample_rate=16000, source=VOICE, converted=VOICE, identity=VOICE, other=VOICE, synthetic=VOICE,
         embeddings={"converted": unit(60), "identity": unit(30), "other": unit(20), "synthetic": unit(45)},
         references={"source": unit(0), "target": unit(90)},
-        teacher_embeddings={"converted": unit(45)}, teacher_references={"target": unit(90), "source": unit(0)},
+        speaker_encoder_embeddings={"converted": unit(45)}, speaker_encoder_references={"target": unit(90), "source": unit(0)},
     )  # fmt: skip
     cos = {angle: math.cos(math.radians(angle)) for angle in (30, 45, 60, 70)}
     expected = {
@@ -271,7 +271,7 @@ def test_speaker_metrics_are_the_cosines_they_say() -> None:
         "spk_id": 1 - cos[30],
         "spk_synth": 1 - cos[45],
         "gap": 0.0,
-        "teacher_secs": cos[45],
+        "speaker_encoder_secs": cos[45],
     }
     metrics = available(discover())[0]
     for name, value in expected.items():
@@ -284,10 +284,10 @@ def test_quality_metrics_do_not_apply_without_an_own_embedding_output() -> None:
         assert metric(conversion(None)) is None
 
 
-def test_intelligibility_and_quality_of_identical_audio_are_the_best_there_is(materials: Materials) -> None:
+def test_intelligibility_and_quality_of_identical_audio_are_the_best_there_is(resources: StudyResources) -> None:
     pytest.importorskip("pystoi", reason="needs pystoi (the judges extra)")
     pytest.importorskip("pesq", reason="needs pesq (the judges extra)")
-    speech = materials.test.items[0].audio[0]
+    speech = resources.test.items[0].audio[0]
     noisy = speech + 0.05 * torch.randn(len(speech), generator=torch.Generator().manual_seed(0))
     for metric, best in ((measures.STOI(), 1.0), (measures.PESQ(), 4.64)):
         assert metric(conversion(speech, speech)) == pytest.approx(best, abs=0.01)

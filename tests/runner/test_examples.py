@@ -59,7 +59,7 @@ def test_the_installed_package_appears_in_plugins_train_ablate_report_and_result
 ) -> None:
     assert runner("plugins") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("speaker_gate "))
-    assert "placement" in line
+    assert "adapter" in line
     assert "plugin 'speaker_gate' of snac-speaker-gate 0.1.0" in line
 
     assert runner("train", "--strategy", "speaker_gate", "--out", tmp_path / "run", *bench.options(steps=2)) == 0

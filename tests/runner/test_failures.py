@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_study import PHASES, Bench, arm, contents, plugin, records, result, runner, weights
 
-from runner.evaluate.judging import Scores
-from runner.report import build
-from runner.train import DEV_METRICS
 from snac_core.errors import UserError
+from snac_runner.evaluate.scoring import Scores
+from snac_runner.report.page import build
+from snac_runner.train import DEV_METRICS
 
 RAISES = """
     @hookimpl
@@ -90,7 +90,7 @@ def test_an_arm_that_fails_in_judging_is_failed_alone(bench: Bench, tmp_path: Pa
 def test_a_failure_of_the_final_judging_leaves_the_other_arms(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import runner.study as study
+    import snac_runner.study as study
 
     judged = study.judged
 
@@ -159,11 +159,11 @@ def test_a_strategy_that_could_not_work_is_refused_before_training(bench: Bench,
     body, methods, message = REFUSED[name]
     edit = f"\n    @hookimpl\n    def after_vq(self, x, cond, tap):\n        {body}\n"
     file = plugin(tmp_path, name, methods, edit=edit)
-    base = {key: value.clone() for key, value in bench.materials(bench.study()).codec.state_dict().items()}
+    base = {key: value.clone() for key, value in bench.resources(bench.study()).codec.state_dict().items()}
     with pytest.raises(UserError, match=message):
         bench.train([arm(PHASES[1]), arm(name)], tmp_path / "out", files=[file])
     assert not (tmp_path / "out").exists()
-    now = bench.materials(bench.study()).codec.state_dict()
+    now = bench.resources(bench.study()).codec.state_dict()
     assert all(torch.equal(now[key], value) for key, value in base.items())
 
 
@@ -183,10 +183,10 @@ def test_patience_ends_an_arm_and_the_others_go_on(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = iter([0.5, 0.9, 0.6, 0.8, 0.5, 0.7, 0.6])  # of still, moving, still, moving, still; then of moving alone
-    monkeypatch.setattr("runner.train.dev_score", lambda _: next(told))
+    monkeypatch.setattr("snac_runner.train.dev_score", lambda _: next(told))
     pooled = {name: {"mean": 0.0} for name in DEV_METRICS}
-    monkeypatch.setattr("runner.train.score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("runner.study.judged", lambda *_, **__: Scores())
+    monkeypatch.setattr("snac_runner.train.score", lambda *_, **__: Scores(pooled=pooled))
+    monkeypatch.setattr("snac_runner.study.judged", lambda *_, **__: Scores())
     arms = [arm(PHASES[1], name="still"), arm(PHASES[1], name="moving")]
     folders = bench.train(arms, tmp_path, steps=4, eval_every=1, patience=2)
     assert [record["step"] for record in records(folders["moving"]) if "dev" in record] == [1, 2, 3, 4]

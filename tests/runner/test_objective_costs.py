@@ -6,8 +6,8 @@ import re
 
 from small_study import Bench
 
-from runner.objective_costs import objective_costs, objectives
 from snac_core.plugins import discover
+from snac_runner.bench import objective_costs, objectives
 
 
 def test_every_objective_is_measured_before_and_after_the_quantiser_or_refused(bench: Bench) -> None:
@@ -18,12 +18,17 @@ def test_every_objective_is_measured_before_and_after_the_quantiser_or_refused(b
     assert len(lines) == 2 * len(names)
     passes = {}
     for line in lines:
-        placement, objective, rest = re.fullmatch(r"  (\w+), (\w+): (.*)", line).groups()  # type: ignore[union-attr]
+        adapter, objective, rest = re.fullmatch(r"  (\w+), (\w+): (.*)", line).groups()  # type: ignore[union-attr]
         found = re.findall(r"(\w+) \d+ \((\d+) items\)", rest)
-        passes[placement, objective] = {part: int(rows) for part, rows in found}
-    before, after = dict.fromkeys(placement for placement, _ in passes)
+        passes[adapter, objective] = {part: int(rows) for part, rows in found}
+    before, after = dict.fromkeys(adapter for adapter, _ in passes)
     assert passes[after, "codebook_adversary"] == {}, "it has nothing to learn from, and says so"
-    one = {"encoder": 4, "quantiser": 8, "decoder": 8, "teacher": 8}  # source and one target an item, in one batch
+    one = {
+        "encoder": 4,
+        "quantiser": 8,
+        "decoder": 8,
+        "speaker_encoder": 8,
+    }  # source and one target an item, in one batch
     for objective, more in {
         "voice_conversion": (0, 0, 0, 0),
         "phase3_contrastive": (0, 0, 0, 0),

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from small_study import Bench, runner
 
-from runner.config import ArmSettings, StudySettings, compose, read_values
-from runner.original_settings import is_original, translated
 from snac_core.errors import UserError
 from snac_core.plugins import discover
 from snac_core.settings import validated
+from snac_runner.config import ArmSettings, StudySettings, compose, read_values
+from snac_runner.legacy_config import is_original, translated
 
 ORIGINAL = Path(__file__).parent / "original"
 NATIVE = Path(__file__).parents[2] / "configs" / "native.toml"
@@ -53,7 +53,7 @@ def test_what_all_arms_share_comes_along(phase: str) -> None:
     assert (study.batch_size, study.crop_seconds) == {"phase3": (4, 4.0), "phase4": (24, 2.0), "phase6": (32, 2.0)}[
         phase
     ]
-    assert study.teacher == ("ecapa" if phase == "phase3" else "eres2netv2")
+    assert study.speaker_encoder == ("ecapa" if phase == "phase3" else "eres2netv2")
     assert study.name.startswith(phase)
 
 
@@ -86,7 +86,7 @@ def test_a_key_without_effect_in_its_file_is_named_with_what_would_turn_it_on() 
               "pitch_shift_range": [-1, 1], "use_formant_shift": True, "lambda_synthetic": 0.3}  # fmt: skip
     settings, remarks = translated({"learning_rate": 1e-4, **values}, "mine.json")
     assert settings["objectives"] == ["voice_conversion"]
-    assert "critic_lr" not in settings
+    assert "discriminator_lr" not in settings
     for key, switch in zip(
         values, ("gan_weight",) * 3 + ("contrastive_weight",) + ("use_synthetic_vc",) * 3, strict=True
     ):
@@ -160,8 +160,8 @@ def test_train_and_ablate_take_an_original_file(
         given.append(arguments)
         return "as planned"
 
-    monkeypatch.setattr("runner.cli.ablating.describe_plan", recorded)
-    monkeypatch.setattr("runner.cli.ablating.run_arms", recorded)
+    monkeypatch.setattr("snac_runner.cli.train.describe_plan", recorded)
+    monkeypatch.setattr("snac_runner.cli.train.run_arms", recorded)
     assert runner("ablate", file, "--dry-run", "--seeds", 2, *options) == 0
     assert runner("train", "--config", file, "--out", tmp_path / "run", *options) == 2, "nothing was trained"
     assert "num_epochs has no meaning here" in " ".join(capsys.readouterr().err.split())

@@ -11,34 +11,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.config import ArmSettings, StudySettings
-from runner.controls import Console, fit_metrics, run_controls
-from runner.data import synthesize
-from runner.evaluate.conversions import Conversions, Item
-from runner.evaluate.judging import Scores, score
-from runner.evaluate.moved_voice import change_voice
-from runner.evaluate.prosody import mean_log2
-from runner.evaluate.systems import Rendering, System, floor, resynthesis
-from runner.materials import Materials
-from runner.report import build
-from runner.report.numbers import Numbers, compute
-from runner.report.results import read
-from runner.report.sentences import Verdict, verdict
-from runner.runs import write_result
 from snac_core.plugins import discover
+from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.controls import Console, fit_metrics, run_controls
+from snac_runner.data.synth import synthesize
+from snac_runner.evaluate.conversions import Conversions, Item
+from snac_runner.evaluate.prosody import mean_log2
+from snac_runner.evaluate.scoring import Scores, score
+from snac_runner.evaluate.systems import Rendering, System, change_voice, floor, resynthesis
+from snac_runner.report.estimates import Numbers, compute
+from snac_runner.report.page import build
+from snac_runner.report.results import read
+from snac_runner.report.text import Verdict, verdict
+from snac_runner.resources import StudyResources
+from snac_runner.run_folder import write_result
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 parselmouth = pytest.importorskip("parselmouth", reason="needs praat-parselmouth (the judges extra)")
 
 
-MEASURED = ("secs", "secs_source", "secs_other", "specificity", "teacher_secs", "secs_roughened", "per")
+MEASURED = ("secs", "secs_source", "secs_other", "specificity", "speaker_encoder_secs", "secs_degraded", "per")
 
 
 @dataclass
 class Planted:
     """A study without arms, its controls judged."""
 
-    materials: Materials
+    resources: StudyResources
     folder: Path
 
 
@@ -59,12 +58,12 @@ def planted(place: Path, speakers: int, pairs: int, *, heard: int | None = None)
     catalogue = discover()
     rest = tuple(name for name in catalogue.metrics if name not in MEASURED)  # most of the time of judging
     study = StudySettings(name="planted", data=str(speech), test_pairs=pairs, pair_seconds=3.0, samples=0, without=rest)
-    materials = Materials(study, catalogue)
+    resources = StudyResources(study, catalogue)
     folder = place / "study"
     folder.mkdir()
-    run_controls(study, folder, materials, Console(print, lambda *_: None))
-    materials.test_pairs.export(folder / "pairs.json")
-    return Planted(materials, folder)
+    run_controls(study, folder, resources, Console(print, lambda *_: None))
+    resources.test_pairs.export(folder / "pairs.json")
+    return Planted(resources, folder)
 
 
 @pytest.fixture(scope="module")
@@ -92,46 +91,46 @@ def everywhere(change: Callable[[Conversions, Item, str], Tensor]) -> System:
     return render
 
 
-def oracle(materials: Materials) -> System:
+def oracle(resources: StudyResources) -> System:
     """The codec's rendering of the target itself, saying the same words."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         def said_by(speaker: str) -> Tensor:
             wanted = conversions.corpus.utterance(item.pair.source.utterance).text
             same = next(u for u in conversions.corpus.of_speaker(speaker) if u.text == wanted)
-            from runner.data import Segment
+            from snac_runner.data.corpus import Segment
 
-            return resynthesis(materials.codec, conversions.segment_audio(Segment(same.id, 0.0, same.seconds - 0.002)))
+            return resynthesis(resources.codec, conversions.segment_audio(Segment(same.id, 0.0, same.seconds - 0.002)))
 
-        source = resynthesis(materials.codec, item.audio)
+        source = resynthesis(resources.codec, item.audio)
         return Rendering(said_by(item.pair.target), source, said_by(item.other))
 
     return render
 
 
-def deaf(materials: Materials) -> System:
+def deaf(resources: StudyResources) -> System:
     """The bare codec, whatever the embedding."""
-    bare = floor(materials.codec)
+    bare = floor(resources.codec)
     return everywhere(lambda conversions, item, _: bare(conversions, item).converted)
 
 
-def noise(_: Materials) -> System:
+def noise(_: StudyResources) -> System:
     def hiss(conversions: Conversions, item: Item, speaker: str) -> Tensor:
         return 0.1 * torch.randn(item.audio.shape[-1], generator=torch.Generator().manual_seed(len(speaker)))
 
     return everywhere(hiss)
 
 
-def average_voice(materials: Materials) -> System:
+def average_voice(resources: StudyResources) -> System:
     """One voice for everybody: pitch and formants moved to the same place."""
 
     def one(conversions: Conversions, item: Item, speaker: str) -> Tensor:
-        return resynthesis(materials.codec, change_voice(item.audio[0], conversions.sample_rate, 150.0, 1.0)[None])
+        return resynthesis(resources.codec, change_voice(item.audio[0], conversions.sample_rate, 150.0, 1.0)[None])
 
     return everywhere(one)
 
 
-def change_of_sex(materials: Materials) -> System:
+def change_of_sex(resources: StudyResources) -> System:
     """A low voice for a low target, a high one for a high target, and no other difference."""
     low: dict[str, bool] = {}
 
@@ -143,14 +142,14 @@ def change_of_sex(materials: Materials) -> System:
 
     def moved(conversions: Conversions, item: Item, speaker: str) -> Tensor:
         hertz, ratio = (105.0, 0.92) if is_low(conversions, speaker) else (200.0, 1.1)
-        return resynthesis(materials.codec, change_voice(item.audio[0], conversions.sample_rate, hertz, ratio)[None])
+        return resynthesis(resources.codec, change_voice(item.audio[0], conversions.sample_rate, hertz, ratio)[None])
 
     return everywhere(moved)
 
 
-def attack(materials: Materials) -> System:
-    """The bare codec's output plus a faint signal that the teacher takes for the target (projected gradient steps)."""
-    bare, teacher = floor(materials.codec), materials.teacher
+def attack(resources: StudyResources) -> System:
+    """The bare codec's output plus a faint signal that the conditioning encoder takes for the target (projected gradient steps)."""
+    bare, speaker_encoder = floor(resources.codec), resources.speaker_encoder
 
     def fooled(conversions: Conversions, item: Item, speaker: str) -> Tensor:
         clean = bare(conversions, item).converted
@@ -158,7 +157,7 @@ def attack(materials: Materials) -> System:
         delta = torch.zeros_like(clean)
         for _ in range(12):
             delta.requires_grad_(True)
-            heard = teacher((clean + delta)[None, None], conversions.sample_rate)[0]
+            heard = speaker_encoder((clean + delta)[None, None], conversions.sample_rate)[0]
             (slope,) = torch.autograd.grad(heard @ conversions.conditioning[speaker], delta)
             delta = (delta + 0.25 * most * slope.sign()).clamp(-most, most).detach()
         return clean + delta
@@ -168,17 +167,17 @@ def attack(materials: Materials) -> System:
 
 def judge(study: Planted, **systems: System) -> tuple[Numbers, Verdict, dict[str, Scores]]:
     """The systems as arms of three seeds each, through the report's own code."""
-    materials, folder = study.materials, study.folder
-    metrics, _ = fit_metrics(folder, materials)
+    resources, folder = study.resources, study.folder
+    metrics, _ = fit_metrics(folder, resources)
     kept, nothing = {}, ArmSettings(objectives=())
     for path in folder.iterdir():
         if path.name not in ("controls", "pairs.json") and path.is_dir():
             path.rename(folder.parent / f"{folder.name}-{path.name}-{len(list(folder.parent.iterdir()))}")
     for name, system in systems.items():
-        kept[name] = score(system, materials.test, materials.catalogue, only=metrics)
+        kept[name] = score(system, resources.test, resources.catalogue, only=metrics)
         for seed in range(3):
             write_result(
-                folder / name / f"seed{seed}", study=materials.study, materials=materials, status="success", arm=name,
+                folder / name / f"seed{seed}", study=resources.study, resources=resources, status="success", arm=name,
                 seed=seed, settings=nothing,
                 scores=kept[name], noise_floor={"secs": 0.0005},
             )  # fmt: skip
@@ -195,7 +194,7 @@ def judge(study: Planted, **systems: System) -> tuple[Numbers, Verdict, dict[str
 
 def test_an_oracle_wins_a_deaf_arm_is_dead_and_noise_loses_on_content(many: Planted) -> None:
     numbers, said, _ = judge(
-        many, oracle=oracle(many.materials), deaf=deaf(many.materials), noise=noise(many.materials)
+        many, oracle=oracle(many.resources), deaf=deaf(many.resources), noise=noise(many.resources)
     )
     assert numbers.content is not None
     turned = {"better": "worse", "worse": "better"}
@@ -219,7 +218,7 @@ def test_an_oracle_wins_a_deaf_arm_is_dead_and_noise_loses_on_content(many: Plan
 
 def test_an_average_voice_and_a_change_of_sex_fail_specificity(few: Planted) -> None:
     numbers, said, _ = judge(
-        few, average=average_voice(few.materials), sexes=change_of_sex(few.materials), oracle=oracle(few.materials)
+        few, average=average_voice(few.resources), sexes=change_of_sex(few.resources), oracle=oracle(few.resources)
     )
     assert numbers.arms["oracle", "specificity"].clears(0.05)
     for name in ("average", "sexes"):
@@ -230,14 +229,16 @@ def test_an_average_voice_and_a_change_of_sex_fail_specificity(few: Planted) -> 
     assert "oracle" not in told
 
 
-def test_an_attack_on_the_teacher_is_exposed_by_the_judge(few: Planted) -> None:
-    _, said, kept = judge(few, attack=attack(few.materials), deaf=deaf(few.materials))
-    by_teacher, by_judge = (
-        {name: kept[name].pooled[metric]["mean"] for name in kept} for metric in ("teacher_secs", "secs")
+def test_an_attack_on_the_speaker_encoder_is_exposed_by_the_judge(few: Planted) -> None:
+    _, said, kept = judge(few, attack=attack(few.resources), deaf=deaf(few.resources))
+    by_speaker_encoder, by_judge = (
+        {name: kept[name].pooled[metric]["mean"] for name in kept} for metric in ("speaker_encoder_secs", "secs")
     )
-    assert by_teacher["attack"] - by_teacher["deaf"] > 0.2
+    assert by_speaker_encoder["attack"] - by_speaker_encoder["deaf"] > 0.2
     assert by_judge["attack"] - by_judge["deaf"] < 0.05
-    (told,) = [line for line in said.cautions if line.startswith("The teacher scores higher than the judge")]
+    (told,) = [
+        line for line in said.cautions if line.startswith("The conditioning encoder scores higher than the judge")
+    ]
     assert "attack" in told
 
 
@@ -246,7 +247,7 @@ def test_silence_and_nan_score_worst(few: Planted) -> None:
         few,
         silence=everywhere(lambda c, item, s: torch.zeros_like(item.audio[0])),
         broken=everywhere(lambda c, item, s: torch.full_like(item.audio[0], float("nan"))),
-        deaf=deaf(few.materials),
+        deaf=deaf(few.resources),
     )  # fmt: skip
     for name in ("silence", "broken"):
         assert numbers.arms[name, "secs"].mean == -1

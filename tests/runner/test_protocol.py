@@ -11,35 +11,35 @@ import torch
 from safetensors.torch import load_file
 from small_study import PHASES, Bench, arm, contents, records, result, runner, weights
 
-import runner.train as train
-from runner.arm import Arm
-from runner.evaluate.judging import Scores
-from runner.logs import read_metrics
-from runner.rates import choose_rates
-from runner.study import Console
-from snac_core.bare import BarePass
+import snac_runner.train as train
 from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
+from snac_core.frozen import FrozenActivations
+from snac_runner.arm import Arm
+from snac_runner.controls import Console
+from snac_runner.evaluate.scoring import Scores
+from snac_runner.logs import read_metrics
+from snac_runner.study import choose_rates
 
 
 def test_speakers_of_dev_and_test_are_never_trained_on(bench: Bench) -> None:
-    materials = bench.materials(bench.study())
-    train_, dev, test = (set(materials.corpus.speakers(split)) for split in ("train", "dev", "test"))
+    resources = bench.resources(bench.study())
+    train_, dev, test = (set(resources.corpus.speakers(split)) for split in ("train", "dev", "test"))
     assert not train_ & dev
     assert not train_ & test
     assert not dev & test
-    batches = materials.batches(0)
+    batches = resources.batches(0)
     seen = {speaker for step in range(1, 30) for speaker in batches.at(step).speakers}
     assert seen == train_  # all of them, and no other
-    assert set(materials.table.names) == train_  # targets and negatives are drawn from this table alone
-    assert {pair.source_speaker for pair in materials.dev.pairs.pairs} <= dev
-    assert {pair.target for pair in materials.test.pairs.pairs} <= test
+    assert set(resources.table.names) == train_  # targets and negatives are drawn from this table alone
+    assert {pair.source_speaker for pair in resources.dev.pairs.pairs} <= dev
+    assert {pair.target for pair in resources.test.pairs.pairs} <= test
 
 
 def test_what_conditions_is_not_what_scores(bench: Bench) -> None:
-    materials = bench.materials(bench.study())
-    assert not torch.equal(materials.table.conditioning, materials.table.reference)
-    for conversions in (materials.dev, materials.test):
+    resources = bench.resources(bench.study())
+    assert not torch.equal(resources.table.conditioning, resources.table.reference)
+    for conversions in (resources.dev, resources.test):
         for roles in conversions.pairs.references.values():
             scoring = {segment.utterance for segment in roles["scoring"]}
             assert not scoring & {segment.utterance for segment in roles["conditioning"]}
@@ -51,26 +51,26 @@ def test_what_conditions_is_not_what_scores(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("names", [("simple", "simple"), ("ecapa_tiny", "ecapa_tiny")])
-def test_the_judge_is_never_the_teacher(bench: Bench, names: tuple[str, str]) -> None:
-    study = bench.study(teacher=names[0], judge=names[1])
-    materials = bench.materials(study)
-    for part in ("teacher", "judge"):
-        vars(materials).pop(part, None)
+def test_the_judge_is_never_the_speaker_encoder(bench: Bench, names: tuple[str, str]) -> None:
+    study = bench.study(speaker_encoder=names[0], judge=names[1])
+    resources = bench.resources(study)
+    for part in ("speaker_encoder", "judge"):
+        vars(resources).pop(part, None)
     with pytest.raises(
         UserError, match=r"ranking by what the arms learn from says nothing; judges that would do: .*ge2e"
     ):
-        _ = materials.judge
+        _ = resources.judge
 
 
 def test_training_logs_are_the_teachers_and_what_a_judge_measures_is_named_so(bench: Bench, tmp_path: Path) -> None:
     folder = bench.train([arm(PHASES[1])], tmp_path, steps=1)[PHASES[1]]
     step, dev = records(folder)
     assert {"spk_id", "spk_vc", "gap", "voice_conversion/recon"} <= step.keys()
-    judged = {key for key in dev["dev"] if key not in ("score", "teacher/simple/secs")}
+    judged = {key for key in dev["dev"] if key not in ("score", "speaker_encoder/simple/secs")}
     assert judged
     assert all(key.startswith("judge/ge2e/") for key in judged)
     found = result(folder)
-    assert found["teacher"]["name"] == "simple"
+    assert found["speaker_encoder"]["name"] == "simple"
     assert [judge["name"] for judge in found["judges"]] == ["ge2e"]
     assert found["split"] == "test"
 
@@ -82,15 +82,15 @@ def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
     judged = train._judge_on_dev
     scores = {1: 1.5, 2: 0.7, 3: 0.9}
 
-    def judging(one: Arm, materials: Any) -> dict[str, float]:
+    def judging(one: Arm, resources: Any) -> dict[str, float]:
         states[one.progress.step] = {key: value.clone() for key, value in state_of(one.model).items()}
-        return judged(one, materials)
+        return judged(one, resources)
 
     monkeypatch.setattr(train, "_judge_on_dev", judging)
     monkeypatch.setattr(train, "dev_score", lambda pooled: scores[len(states)])
     pooled = {name: {"mean": 0.0} for name in train.DEV_METRICS}
     monkeypatch.setattr(train, "score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("runner.study.judged", lambda *_, **_given: Scores())
+    monkeypatch.setattr("snac_runner.study.judged", lambda *_, **_given: Scores())
     best = bench.train([arm(PHASES[2], lr=0.1)], tmp_path / "best", steps=3, eval_every=1, select="best")
     assert not torch.equal(*(states[step]["phase6_encoder_adapter.adapters.latent.output.weight"] for step in (2, 3)))
     assert all(torch.equal(value, states[2][key]) for key, value in weights(best[PHASES[2]]).items())
@@ -100,7 +100,7 @@ def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
 
 
 def test_the_dev_score_counts_conversion_and_identity_by_the_judge() -> None:
-    pooled = {"spk_vc": {"mean": 0.5}, "spk_id": {"mean": 0.25}, "teacher_secs": {"mean": 9.0}}
+    pooled = {"spk_vc": {"mean": 0.5}, "spk_id": {"mean": 0.25}, "speaker_encoder_secs": {"mean": 9.0}}
     assert train.dev_score(pooled) == 0.75
 
 
@@ -108,7 +108,7 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = bench.study(steps=1, seeds=[0, 1])
-    materials = bench.materials(study)
+    resources = bench.resources(study)
     arms, rates, tried = [arm(PHASES[1]), arm(PHASES[2])], [1e-3, 1e-1], []
     wanted = {(PHASES[1], 1e-3): 0.1, (PHASES[1], 1e-1): 0.2, (PHASES[2], 1e-3): 0.4, (PHASES[2], 1e-1): 0.3}
 
@@ -119,14 +119,14 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
 
     monkeypatch.setattr(train, "_judge_on_dev", judging)
     heard: list[Any] = []  # test speakers have no say in this, and are not heard
-    monkeypatch.setattr("runner.study.judged", lambda *given, **_: heard.append(given))
-    monkeypatch.setattr("runner.study.noise_floor", lambda *given: heard.append(given))
-    chosen = choose_rates(study, arms, rates, tmp_path, materials, Console(lambda _: None, lambda *_: None))
+    monkeypatch.setattr("snac_runner.study.judged", lambda *given, **_: heard.append(given))
+    monkeypatch.setattr("snac_runner.study.noise_floor", lambda *given: heard.append(given))
+    chosen = choose_rates(study, arms, rates, tmp_path, resources, Console(lambda _: None, lambda *_: None))
     assert sorted(tried) == [(name, rate, 0) for name in PHASES[1:] for rate in rates]  # equal trials, on one seed
     assert [one.lr for one in chosen] == [1e-3, 1e-1]
     assert [one.title for one in chosen] == [one.title for one in arms]
     before = contents(tmp_path)
-    choose_rates(study, arms, rates, tmp_path, materials, Console(lambda _: None, lambda *_: None))
+    choose_rates(study, arms, rates, tmp_path, resources, Console(lambda _: None, lambda *_: None))
     assert contents(tmp_path) == before
     assert all("dev" in read_metrics(path)[-1] for path in tmp_path.rglob("metrics.jsonl"))
     assert not heard
@@ -134,35 +134,37 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
 
 
 def test_targets_are_other_training_speakers_and_differ_from_step_to_step(bench: Bench, tmp_path: Path) -> None:
-    materials = bench.materials(bench.study())
-    one = Arm.new(arm(PHASES[2]), 0, tmp_path, materials)
+    resources = bench.resources(bench.study())
+    one = Arm.new(arm(PHASES[2]), 0, tmp_path, resources)
     drawn = set()
     for step in range(1, 40):
-        speakers = materials.table.rows(materials.batches(0).at(step).speakers)
+        speakers = resources.table.rows(resources.batches(0).at(step).speakers)
         targets = one.sampler.targets(speakers, step, 1)
         assert not (targets == speakers).any()
         drawn |= set(zip(speakers.tolist(), targets.tolist(), strict=True))
-    count = len(materials.table.names)
+    count = len(resources.table.names)
     assert len(drawn) == count * (count - 1)  # every speaker into every other
 
 
-def test_the_base_and_the_teacher_are_frozen_whatever_the_mode(bench: Bench, tmp_path: Path) -> None:
-    materials = bench.materials(bench.study())
-    frozen = {"codec": materials.codec, "teacher": materials.teacher}
+def test_the_base_and_the_speaker_encoder_are_frozen_whatever_the_mode(bench: Bench, tmp_path: Path) -> None:
+    resources = bench.resources(bench.study())
+    frozen = {"codec": resources.codec, "speaker_encoder": resources.speaker_encoder}
     before = {n: {k: v.clone() for k, v in module.state_dict().items()} for n, module in frozen.items()}
-    one = Arm.new(arm(*PHASES), 0, tmp_path, materials)
+    one = Arm.new(arm(*PHASES), 0, tmp_path, resources)
     one.model.train()
-    batch = materials.batches(0).at(1)
-    speakers = materials.table.rows(batch.speakers)
+    batch = resources.batches(0).at(1)
+    speakers = resources.table.rows(batch.speakers)
     for index in (1, 2):
-        one.step(index, BarePass(materials.codec, batch.audio), speakers, one.sampler.targets(speakers, index, 1))
+        one.step(
+            index, FrozenActivations(resources.codec, batch.audio), speakers, one.sampler.targets(speakers, index, 1)
+        )
     optimised = {id(p) for group in one.optimizer.param_groups for p in group["params"]}
     for name, module in frozen.items():
         assert not any(part.training for part in module.modules())
         assert all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items())
         assert all(parameter.grad is None for parameter in module.parameters())
         assert not optimised & {id(parameter) for parameter in module.parameters()}
-    assert not materials.table.reference.requires_grad
+    assert not resources.table.reference.requires_grad
 
 
 def test_seeds_and_digests_are_recorded(finished: Path) -> None:
@@ -176,12 +178,12 @@ def test_seeds_and_digests_are_recorded(finished: Path) -> None:
 
 
 def test_scores_do_not_depend_on_where_the_data_lies(bench: Bench, tmp_path: Path) -> None:
-    here = bench.materials(bench.study())
+    here = bench.resources(bench.study())
     moved = tmp_path / "elsewhere"
     moved.symlink_to(bench.speech)
-    there = bench.materials(bench.study(data=str(moved)))
+    there = bench.resources(bench.study(data=str(moved)))
     vars(there).pop("corpus")
-    from runner.runs import run_config
+    from snac_runner.run_folder import run_config
 
     configs = [run_config(m.study, arm(PHASES[2]), 0, m)["hash"] for m in (here, there)]
     assert configs[0] == configs[1]

@@ -18,10 +18,10 @@ import pytest
 import torch
 from small_study import PHASES, Bench, arm, contents, plugin, records, result, runner, steps, weights
 
-from runner.arm import Arm
-from runner.train import Interrupted
-from snac_core import atomic
+from snac_core import files
 from snac_core.errors import UserError
+from snac_runner.arm import Arm
+from snac_runner.train import Interrupted
 
 ARMS = [arm(PHASES[2]), arm(PHASES[0])]
 
@@ -96,18 +96,18 @@ def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
 
     command = ["train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=1)]
     with monkeypatch.context() as patch:
-        patch.setattr("runner.study.preflight", pressed)
+        patch.setattr("snac_runner.study.preflight", pressed)
         assert runner(*command) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: stopped; nothing was trained yet"
     with monkeypatch.context() as patch:
-        patch.setattr("runner.arm.Arm.step", pressed)
+        patch.setattr("snac_runner.arm.Arm.step", pressed)
         assert runner(*command) == 130
     resume = f"error: stopped; go on with: runner train --resume {tmp_path / 'run'}"
     assert capsys.readouterr().err.strip().splitlines()[-1] == resume
     assert result(tmp_path / "run")["status"] == "cancelled"
     study = ["ablate", "--strategies", PHASES[2], "--out", tmp_path / "study", *bench.options(steps=1)]
     with monkeypatch.context() as patch:
-        patch.setattr("runner.controls.score", pressed)
+        patch.setattr("snac_runner.controls.score", pressed)
         assert runner(*study) == 130
     again = f"error: stopped; give the same command again to go on in {tmp_path / 'study'}"
     assert capsys.readouterr().err.strip().splitlines()[-1] == again
@@ -131,7 +131,7 @@ def full_disk(after: int) -> Iterator[None]:
 def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_no_checkpoint(
     bench: Bench, tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, write = [], atomic.write_bytes
+    written, write = [], files.write_bytes
 
     def filling(path: str | Path, data: bytes) -> None:
         if Path(path).name == "state.pt":
@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_no_checkpoint(
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "write_bytes", filling)
+        patch.setattr(files, "write_bytes", filling)
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
             bench.train(ARMS, tmp_path, steps=5, eval_every=4, save_every=2)
     for title in whole:
@@ -161,7 +161,7 @@ def test_a_full_disk_ends_the_command_in_one_line(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("runner.arm.Arm.save", full)
+    monkeypatch.setattr("snac_runner.arm.Arm.save", full)
     assert runner("train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=1)) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: No space left on device"
 
@@ -172,7 +172,7 @@ def test_a_log_that_cannot_be_written_is_no_failure_of_the_arm(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("runner.logs.RunLog.write", full)
+    monkeypatch.setattr("snac_runner.logs.RunLog.write", full)
     with pytest.raises(OSError, match="No space left"):
         bench.train(ARMS[:1], tmp_path, steps=2)
     assert not list(tmp_path.rglob("result.json"))
@@ -181,62 +181,67 @@ def test_a_log_that_cannot_be_written_is_no_failure_of_the_arm(
 def test_the_learning_rate_is_a_function_of_the_step_alone(
     bench: Bench, tmp_path: Path, whole: dict[str, Path]
 ) -> None:
-    materials = bench.materials(bench.study(steps=5))
-    fresh = Arm.new(arm(PHASES[2]), 0, tmp_path, materials)
+    resources = bench.resources(bench.study(steps=5))
+    fresh = Arm.new(arm(PHASES[2]), 0, tmp_path, resources)
     rates = [record["lr"] for record in records(whole[PHASES[2]]) if "dev" not in record]
     assert rates == [fresh._rate(1e-3, index) for index in range(1, 6)]
     settings = arm(PHASES[2], warmup_steps=2, lr_min_ratio=0.1)
-    curve = [Arm.new(settings, 0, tmp_path, materials)._rate(1.0, index) for index in range(1, 6)]
+    curve = [Arm.new(settings, 0, tmp_path, resources)._rate(1.0, index) for index in range(1, 6)]
     assert curve[:2] == [0.5, 1.0]
     assert curve == sorted(curve[:2]) + sorted(curve[2:], reverse=True)
     assert curve[-1] == pytest.approx(0.1)
 
 
-CRITIC = """
+DISCRIMINATOR = """
     @hookimpl
     def training_start(self, context):
-        self.critic = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.discriminator = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
     @hookimpl
     def loss(self, step):
-        return {"fool": self.critic(step.converted.audio.unflatten(-1, (4, -1)).mean(-1).squeeze(1)).mean()}
+        return {"fool": self.discriminator(step.converted.audio.unflatten(-1, (4, -1)).mean(-1).squeeze(1)).mean()}
 
     @hookimpl
-    def critic_loss(self, step):
-        judged = self.critic(step.converted.audio.detach().unflatten(-1, (4, -1)).mean(-1).squeeze(1))
+    def discriminator_loss(self, step):
+        judged = self.discriminator(step.converted.audio.detach().unflatten(-1, (4, -1)).mean(-1).squeeze(1))
         return {"tell": judged.square().mean()}
 """
 
 
-def test_a_critic_with_running_statistics_resumes_exactly(bench: Bench, tmp_path: Path) -> None:
-    file = plugin(tmp_path, "with_critic", CRITIC)
+def test_a_discriminator_with_running_statistics_resumes_exactly(bench: Bench, tmp_path: Path) -> None:
+    file = plugin(tmp_path, "with_discriminator", DISCRIMINATOR)
     study = bench.study(steps=4)
-    materials = bench.materials(study, [file])
-    settings = arm("with_critic")
+    resources = bench.resources(study, [file])
+    settings = arm("with_discriminator")
 
     def advanced(one: Arm, until: int) -> Arm:
-        from snac_core.bare import BarePass
+        from snac_core.frozen import FrozenActivations
 
         for index in range(one.progress.step + 1, until + 1):
-            batch = materials.batches(0).at(index)
-            speakers = materials.table.rows(batch.speakers)
-            one.step(index, BarePass(materials.codec, batch.audio), speakers, one.sampler.targets(speakers, index, 1))
+            batch = resources.batches(0).at(index)
+            speakers = resources.table.rows(batch.speakers)
+            one.step(
+                index,
+                FrozenActivations(resources.codec, batch.audio),
+                speakers,
+                one.sampler.targets(speakers, index, 1),
+            )
         return one
 
-    straight = advanced(Arm.new(settings, 0, tmp_path / "a", materials), 4)
-    stopped = advanced(Arm.new(settings, 0, tmp_path / "b", materials), 2)
+    straight = advanced(Arm.new(settings, 0, tmp_path / "a", resources), 4)
+    stopped = advanced(Arm.new(settings, 0, tmp_path / "b", resources), 2)
     stopped.save()
-    resumed = Arm.new(settings, 0, tmp_path / "b", materials)
+    resumed = Arm.new(settings, 0, tmp_path / "b", resources)
     assert resumed.load()
     advanced(resumed, 4)
     ours, theirs = resumed.model.state_dict(), straight.model.state_dict()
-    assert any(".critic." in key and "running_mean" in key for key in ours)
+    assert any(".discriminator." in key and "running_mean" in key for key in ours)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_a_truncated_checkpoint_is_named(bench: Bench, tmp_path: Path) -> None:
-    materials = bench.materials(bench.study())
-    one = Arm.new(ARMS[0], 0, tmp_path, materials)
+    resources = bench.resources(bench.study())
+    one = Arm.new(ARMS[0], 0, tmp_path, resources)
     one.save()
     data = one.checkpoint.read_bytes()
     one.checkpoint.write_bytes(data[: len(data) // 2])
@@ -245,8 +250,8 @@ def test_a_truncated_checkpoint_is_named(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_base_is_refused(bench: Bench, tmp_path: Path) -> None:
-    materials = bench.materials(bench.study())
-    one = Arm.new(ARMS[0], 0, tmp_path, materials)
+    resources = bench.resources(bench.study())
+    one = Arm.new(ARMS[0], 0, tmp_path, resources)
     one.save()
     state = torch.load(one.checkpoint, weights_only=True)
     torch.save({**state, "base": "0" * 64}, one.checkpoint)
@@ -259,7 +264,7 @@ def test_a_checkpoint_executes_no_code(bench: Bench, tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
-    one = Arm.new(ARMS[0], 0, tmp_path, bench.materials(bench.study()))
+    one = Arm.new(ARMS[0], 0, tmp_path, bench.resources(bench.study()))
     one.checkpoint.parent.mkdir()
     torch.save({"base": Attack()}, one.checkpoint)
     with pytest.raises(UserError, match="no whole checkpoint"):

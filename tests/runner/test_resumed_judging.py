@@ -14,23 +14,22 @@ import pytest
 import torch
 from small_study import Bench, result
 
-from runner.controls import Console, run_controls
-from runner.evaluate import systems
-from runner.evaluate.journal import Journal
-from runner.evaluate.judging import score
-from runner.evaluate.readings import remembered
-from runner.materials import Materials
 from snac_core.metric import Conversion, Metric
+from snac_runner.controls import Console, run_controls
+from snac_runner.evaluate import systems
+from snac_runner.evaluate.content import remembered
+from snac_runner.evaluate.scoring import Journal, score
+from snac_runner.resources import StudyResources
 
 DRIVER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from small_study import SMALL
-from runner.config import StudySettings
-from runner.evaluate import systems
-from runner.evaluate.judging import score
-from runner.materials import Materials
+from snac_runner.config import StudySettings
+from snac_runner.evaluate import systems
+from snac_runner.evaluate.scoring import score
+from snac_runner.resources import StudyResources
 from snac_core.metric import Metric
 from snac_core.plugins import discover
 
@@ -43,8 +42,8 @@ class Slow(Metric):
         return float(conversion.converted.double().square().sum())
 
 study = StudySettings(**{{**SMALL, "data": {data!r}, "base": {base!r}, "test_pairs": 6, "pair_seconds": 0.7}})
-materials = Materials(study, discover())
-score(systems.floor(materials.codec), materials.test, materials.catalogue, only={{"slow": Slow()}},
+resources = StudyResources(study, discover())
+score(systems.floor(resources.codec), resources.test, resources.catalogue, only={{"slow": Slow()}},
       journal=Path({journal!r}), key={{"control": "floor"}})
 """
 
@@ -79,14 +78,14 @@ def test_killed_judging_goes_on_with_the_conversion_it_was_at(bench: Bench, tmp_
     process.wait()
     done = len(rows(journal))
     assert 2 <= done < 6
-    materials = bench.materials(bench.study(test_pairs=6, pair_seconds=0.7))
-    floor, only = systems.floor(materials.codec), {"slow": Energy()}
-    resumed = score(floor, materials.test, materials.catalogue, only=only, journal=journal, key={"control": "floor"})
+    resources = bench.resources(bench.study(test_pairs=6, pair_seconds=0.7))
+    floor, only = systems.floor(resources.codec), {"slow": Energy()}
+    resumed = score(floor, resources.test, resources.catalogue, only=only, journal=journal, key={"control": "floor"})
     assert len(Energy.calls) == 6 - done
     again = called.read_text().split() + Energy.calls
     assert len(set(again)) == 6
     assert len(again) <= 7  # only the conversion that the kill cut short is judged twice
-    assert resumed.utterances == score(floor, materials.test, materials.catalogue, only=only).utterances
+    assert resumed.utterances == score(floor, resources.test, resources.catalogue, only=only).utterances
 
 
 def test_rows_of_another_system_or_other_metrics_are_not_taken_over(tmp_path: Path) -> None:
@@ -137,23 +136,23 @@ class Counting(Metric):
 
 
 def test_controls_are_judged_once_for_all_arms(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    materials = Materials.__new__(Materials)
-    vars(materials).update(vars(bench.materials(bench.study())))
-    monkeypatch.setattr("runner.controls.available", lambda *_: ({"counting": Counting()}, {}))
+    resources = StudyResources.__new__(StudyResources)
+    vars(resources).update(vars(bench.resources(bench.study())))
+    monkeypatch.setattr("snac_runner.controls.available", lambda *_: ({"counting": Counting()}, {}))
     console = Console(lambda _: None, lambda *_: None)
     for _ in range(2):
-        run_controls(materials.study, tmp_path, materials, console)
+        run_controls(resources.study, tmp_path, resources, console)
     judged = len(list((tmp_path / "controls").iterdir()))
     assert judged >= 3
-    assert len(Counting.calls) == judged * len(materials.test.items)
+    assert len(Counting.calls) == judged * len(resources.test.items)
     assert result(tmp_path / "controls" / "floor")["metrics"]["counting"]["mean"] == 0.5
 
 
 def test_a_resumed_score_equals_an_uninterrupted_one(bench: Bench, tmp_path: Path) -> None:
-    materials = bench.materials(bench.study())
+    resources = bench.resources(bench.study())
     journal = tmp_path / "judged.jsonl"
     first, again, plain = (
-        score(systems.floor(materials.codec), materials.test, materials.catalogue, keep=1, **how)
+        score(systems.floor(resources.codec), resources.test, resources.catalogue, keep=1, **how)
         for how in ({"journal": journal}, {"journal": journal}, {})
     )
     assert first.utterances == again.utterances == plain.utterances

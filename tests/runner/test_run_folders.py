@@ -14,16 +14,16 @@ import soundfile
 from small_study import PHASES, Bench, contents, records, result, runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runner.config import compose
-from runner.data import PairList
-from runner.logs import RunLog, read_metrics
 from snac_core.conditioned import ConditionedCodec
+from snac_runner.config import compose
+from snac_runner.data.pairs import PairList
+from snac_runner.logs import RunLog, read_metrics
 
 
 def test_a_study_folder_holds_what_it_should(finished: Path) -> None:
     expected = {"study.toml", "study.json", "pairs.json", "report.html", "report.md", "report.json", "tables"}
     assert expected | {"abx.html", "controls", *PHASES} == {path.name for path in finished.iterdir()}
-    controls = {"source", "floor", "ceiling", "mismatched", "moved_voice"}
+    controls = {"source", "floor", "ceiling", "mismatched", "signal_processing"}
     assert {path.name for path in (finished / "controls").iterdir()} == controls
     for name in PHASES:
         run = {path.name for path in (finished / name / "seed0").iterdir()}
@@ -63,7 +63,9 @@ def test_metrics_and_log_tell_the_same_of_every_step(finished: Path) -> None:
     assert "voice_conversion/recon=" in lines[0]
 
 
-def test_where_no_loss_asks_for_audio_the_teacher_listens_every_tenth_step(bench: Bench, tmp_path: Path) -> None:
+def test_where_no_loss_asks_for_audio_the_speaker_encoder_listens_every_tenth_step(
+    bench: Bench, tmp_path: Path
+) -> None:
     options = bench.options(steps=12, shuffled=False, objectives=["code_prediction"])
     assert runner("ablate", "--strategies", "phase6_encoder_adapter", "--out", tmp_path / "study", *options) == 0
     told = [r for r in records(tmp_path / "study" / "phase6_encoder_adapter" / "seed0") if "dev" not in r]
@@ -198,8 +200,8 @@ def test_plugins_lists_every_kind_with_its_origin(capsys: pytest.CaptureFixture[
     assert runner("plugins") == 0
     told = capsys.readouterr().out
     for name, words in {
-        PHASES[1]: ["placement", "after_vq"],
-        PHASES[2]: ["placement", "before_vq", "latent"],
+        PHASES[1]: ["adapter", "after_vq"],
+        PHASES[2]: ["adapter", "before_vq", "latent"],
         "voice_conversion": ["objective", "loss"],
         "ge2e": ["speaker encoder"],
         "si_sdr": ["metric", "dB", "(up)"],

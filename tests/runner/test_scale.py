@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_study import PHASES, Bench, arm, result
 
-from runner.scale import at_scale
+from scale import at_scale
 
 
 def test_the_table_of_costs_has_a_line_for_every_size() -> None:

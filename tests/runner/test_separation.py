@@ -1,4 +1,4 @@
-"""A judge that hears what the teacher hears is refused, whatever name it goes by."""
+"""A judge that hears what the conditioning encoder hears is refused, whatever name it goes by."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from small_study import Bench
 
-from runner.data import open_corpus
-from runner.evaluate.separation import CORRELATED, score_correlation
 from snac_core import UserError, discover, load_speaker_encoder
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.evaluate.judges import CORRELATED, score_correlation
 
 DISGUISED = '''
 import torch
 from snac_core import hookimpl
-from snac_core.speakers.ecapa_tiny import EcapaTiny
+from snac_core.speakers.ecapa import EcapaTiny
 
 
 class Disguised(EcapaTiny):
-    """The default teacher under another name, family and digest, with turned dimensions."""
+    """The default conditioning encoder under another name, family and digest, with turned dimensions."""
 
     name, family, training_data = "disguised", "another", "voxceleb"
 
@@ -40,21 +40,24 @@ def disguised(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_teacher_in_disguise_is_refused_with_the_judges_that_would_do(bench: Bench, disguised: Path) -> None:
-    study = bench.study(teacher="ecapa_tiny", judge="disguised")
-    materials = bench.materials(study, [disguised])
-    for part in ("teacher", "judge"):
-        vars(materials).pop(part, None)
+def test_a_speaker_encoder_in_disguise_is_refused_with_the_judges_that_would_do(bench: Bench, disguised: Path) -> None:
+    study = bench.study(speaker_encoder="ecapa_tiny", judge="disguised")
+    resources = bench.resources(study, [disguised])
+    for part in ("speaker_encoder", "judge"):
+        vars(resources).pop(part, None)
     with pytest.raises(UserError) as refused:
-        _ = materials.judge
+        _ = resources.judge
     said = str(refused.value)
-    assert "judge 'disguised' scores real trials of speech as the teacher 'ecapa_tiny' does (correlation 1.0000" in said
+    assert (
+        "judge 'disguised' scores real trials of speech as the conditioning encoder 'ecapa_tiny' does (correlation 1.0000"
+        in said
+    )
     would_do = said.rpartition("judges that would do: ")[2].split(", ")
     assert "ge2e" in would_do
     assert not {"ecapa_tiny", "disguised", "simple"} & set(would_do)
 
 
-def test_encoders_that_hear_differently_are_no_teacher_in_disguise_and_the_answer_is_kept(
+def test_encoders_that_hear_differently_are_no_speaker_encoder_in_disguise_and_the_answer_is_kept(
     bench: Bench, disguised: Path, cache: Path
 ) -> None:
     corpus = open_corpus(bench.speech)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.config import ArmSettings, StudySettings, compose, read_values, to_toml, with_overrides
 from snac_core.errors import UserError
+from snac_runner.config import ArmSettings, StudySettings, compose, read_values, to_toml, with_overrides
 
 STUDY = """
 [study]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from small_study import PHASES, Bench, arm, contents, records, result, weights
 
-from runner.arm import Arm
-from runner.config import ArmSettings
-from snac_core.bare import BarePass
 from snac_core.codec import SNAC
 from snac_core.codec.vq import ResidualVectorQuantize
+from snac_core.frozen import FrozenActivations
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.speakers.simple import Simple
+from snac_runner.arm import Arm
+from snac_runner.config import ArmSettings
 
 
 def judged(folder: Path) -> list[dict[str, Any]]:
@@ -61,24 +61,24 @@ def norm_of_gradients(parameters: list[torch.nn.Parameter]) -> float:
     return float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
-def test_arms_side_by_side_keep_critics_of_their_own_clipped_by_a_bound_of_their_own(
+def test_arms_side_by_side_keep_discriminators_of_their_own_clipped_by_a_bound_of_their_own(
     bench: Bench, tmp_path: Path
 ) -> None:
-    materials = bench.materials(bench.study())
+    resources = bench.resources(bench.study())
     free, tight = (
         Arm.new(
-            ArmSettings(strategies=(PHASES[2],), objectives=("adversarial",), critic_grad_clip=clip),
+            ArmSettings(strategies=(PHASES[2],), objectives=("adversarial",), discriminator_grad_clip=clip),
             0,
             tmp_path / str(clip),
-            materials,
+            resources,
         )
         for clip in (1e3, 1e-3)
     )
-    loose, bound = ([parameter for _, parameter in arm.model.critic_parameters()] for arm in (free, tight))
+    loose, bound = ([parameter for _, parameter in arm.model.discriminator_parameters()] for arm in (free, tight))
     before = [parameter.detach().clone() for parameter in bound]
     assert not {id(parameter) for parameter in loose} & {id(parameter) for parameter in bound}
     assert all(torch.equal(one, other) for one, other in zip(loose, before, strict=True)), "of the same seed"
-    bare, speakers, targets = materials.drawn(1, materials.batches(0), free.sampler)
+    bare, speakers, targets = resources.drawn(1, resources.batches(0), free.sampler)
     free.step(1, bare, speakers, targets)
     assert not all(torch.equal(one, other) for one, other in zip(loose, before, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(bound, before, strict=True))
@@ -119,7 +119,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
 
     count(SNAC, "advance", side, lambda x, *_: len(x))
     count(ResidualVectorQuantize, "forward", lambda z: "quantiser", lambda z: len(z))
-    count(Simple, "forward", lambda *_: "teacher", lambda audio, *_: len(audio))
+    count(Simple, "forward", lambda *_: "speaker_encoder", lambda audio, *_: len(audio))
     return counted
 
 
@@ -128,20 +128,20 @@ def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
     bench: Bench, tmp_path: Path, passes: Counter[tuple[str, int]], targets: int
 ) -> None:
     study = bench.study(targets=targets)
-    materials = bench.materials(study)
-    arms = [Arm.new(arm(name), 0, tmp_path / name, materials) for name in PHASES]
-    batch = materials.batches(0).at(1)
-    speakers = materials.table.rows(batch.speakers)
+    resources = bench.resources(study)
+    arms = [Arm.new(arm(name), 0, tmp_path / name, resources) for name in PHASES]
+    batch = resources.batches(0).at(1)
+    speakers = resources.table.rows(batch.speakers)
     drawn = arms[0].sampler.targets(speakers, 1, targets)
     rows, all_rows = study.batch_size, (1 + targets) * study.batch_size
     passes.clear()
-    bare = BarePass(materials.codec, batch.audio)
+    bare = FrozenActivations(resources.codec, batch.audio)
     for one in arms:
         one.step(1, bare, speakers, drawn)
     of = {kind: {n: count for (what, n), count in passes.items() if what == kind} for kind, _ in passes}
     assert of["encoder"] == {rows: 1}  # the frozen encoder's work once for all arms
     assert of["quantiser"] == {rows: 1, all_rows: 1}  # bare for those after VQ; the adapter before VQ its own
-    assert of["teacher"] == {all_rows: len(arms)}  # targets' embeddings come from the table
+    assert of["speaker_encoder"] == {all_rows: len(arms)}  # targets' embeddings come from the table
     assert of["decoder"] == {all_rows: len(arms)}  # identity and conversions of an arm in one batch
 
 
@@ -159,8 +159,8 @@ def test_targets_are_drawn_as_the_study_says(bench: Bench, tmp_path: Path, monke
 
 
 def test_the_shared_pass_hands_out_activations_without_gradient(bench: Bench) -> None:
-    materials = bench.materials(bench.study())
-    bare = BarePass(materials.codec, materials.batches(0).at(1).audio)
+    resources = bench.resources(bench.study())
+    bare = FrozenActivations(resources.codec, resources.batches(0).at(1).audio)
     assert not bare.at("latent").requires_grad
     assert not bare.output.requires_grad
     assert bare.at("decoder_2") is bare.at("decoder_2")

@@ -9,18 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_study import PHASES, Bench, arm
 
-from runner.arm import Arm
-from runner.controls import wanted_metrics
-from runner.error_rate import error_rate, plain_words
-from runner.evaluate import systems
-from runner.evaluate.codes import SpeakerProbe, summary
-from runner.evaluate.metrics import Top1
-from runner.evaluate.prosody import F0Correlation, F0Error, VoicingError, pitch
-from runner.evaluate.robustness import roughened
-from runner.evaluate.words import WER
-from runner.materials import Materials
 from snac_core.errors import UserError
 from snac_core.metric import Conversion
+from snac_runner.arm import Arm
+from snac_runner.controls import wanted_metrics
+from snac_runner.evaluate import systems
+from snac_runner.evaluate.codes import SpeakerProbe, summary
+from snac_runner.evaluate.content import WER, error_rate, plain_words
+from snac_runner.evaluate.metrics import Top1
+from snac_runner.evaluate.prosody import F0Correlation, F0Error, VoicingError, pitch
+from snac_runner.evaluate.scoring import degraded
+from snac_runner.resources import StudyResources
 
 RATE = 16000
 parselmouth = pytest.importorskip("parselmouth", reason="needs praat-parselmouth (the judges extra)")
@@ -79,7 +78,7 @@ def test_words_are_compared_without_case_and_punctuation() -> None:
 
 def test_words_are_judged_by_the_text_else_by_the_reading_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = {1.0: "the boat sank", 2.0: "a goat sank"}
-    monkeypatch.setattr("runner.evaluate.words.read_words", lambda audio, rate: heard[float(audio[0])])
+    monkeypatch.setattr("snac_runner.evaluate.content.read_words", lambda audio, rate: heard[float(audio[0])])
     source, output = torch.full((9,), 1.0), torch.full((9,), 2.0)
     assert WER()(conversion(source, output, text="the goat sank")) == pytest.approx(1 / 3)
     assert WER()(conversion(source, output)) == pytest.approx(2 / 3)
@@ -87,11 +86,11 @@ def test_words_are_judged_by_the_text_else_by_the_reading_of_the_source(monkeypa
 
 
 def test_a_study_measures_nothing_that_it_leaves_out(bench: Bench) -> None:
-    metrics, missing = wanted_metrics(bench.materials(bench.study(without=("per", "f0_error"))))
+    metrics, missing = wanted_metrics(bench.resources(bench.study(without=("per", "f0_error"))))
     assert not {"per", "f0_error"} & metrics.keys()
     assert missing["per"] == "left out by the study"
     with pytest.raises(UserError, match="did you mean 'pesq'"):
-        wanted_metrics(bench.materials(bench.study(without=("pesk",))))
+        wanted_metrics(bench.resources(bench.study(without=("pesk",))))
 
 
 def test_the_closest_of_all_targets_is_identified() -> None:
@@ -104,24 +103,24 @@ def test_the_closest_of_all_targets_is_identified() -> None:
     assert Top1()(conversion(torch.ones(9), torch.ones(9))) is None
 
 
-def test_roughened_audio_has_no_highs_and_noise_at_30_db() -> None:
+def test_degraded_audio_has_no_highs_and_noise_at_30_db() -> None:
     rate, t = 24000, torch.arange(24000) / 24000
     low, high = torch.sin(2 * torch.pi * 1000 * t), torch.sin(2 * torch.pi * 9000 * t)
-    rough = roughened(low + high, rate)
+    rough = degraded(low + high, rate)
     residue = rough - low
     assert 10 * torch.log10(low.square().mean() / residue.square().mean()) == pytest.approx(30, abs=0.5)
 
 
 def test_the_mismatched_control_says_another_utterance(bench: Bench) -> None:
-    materials = bench.materials(bench.study())
-    items = materials.test.items
-    system = systems.mismatched(materials.codec)
-    floor = systems.floor(materials.codec)
-    assert torch.equal(system(materials.test, items[0]).converted, floor(materials.test, items[1]).converted)
+    resources = bench.resources(bench.study())
+    items = resources.test.items
+    system = systems.mismatched(resources.codec)
+    floor = systems.floor(resources.codec)
+    assert torch.equal(system(resources.test, items[0]).converted, floor(resources.test, items[1]).converted)
 
 
-def test_the_moved_voice_has_the_targets_pitch_and_the_sources_length(bench: Bench) -> None:
-    from runner.evaluate.moved_voice import change_voice
+def test_the_signal_processing_has_the_targets_pitch_and_the_sources_length(bench: Bench) -> None:
+    from snac_runner.evaluate.systems import change_voice
 
     source = voice(120)
     moved = change_voice(source, RATE, 180.0, 1.1)
@@ -130,8 +129,8 @@ def test_the_moved_voice_has_the_targets_pitch_and_the_sources_length(bench: Ben
     assert np.median(found[found > 0]) == pytest.approx(180, rel=0.03)
 
 
-def test_the_moved_voice_is_the_same_every_time() -> None:
-    from runner.evaluate.moved_voice import change_voice
+def test_the_signal_processing_is_the_same_every_time() -> None:
+    from snac_runner.evaluate.systems import change_voice
 
     hiss = 0.05 * torch.randn(RATE, generator=torch.Generator().manual_seed(0))  # voiceless: Praat is random there
     source = torch.cat([voice(120), hiss])
@@ -139,20 +138,20 @@ def test_the_moved_voice_is_the_same_every_time() -> None:
 
 
 @pytest.fixture(scope="module")
-def materials(bench: Bench) -> Materials:
-    return bench.materials(bench.study())
+def resources(bench: Bench) -> StudyResources:
+    return bench.resources(bench.study())
 
 
-def test_the_probe_hears_real_speakers_in_their_codes_and_takes_its_level_from_there(materials: Materials) -> None:
-    probe = SpeakerProbe(materials.codec, materials.test)
+def test_the_probe_hears_real_speakers_in_their_codes_and_takes_its_level_from_there(resources: StudyResources) -> None:
+    probe = SpeakerProbe(resources.codec, resources.test)
     hits = []
     for speaker in probe.names:
-        audio = materials.test.target_audio(speaker, "scoring")
-        hits.append([who == speaker for who in probe.who([c[0] for c in materials.codec.encode(audio[None, None])])])
+        audio = resources.test.target_audio(speaker, "scoring")
+        hits.append([who == speaker for who in probe.who([c[0] for c in resources.codec.encode(audio[None, None])])])
     assert np.mean(hits) > 1.5 / len(probe.names)  # trained on this very audio: above chance or it learns nothing
 
 
-def test_codes_that_nothing_changed_are_counted_as_such(materials: Materials) -> None:
+def test_codes_that_nothing_changed_are_counted_as_such(resources: StudyResources) -> None:
     row = {"codes": [[1, 1, 2, 2]], "bare_codes": [[1, 1, 2, 3]], "edits": {"latent": 0.5}}
     found = summary([row], None)
     assert found["changed"] == [0.25]
@@ -162,26 +161,26 @@ def test_codes_that_nothing_changed_are_counted_as_such(materials: Materials) ->
 
 
 def test_the_size_of_an_edit_is_nothing_at_the_start_and_seen_per_tap_afterwards(
-    materials: Materials, tmp_path: object
+    resources: StudyResources, tmp_path: object
 ) -> None:
-    one = Arm.new(arm(PHASES[1]), 0, tmp_path, materials)  # type: ignore[arg-type]
-    item = materials.test.items[0]
-    sizes = systems.conditioned(one.model)(materials.test, item).edits
+    one = Arm.new(arm(PHASES[1]), 0, tmp_path, resources)  # type: ignore[arg-type]
+    item = resources.test.items[0]
+    sizes = systems.conditioned(one.model)(resources.test, item).edits
     assert sizes
     assert all(size == 0 for size in sizes.values())
     with torch.no_grad():
         for _, parameter in one.model.trained_parameters():
             parameter.add_(0.05)
-    moved = systems.conditioned(one.model)(materials.test, item).edits
+    moved = systems.conditioned(one.model)(resources.test, item).edits
     assert set(moved) == set(sizes) == set(one.model.edits)
     assert all(size > 0 for size in moved.values())
 
 
 def test_a_shuffled_arm_is_conditioned_on_somebody_else_and_scored_on_the_right_one(
-    materials: Materials, tmp_path: object
+    resources: StudyResources, tmp_path: object
 ) -> None:
-    plain = Arm.new(arm(PHASES[1]), 0, tmp_path, materials).sampler.table  # type: ignore[arg-type]
-    wrong = Arm.new(arm(PHASES[1], shuffled=True), 0, tmp_path, materials).sampler.table  # type: ignore[arg-type]
+    plain = Arm.new(arm(PHASES[1]), 0, tmp_path, resources).sampler.table  # type: ignore[arg-type]
+    wrong = Arm.new(arm(PHASES[1], shuffled=True), 0, tmp_path, resources).sampler.table  # type: ignore[arg-type]
     assert torch.equal(wrong.reference, plain.reference)
     assert not (wrong.conditioning == plain.conditioning).all(dim=1).any()
     assert sorted(map(tuple, wrong.conditioning.tolist())) == sorted(map(tuple, plain.conditioning.tolist()))

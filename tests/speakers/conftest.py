@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from snac_core.speakers import SpeakerEncoder, load_speaker_encoder
+from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 
 ENCODERS = ("ecapa_tiny", "ge2e", "simple")
 

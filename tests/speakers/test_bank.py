@@ -12,8 +12,8 @@ import torch
 from banks import arrays, written
 
 from snac_core.errors import UserError
-from snac_core.speakers import load_speaker_encoder
 from snac_core.speakers.bank import HEADER, Bank, open_bank
+from snac_core.speakers.encoder import load_speaker_encoder
 from snac_core.speakers.index import build_index, open_index
 
 

@@ -13,10 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from snac_core.errors import UserError
-from snac_core.speakers.index import build_index
-from snac_core.speakers.mining import BankGallery
-from snac_core.speakers.sampling import NEAR_DUPLICATE, SpeakerSampler, SpeakerTable
-from snac_core.speakers.strata import Strata, draw_distinct
+from snac_core.speakers.index import BankGallery, build_index
+from snac_core.speakers.sampling import NEAR_DUPLICATE, SpeakerSampler, SpeakerTable, Strata, draw_distinct
 
 seeds = st.integers(0, 2**40)
 
@@ -202,8 +200,8 @@ def test_an_unknown_choice_suggests_the_nearest() -> None:
 def test_utterances_of_a_bank_are_drawn_by_the_same_rules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_of_all: int
 ) -> None:
-    monkeypatch.setattr("snac_core.speakers.mining.ALL_UP_TO", rows_of_all)
-    monkeypatch.setattr("snac_core.speakers.mining.RANDOM", 200)
+    monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", rows_of_all)
+    monkeypatch.setattr("snac_core.speakers.index.RANDOM", 200)
     bank = written(tmp_path, arrays(150, 8, dim=6))
     gallery = BankGallery(bank, build_index(bank)[0])
     assert len(gallery) == 960, "train alone"
@@ -224,7 +222,7 @@ def test_utterances_of_a_bank_are_drawn_by_the_same_rules(
 
 
 def test_one_search_serves_a_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snac_core.speakers.mining.ALL_UP_TO", 100)
+    monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", 100)
     bank = written(tmp_path, arrays(60, 5))
     index = build_index(bank)[0]
     searches = []
@@ -251,7 +249,7 @@ def test_a_large_bank_without_index_and_an_empty_split_are_refused(
         BankGallery(bank, split="test")
     with pytest.raises(UserError, match="no test speakers; splits with speakers: train, dev"):
         bank.table("test")
-    monkeypatch.setattr("snac_core.speakers.mining.ALL_UP_TO", 100)
+    monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", 100)
     with pytest.raises(UserError, match="no index to find hard ones"):
         BankGallery(bank)
     with pytest.raises(UserError, match="conditioning needs its table of speakers"):

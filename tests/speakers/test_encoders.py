@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from snac_core.errors import UserError
 from snac_core.seeding import generator
-from snac_core.speakers import SpeakerEncoder, ecapa_tiny, load_speaker_encoder
+from snac_core.speakers import ecapa
+from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 
 SAY = """
 import sys, torch, warnings
@@ -203,13 +204,13 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_the_bundled_weights_are_under_8_megabytes_with_a_model_card() -> None:
-    assert ecapa_tiny.ASSET.stat().st_size < 8e6
-    assert "Not good for" in (ecapa_tiny.ASSET.parent / "README.md").read_text()
+    assert ecapa.ASSET.stat().st_size < 8e6
+    assert "Not good for" in (ecapa.ASSET.parent / "README.md").read_text()
 
 
 def test_without_the_bundled_weights_the_error_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ecapa_tiny, "ASSET", tmp_path / "model.safetensors")
+    monkeypatch.setattr(ecapa, "ASSET", tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"no weights of speaker encoder 'ecapa_tiny' at .*without them, use 'ge2e'"):
         load_speaker_encoder("ecapa_tiny")

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from snac_core.errors import UserError
 from snac_core.seeding import generator
-from snac_core.speakers import eres2netv2, load_speaker_encoder
+from snac_core.speakers import eres2netv2
+from snac_core.speakers.encoder import load_speaker_encoder
 from snac_core.speakers.eres2netv2 import ERes2NetV2Network
-from snac_core.speakers.fbank import KaldiFbank
+from snac_core.speakers.features import KaldiFbank
 
 
 @settings(max_examples=20, deadline=None)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snac_core.errors import UserError
-from snac_core.speakers import ge2e, load_speaker_encoder
+from snac_core.speakers import ge2e
+from snac_core.speakers.encoder import load_speaker_encoder
 
 
 @given(st.integers(min_value=1, max_value=400_000))

@@ -11,9 +11,9 @@ import torch
 
 from snac_core.errors import UserError
 from snac_core.seeding import generator
-from snac_core.speakers import ecapa, load_speaker_encoder
-from snac_core.speakers.ecapa import SpeechBrainFbank
-from snac_core.speakers.ecapa_tdnn import ECAPATDNN
+from snac_core.speakers import ecapa
+from snac_core.speakers.ecapa import ECAPATDNN, SpeechBrainFbank
+from snac_core.speakers.encoder import load_speaker_encoder
 
 
 def test_ecapa_has_the_size_of_the_released_model() -> None:

@@ -9,13 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from runner.data import open_corpus
-from runner.encoders.augment import disturb, mask_features
-from runner.encoders.margin import AngularMargin
-from runner.encoders.train import Settings, crops, train_speaker_encoder
-from runner.encoders.trials import embed_parts, equal_error, parts_of, verify
-from runner.encoders.voices import Voices, gather_voices
+from disturb import disturb, mask_features
 from snac_core.seeding import generator
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.evaluate.judges import embed_parts, equal_error, parts_of, verify
+from speaker_encoder import AngularMargin, Settings, Voices, crops, gather_voices, train_speaker_encoder
 
 
 @pytest.fixture(scope="module")

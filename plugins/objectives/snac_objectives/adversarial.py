@@ -1,0 +1,76 @@
+"""Output that discriminators cannot tell from recorded speech, under the own embedding and under the targets'."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snac_core import Step, Strategy, Taps, hookimpl
+from snac_core.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss, listening
+
+
+class Adversarial(Strategy):
+    """Multi-period and multi-resolution STFT discriminators with hinge and feature matching.
+
+    Periods as in HiFi-GAN (Kong et al. 2020), spectra as in EnCodec (Defossez et al. 2022). The discriminators are as wide as
+    the codec's decoder is: 41 M and 0.3 M parameters beside snac_24khz. They belong to the arm, have an optimizer of
+    their own, and are never saved with the model.
+    """
+
+    name = "adversarial"
+    default_weights = {"adv": 1.0, "features": 2.0}  # noqa: RUF012  (a constant of the class)
+
+    class Config(Strategy.Config):
+        periods: tuple[int, ...] = Field(
+            (2, 3, 5, 7, 11), min_length=1, description="Of the period discriminators, samples."
+        )
+        n_ffts: tuple[int, ...] = Field(
+            (1024, 2048, 4096),
+            min_length=1,
+            description="Windows of the spectral discriminators, in samples; hop a quarter.",
+        )
+        channels: int = Field(
+            0, ge=0, description="Of the discriminators' first layers; 0: a 32nd of the decoder's width, at least 4."
+        )
+        warmup_steps: int = Field(
+            100,
+            ge=0,
+            description="Steps over which the gradient rises to its full size, while the discriminators learn.",
+        )
+
+    def __init__(self, config: Config, taps: Taps) -> None:
+        super().__init__(config, taps)
+        channels = config.channels or max(4, taps.match(("decoder_0",))[0].channels // 32)
+        self.discriminator = Discriminators(
+            config.periods, config.n_ffts, period_channels=channels, spectral_channels=channels, period_growth=4
+        )
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`adv` on all outputs and `features` between the source and its identity, each a scalar."""
+        outputs = torch.cat([step.identity.audio, step.converted.audio])
+        with listening(self.discriminator):
+            made = self.discriminator(outputs)
+            with torch.no_grad():
+                real = self.discriminator(step.audio)
+        identity = [[layer[: _rows(layer, outputs, step.audio)] for layer in discriminator] for discriminator in made]
+        share = min(1.0, step.index / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        terms = {"adv": adversarial_loss(made), "features": feature_loss(real, identity)}
+        return {name: _softened(term, share) for name, term in terms.items()}
+
+    @hookimpl
+    def discriminator_loss(self, step: Step) -> dict[str, Tensor]:
+        """`discriminator`: hinge between the source and all outputs, detached; a scalar."""
+        outputs = torch.cat([step.identity.audio, step.converted.audio]).detach()
+        return {"discriminator": discriminator_loss(self.discriminator(step.audio), self.discriminator(outputs))}
+
+
+def _rows(layer: Tensor, outputs: Tensor, audio: Tensor) -> int:
+    """How many of a layer's rows belong to the first `len(audio)` outputs; period discriminators have several an item."""
+    return len(layer) // len(outputs) * len(audio)
+
+
+def _softened(term: Tensor, share: float) -> Tensor:
+    """The same value with `share` of its gradient: what is logged stays raw."""
+    return share * term + (1 - share) * term.detach()

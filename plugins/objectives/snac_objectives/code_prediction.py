@@ -1,0 +1,111 @@
+"""The codes that a conversion should have, where they are known: predicted before VQ, level by level."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from snac_core import Step, Strategy, hookimpl
+from snac_core.augment import change_voice, colour
+from snac_core.frozen import FrozenActivations
+from snac_core.losses import alignment, code_entropy
+from snac_core.seeding import generator
+from snac_core.strategy import TrainingContext
+from snac_objectives.requirements import parallel_speech, require_edits_before_vq
+
+_CONTEXT = 16  # frames of the latent on either side of a stretch that is encoded by itself
+
+
+class CodePrediction(Strategy):
+    """Cross-entropy of the codes that come out against those that should.
+
+    Conversions whose codes are known (no gradient passes the decoder for them):
+
+    `identity`: the source under its own embedding has the bare codec's codes.
+    `moved`: the source under the embedding of another voice, which is the source's with its pitch and formants moved,
+    has that voice's codes.
+    `restored`: that other voice, its spectral balance changed as well, has the source's codes under the source's
+    embedding. Any speech teaches these three.
+    `parallel`: the source under a target's embedding has the codes of the target's own recording of the same words,
+    aligned in time. Only where the data has such recordings: synthetic speakers, VCTK's common sentences.
+
+    The straight-through gradient of a quantiser knows nothing of which entry is chosen; a cross-entropy over the
+    entries does, and it says what to say and whose voice to say it in at once.
+    """
+
+    name = "code_prediction"
+
+    class Config(Strategy.Config):
+        parallel: bool = Field(False, description="Predict the codes of the target's recording of the same words.")
+        temperature: float = Field(0.1, gt=0, description="Of the softmax over cosines to a codebook's entries.")
+        semitones: float = Field(6.0, ge=0, description="Largest change of pitch, either way.")
+        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest relative change of formants.")
+        equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random equaliser in restored; 0: none.")
+
+    @hookimpl
+    def training_start(self, context: TrainingContext) -> None:
+        """Refuse an arm whose codes never change."""
+        require_edits_before_vq(self, context.model)
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`identity`, `moved`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
+        own_codes = step.frozen_activations.codes
+        moved, disguised = self.other_voices(step)
+        there = step.model.latents(step.audio, step.conditioning_of(moved), bare=step.frozen_activations)
+        as_moved = FrozenActivations(step.model.codec, moved)
+        as_disguised = as_moved if disguised is moved else FrozenActivations(step.model.codec, disguised)
+        back = step.model.latents(disguised, step.own, bare=as_disguised)
+        terms = {
+            "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
+            "moved": self._entropy(step, there.z, as_moved.codes).mean(),
+            "restored": self._entropy(step, back.z, own_codes).mean(),
+        }
+        if self.config.parallel:
+            wanted, known = self.target_codes(step)
+            frames = wanted[0].shape[-1] * step.model.codec.vq_strides[0]
+            found = self._entropy(step, step.converted_latents.z[..., :frames], wanted) * known
+            terms["parallel"] = found.sum() / known.sum().clamp(min=1)
+        return terms
+
+    def other_voices(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The batch (B, 1, T) with pitch and formants moved, uniformly within the settings, and that in other colours.
+
+        Each item by amounts of its own.
+        """
+        draw = generator(step.sampler.seed, step.index, "other voices")
+        pitch, formants = 2 * torch.rand(2, len(step.audio), generator=draw) - 1
+        config, rate = self.config, step.sample_rate
+        moved = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
+        return moved, colour(moved, rate, config.equaliser_db, draw) if config.equaliser_db else moved
+
+    @torch.no_grad()
+    def target_codes(self, step: Step) -> tuple[list[Tensor], Tensor]:
+        """Codes, one (N * B, F / stride) per level, of the targets' recordings in the timing of the sources.
+
+        F are the frames that lie within the sources, without what they are padded with; at least one of the coarsest
+        code. Also which rows (N * B,) have a recording, 1 or 0.
+
+        Raises:
+            UserError: where no two speakers of the data say the same.
+        """
+        recorded, lengths = parallel_speech(self, step)
+        codec = step.model.codec
+        block = codec.hop_length * codec.vq_strides[0]
+        sources = step.audio if step.audio.shape[-1] >= block else codec.preprocess(step.audio)
+        sources = sources[..., : sources.shape[-1] // block * block].repeat(len(recorded) // len(step.audio), 1, 1)
+        path = alignment(sources, recorded, lengths, step.sample_rate, hop=codec.hop_length)
+        # only what the sources are aligned with is encoded, and what the encoder sees around it
+        start = (path.amin(1, keepdim=True) - _CONTEXT).clamp(min=0)
+        path = path - start
+        span = (int(path.max()) + 1 + _CONTEXT) * codec.hop_length
+        samples = start * codec.hop_length + torch.arange(span, device=path.device)
+        z = FrozenActivations(codec, F.pad(recorded.squeeze(1), (0, span)).gather(1, samples).unsqueeze(1)).at("latent")
+        aligned = z.gather(2, path.unsqueeze(1).expand(-1, z.shape[1], -1))
+        codes: list[Tensor] = codec.quantizer(aligned)[1]
+        return codes, (lengths > 0).to(z)
+
+    def _entropy(self, step: Step, z: Tensor, codes: list[Tensor]) -> Tensor:
+        return code_entropy(step.model.codec.quantizer, z, codes, temperature=self.config.temperature)

@@ -1,0 +1,101 @@
+"""Codes from which nobody can tell who spoke: an adversary on the quantised vectors. Not recommended; see below."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snac_core import Step, Strategy, Taps, hookimpl
+from snac_core.discriminators import listening
+from snac_core.strategy import TrainingContext
+from snac_objectives.requirements import require_edits_before_vq
+
+
+class _Reversal(torch.autograd.Function):
+    """The identity, with its gradient turned round (Ganin and Lempitsky 2015, eq. 13 and 14)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class SpeakerClassifier(nn.Module):
+    """Who spoke, from latents (B, C, F): two convolutions and the mean over time, to logits (B, P).
+
+    Args:
+        channels: C.
+        speakers: P.
+        hidden: width.
+    """
+
+    def __init__(self, channels: int, speakers: int, hidden: int) -> None:
+        super().__init__()
+        self.frames = nn.Sequential(
+            nn.Conv1d(channels, hidden, 5, padding=2), nn.ReLU(), nn.Conv1d(hidden, hidden, 5, padding=2), nn.ReLU()
+        )
+        self.out = nn.Linear(hidden, speakers)
+
+    def forward(self, z_q: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.frames(z_q).mean(-1))
+        return logits
+
+
+class CodebookAdversary(Strategy):
+    """A classifier learns to tell the source speaker from converted codes; the adapter learns to prevent it.
+
+    It looks at the straight-through quantised vectors, which carry a gradient, not at indices, which carry none, so
+    only adapters before the quantiser can be taught by it. Not recommended: judged beside phase 6 over two seeds,
+    nothing was better than without it (docs/log.md).
+    """
+
+    name = "codebook_adversary"
+    default_weights = {"speaker": 0.1}  # noqa: RUF012  (a constant of the class)
+
+    class Config(Strategy.Config):
+        hidden_dim: int = Field(128, ge=1, description="Width of the classifier.")
+
+    def __init__(self, config: Config, taps: Taps) -> None:
+        super().__init__(config, taps)
+        self.channels = taps.match(("quantized",))[0].channels
+        self.discriminator = SpeakerClassifier(self.channels, 1, config.hidden_dim)
+
+    @hookimpl
+    def training_start(self, context: TrainingContext) -> None:
+        """One output of the classifier for every training speaker.
+
+        Raises:
+            UserError: where no strategy acts before the quantiser, so that nothing can change the codes.
+        """
+        require_edits_before_vq(self, context.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.generator.initial_seed())
+            device = self.discriminator.out.weight.device
+            self.discriminator = SpeakerClassifier(self.channels, len(context.speakers), self.config.hidden_dim).to(
+                device
+            )
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`speaker`: the classifier's cross-entropy, through the reversal; it rises as the codes hide the speaker."""
+        reversed_: Tensor = _Reversal.apply(step.converted_latents.z_q)
+        with listening(self.discriminator):
+            return {"speaker": self._entropy(reversed_, step)}
+
+    @hookimpl
+    def discriminator_loss(self, step: Step) -> dict[str, Tensor]:
+        """`classifier`: the same, for the classifier, on detached vectors."""
+        return {"classifier": self._entropy(step.converted_latents.z_q.detach(), step)}
+
+    def _entropy(self, z_q: Tensor, step: Step) -> Tensor:
+        sources = step.speaker_ids.repeat(len(z_q) // len(step.speaker_ids)).to(z_q.device)
+        return F.cross_entropy(self.discriminator(z_q), sources)

@@ -1,0 +1,71 @@
+"""Supervised conversion: from a voice made out of the source's own, back to the source."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from snac_core import Step, Strategy, Taps, hookimpl
+from snac_core.augment import change_voice, colour
+from snac_core.conditioning import Conditioning
+from snac_core.losses import MultiScaleSTFT, cosine_distance
+from snac_core.seeding import generator
+
+
+class SyntheticVC(Strategy):
+    """Input with another pitch, other formants and another spectral balance, the original's embedding, the original.
+
+    The one conversion whose true result is known, sample by sample: it teaches to undo a change of voice and to leave
+    alone what is said.
+    """
+
+    name = "synthetic_vc"
+    default_weights = {"recon": 0.3, "spk_synth": 0.3}  # noqa: RUF012  (a constant of the class)
+
+    class Config(Strategy.Config):
+        probability: float = Field(0.5, gt=0, le=1, description="Share of the batch that is used; at least one item.")
+        semitones: tuple[float, ...] = Field((-2, -1, 1, 2), description="Pitch changes to draw from; empty: none.")
+        formants: tuple[Annotated[float, Field(gt=-0.5, lt=0.5)], ...] = Field(
+            (-0.2, -0.1, 0.1, 0.2), description="Relative formant changes to draw from; empty: none."
+        )
+        equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random parametric equaliser; 0: none.")
+        l1_weight: float = Field(1.0, ge=0, description="Of the waveform's mean absolute difference, inside recon.")
+        stft_weight: float = Field(1.0, ge=0, description="Of the multi-scale STFT distance, inside recon.")
+        n_ffts: tuple[int, ...] = Field((1024, 2048, 4096), min_length=1, description="STFT windows, in samples.")
+
+    def __init__(self, config: Config, taps: Taps) -> None:
+        super().__init__(config, taps)
+        self.stft = MultiScaleSTFT(config.n_ffts)
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`recon` to the original and `spk_synth` to its speaker, each a scalar."""
+        draw = generator(step.sampler.seed, step.index, "synthetic voices")
+        count = max(1, round(self.config.probability * len(step.audio)))
+        rows = torch.randperm(len(step.audio), generator=draw)[:count].to(step.audio.device)
+        original = step.audio[rows]
+        own = Conditioning(step.own.speaker[rows], encoder=step.own.encoder)
+        made = step.model.reconstruct(self.another_voice(original, step.sample_rate, draw), own).audio
+        recon = self.config.l1_weight * F.l1_loss(made, original)
+        recon = recon + self.config.stft_weight * self.stft(made, original)
+        embedding = step.speaker_encoder(made, step.sample_rate)
+        return {"recon": recon, "spk_synth": cosine_distance(embedding, step.own_reference[rows]).mean()}
+
+    def another_voice(self, audio: Tensor, sample_rate: int, draw: torch.Generator) -> Tensor:
+        """(B, 1, T) with changes of its own for every item, drawn from what the settings allow."""
+        config, count = self.config, len(audio)
+        semitones, formants = (_drawn(choices, count, draw) for choices in (config.semitones, config.formants))
+        if config.semitones or config.formants:
+            audio = change_voice(audio, sample_rate, semitones, 1 + formants)
+        return colour(audio, sample_rate, config.equaliser_db, draw) if config.equaliser_db else audio
+
+
+def _drawn(choices: tuple[float, ...], count: int, draw: torch.Generator) -> Tensor:
+    """`count` of the choices (count,), uniformly; zeros where there are none."""
+    if not choices:
+        return torch.zeros(count)
+    return torch.tensor(choices)[torch.randint(len(choices), (count,), generator=draw)]

@@ -1,0 +1,97 @@
+"""Phase 3: contrastive learning with speaker embeddings.
+
+The converted output must sound more like its target than like other speakers, the source among them. It has a small
+FiLM on the quantised latent, so that it can be trained alone; beside another adapter set `path = false` and it is an
+objective only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
+from snac_core.film import FiLM
+from snac_core.losses import contrastive, margin_ranking
+from snac_core.speakers.sampling import NEAR_DUPLICATE, Choice, Strata
+
+
+class Phase3Contrastive(Strategy):
+    """FiLM on `quantized`, taught by a contrastive loss between speaker embeddings."""
+
+    name = "phase3_contrastive"
+    after_taps: Sequence[str] = ("quantized",)
+    default_weights = {"contrastive": 0.5}  # noqa: RUF012  (a constant of the class, as in its base)
+
+    class Config(Strategy.Config):
+        path: bool = Field(True, description="Edit the quantised latent too; false leaves the loss alone.")
+        form: Literal["infonce", "margin"] = Field("infonce", description="Cross-entropy over cosines, or a hinge.")
+        temperature: float = Field(0.1, gt=0, description="Divides the cosines of the infonce form.")
+        margin: float = Field(0.1, ge=0, description="Distance by which negatives must be farther, in the margin form.")
+        max_negatives: int = Field(8, ge=1, description="Other speakers drawn as negatives for each output.")
+        negatives: Choice = Field("random", description="How they are drawn; stratified: easy, medium and hard ones.")
+        strata: Strata = Field(Strata(), description="Shares and limits of the stratified choice, by cosine.")
+        batch_negatives: bool = Field(True, description="Count the other speakers of the batch as negatives too.")
+        source_negative: bool = Field(True, description="Count the source speaker as a negative too.")
+
+    def __init__(self, config: Config, taps: Taps) -> None:
+        super().__init__(config, taps)
+        if config.path:
+            self.film = FiLM(taps.speaker_dim, taps.match(self.after_taps)[0].channels)
+        else:
+            self.after_taps = ()
+
+    @hookimpl
+    def after_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:
+        """(B, C, F) to (B, C, F)."""
+        edited: Tensor = self.film(x, cond.speaker)
+        return edited
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`contrastive`: the converted embedding against its target's embeddings and the negatives'."""
+        config, outputs = self.config, step.converted_embedding
+        rows = self._negatives(step)
+        mask = (rows >= 0).to(outputs.device)
+        table = step.sampler.table
+        negatives = table.reference[rows.clamp(min=0)].to(outputs.device)
+        positives = table.positives(step.target_ids).to(outputs.device)
+        if config.form == "margin":
+            term = margin_ranking(outputs, positives, negatives, mask, margin=config.margin)
+        else:
+            term = contrastive(outputs, positives, negatives, mask, temperature=config.temperature)
+        return {"contrastive": term}
+
+    def _negatives(self, step: Step) -> Tensor:
+        """Rows (M, N) of the sampler's table that each of the M outputs must not sound like; -1 where there is none."""
+        config, targets, reference = self.config, step.target_ids, step.sampler.table.reference
+        sources = step.speaker_ids.repeat(len(targets) // len(step.speaker_ids))
+        drawn = step.sampler.negatives(
+            sources, targets, step.index, config.max_negatives, choice=config.negatives, strata=config.strata
+        )
+        found = [drawn]
+        if config.batch_negatives and config.negatives != "in_batch":  # those are drawn already
+            others: Tensor = torch.unique(torch.cat([sources, targets])).expand(len(targets), -1)
+            legal = reference[targets] @ reference[others[0]].T < NEAR_DUPLICATE
+            legal &= (others != targets.unsqueeze(1)) & (others != sources.unsqueeze(1))
+            found.append(torch.where(legal, others, -1))
+        if config.source_negative:
+            near = (reference[sources] * reference[targets]).sum(1) >= NEAR_DUPLICATE
+            found.append(torch.where(near, -1, sources).unsqueeze(1))
+        return _each_once(torch.cat(found, dim=1))
+
+
+def _each_once(rows: Tensor) -> Tensor:
+    """Rows (M, N) with -1 in place of what stands to the left already: who is drawn twice does not count twice."""
+    same = rows.unsqueeze(2) == rows.unsqueeze(1)  # (M, N, N)
+    return torch.where(same.tril(-1).any(2), -1, rows)
+
+
+@hookimpl
+def register_strategies(register: Callable[[type], None]) -> None:
+    """Offer the strategy."""
+    register(Phase3Contrastive)

@@ -1,0 +1,118 @@
+"""Phase 6: an adapter on the encoder latent, before VQ: the codes themselves carry the target speaker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
+from snac_core.film import FiLM
+from snac_core.losses import commitment
+
+_KERNEL = 5  # frames, where no other number is asked for
+_LEAST = 1e-3  # standard deviation of a channel that does not move, as in silence
+
+
+class ConvAdapter(nn.Module):
+    """A residual of time convolutions modulated by the speaker: what it adds differs from frame to frame.
+
+    Args:
+        channels: C of the latent.
+        speaker_dim: S.
+        hidden: width of the residual path.
+        layers: blocks of FiLM(convolution over `kernel` frames) with a GELU.
+        kernel: frames, odd.
+        bound: largest edit of a channel, in standard deviations of that channel over the item; None: any size.
+    """
+
+    def __init__(
+        self, channels: int, speaker_dim: int, hidden: int, layers: int, kernel: int, bound: float | None
+    ) -> None:
+        super().__init__()
+        self.bound = bound
+        widths = [channels] + [hidden] * layers
+        films = [FiLM(speaker_dim, hidden) for _ in range(layers)]
+        for film in films:  # only the output starts at zero: the speaker must matter inside from the first step
+            nn.init.normal_(film.scale.weight)  # of unit vectors: scales and shifts of unit variance
+            nn.init.normal_(film.shift.weight)
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(width, hidden, kernel, padding=kernel // 2) for width in widths[:-1]
+        )
+        self.films = nn.ModuleList(films)
+        self.output = nn.Conv1d(hidden, channels, 1)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
+        """x (B, C, F) and speaker (B, S) to (B, C, F); equal to x when new."""
+        hidden = x
+        for convolution, film in zip(self.convolutions, self.films, strict=True):
+            hidden = nn.functional.gelu(film(convolution(hidden), speaker))
+        edit: Tensor = self.output(hidden)
+        if self.bound is not None:
+            largest = self.bound * x.detach().std(dim=-1, keepdim=True).clamp(min=_LEAST)
+            edit = largest * torch.tanh(edit / largest)
+        return x + edit
+
+
+class Phase6EncoderAdapter(Strategy):
+    """A residual adapter at encoder taps, from the speaker embedding."""
+
+    name = "phase6_encoder_adapter"
+    default_weights = {"commitment": 1.0}  # noqa: RUF012  (a constant of the class, as in its base)
+
+    class Config(Strategy.Config):
+        adapter_type: Literal["conv", "film"] = Field(
+            "conv", description="Residual time convolutions under the speaker, or one affine map for all frames."
+        )
+        hidden_dim: int = Field(256, ge=1, description="Width inside the adapter.")
+        num_layers: int = Field(2, ge=1, description="Layers inside the adapter.")
+        kernel: int = Field(_KERNEL, ge=1, description="Frames that one convolution of the conv type sees; odd.")
+        bound: float | None = Field(
+            None, gt=0, description="Largest edit of the conv type, in standard deviations of a channel; None: any."
+        )
+        taps: tuple[str, ...] = Field(("latent",), description="Patterns of the taps to edit, before VQ.")
+
+        @model_validator(mode="after")
+        def _fits_together(self) -> Self:
+            if self.kernel % 2 == 0:
+                raise ValueError(f"kernel = {self.kernel}; an odd number has a frame in the middle")
+            if self.adapter_type == "film" and (self.bound is not None or self.kernel != _KERNEL):
+                raise ValueError("bound and kernel are of adapter_type = 'conv'; 'film' is one map for all frames")
+            return self
+
+    def __init__(self, config: Config, taps: Taps) -> None:
+        super().__init__(config, taps)
+        self.before_taps = config.taps
+        self.adapters = nn.ModuleDict()
+        for tap in taps.match(config.taps):
+            if config.adapter_type == "film":
+                hidden = (config.hidden_dim,) * config.num_layers
+                self.adapters[tap.name] = FiLM(taps.speaker_dim, tap.channels, hidden)
+            else:
+                self.adapters[tap.name] = ConvAdapter(
+                    tap.channels, taps.speaker_dim, config.hidden_dim, config.num_layers, config.kernel, config.bound
+                )
+
+    @hookimpl
+    def before_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:
+        """(B, C, F) to (B, C, F)."""
+        edited: Tensor = self.adapters[tap.name](x, cond.speaker)
+        return edited
+
+    @hookimpl
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """`commitment`: edited latents stay near entries of the codebooks; see `snac_core.losses`."""
+        own, converted = step.identity_latents, step.converted_latents
+        codes = [torch.cat(level) for level in zip(own.codes, converted.codes, strict=True)]
+        return {"commitment": commitment(step.model.codec.quantizer, torch.cat([own.z, converted.z]), codes)}
+
+
+@hookimpl
+def register_strategies(register: Callable[[type], None]) -> None:
+    """Offer the strategy."""
+    register(Phase6EncoderAdapter)

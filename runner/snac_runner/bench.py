@@ -1,0 +1,218 @@
+"""What this project costs on this machine: ratios measured in one run, never bare seconds of another day.
+
+What each objective costs a training step: passes through codec and conditioning encoder, and seconds against the default one."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from snac_core.codec import SNAC
+from snac_core.errors import UserError
+from snac_core.frozen import FrozenActivations
+from snac_core.plugins import Catalogue
+from snac_runner.arm import Arm
+from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.resources import StudyResources
+from snac_runner.run_folder import peak_memory
+
+SECONDS = 4.0  # of audio that the codecs are timed on
+USUAL = 2  # number of a step in which nothing is decoded for curves alone
+
+
+def codec_against_upstream(base: str, rounds: int) -> list[str]:
+    """Encode and decode, ours frozen against the `snac` package with the same weights, in alternating rounds."""
+    ours = SNAC.from_pretrained(base).freeze()
+    audio = torch.randn(1, 1, round(SECONDS * ours.sampling_rate)) * 0.1
+    codes = ours.encode(audio)
+    works: dict[str, Callable[[], object]] = {
+        "encode": lambda: ours.encode(audio),
+        "decode": lambda: ours.decode(codes),
+    }
+    if importlib.util.find_spec("snac") is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # upstream scripts a function in a way that torch deprecates
+            from snac import SNAC as Upstream
+
+        theirs = Upstream(**ours.config).eval()
+        theirs.load_state_dict(ours.state_dict())
+        works |= {"upstream encode": lambda: theirs.encode(audio), "upstream decode": lambda: theirs.decode(codes)}
+    with torch.inference_mode():
+        taken = alternating(works, rounds)
+    lines = []
+    for verb in ("encode", "decode"):
+        line = f"{verb} {base}: {SECONDS / taken[verb]:.1f} times faster than real time"
+        if f"upstream {verb}" in taken:
+            line += f"; {taken[verb] / taken[f'upstream {verb}']:.2f} of upstream's time"
+        lines.append(line)
+    if "upstream encode" not in taken:
+        lines.append("upstream is not installed (pip install snac): no comparison")
+    return lines
+
+
+def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: Catalogue, rounds: int) -> list[str]:
+    """One step of all arms together, against the shared work once plus each arm's own; start-up left out."""
+    resources = StudyResources(study, catalogue)
+    with TemporaryDirectory() as folder:
+        trained = [Arm.new(arm, 0, Path(folder) / str(i), resources) for i, arm in enumerate(arms)]
+        batches = resources.batches(0)
+        shared: dict[str, list[float]] = {}
+        index = 0
+
+        def step(arms: Sequence[Arm], kept: list[float]) -> None:
+            nonlocal index
+            index += 1
+            started = time.perf_counter()
+            bare, speakers, targets = resources.drawn(index, batches, trained[0].sampler)
+            drawing = time.perf_counter() - started
+            for arm in arms:
+                arm.step(min(index, study.steps), bare, speakers, targets)
+            kept.append(drawing + bare.seconds)
+
+        works: dict[str, Callable[[], object]] = {}
+        for name, group in {"all": trained, **{arm.settings.title: [arm] for arm in trained}}.items():
+            kept = shared[name] = []
+            works[name] = lambda group=group, kept=kept: step(group, kept)  # type: ignore[misc]
+        taken = alternating(works, rounds)
+        common = {name: statistics.median(values) for name, values in shared.items()}
+        expected = common["all"] + sum(taken[arm.settings.title] - common[arm.settings.title] for arm in trained)
+        lines = [f"side by side, {len(trained)} arms, batch {study.batch_size} x {study.crop_seconds} s:"]
+        lines.append(f"  shared work once: {common['all']:.3f} s")
+        for arm in trained:
+            title = arm.settings.title
+            lines.append(f"  own work of {title}: {taken[title] - common[title]:.3f} s")
+        alone = sum(taken[arm.settings.title] for arm in trained)
+        lines.append(f"  one step of all: {taken['all']:.3f} s = {taken['all'] / expected:.2f} x (shared + own)")
+        lines.append(f"  against one after the other: {taken['all'] / alone:.2f} of {alone:.3f} s")
+        lines += [f"  passes of a step of {arm.settings.title}: {passes(arm, resources)}" for arm in trained]
+        lines.append(f"peak memory of this process: {peak_memory(resources.device) / 2**30:.2f} GiB")
+    return lines
+
+
+def start_up() -> list[str]:
+    """Seconds of `runner --help`, the fastest of three."""
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", "from snac_runner.cli import main; main(['--help'])"],
+            check=True,
+            capture_output=True,
+        )
+        taken.append(time.perf_counter() - started)
+    return [f"runner --help: {min(taken):.2f} s"]
+
+
+def passes(arm: Arm, resources: StudyResources) -> str:
+    """Calls (and rows) of codec encoder, quantiser, decoder and conditioning encoder in one training step.
+
+    That of most steps: where no loss asks for audio, every tenth decodes it for the curves all the same.
+    """
+    codec = resources.codec
+    watched = {
+        "encoder": codec.encoder.block[0],
+        "quantiser": codec.quantizer,
+        "decoder": codec.decoder.model[0],
+        "speaker_encoder": resources.speaker_encoder,
+    }
+    bare, speakers, targets = resources.drawn(USUAL, resources.batches(0), arm.sampler)
+    with counting(watched) as counts:
+        arm.step(USUAL, bare, speakers, targets)
+    return ", ".join(f"{name} {len(rows)} ({sum(rows)} items)" for name, rows in counts.items())
+
+
+@contextmanager
+def counting(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[int]]]:
+    """While inside, the number of items of every forward call of each module."""
+    counts: dict[str, list[int]] = {name: [] for name in modules}
+
+    def hook(rows: list[int]) -> Callable[..., None]:
+        return lambda _module, arguments: rows.append(len(arguments[0]))
+
+    handles = [module.register_forward_pre_hook(hook(counts[name])) for name, module in modules.items()]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def alternating(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each work, after one round to warm up; rounds alternate so that noise hits all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def objectives(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
+    """Every strategy that has a loss and can do without an edit: its name to the settings under which it does."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in catalogue.strategies:
+        strategy = catalogue.strategies[name]
+        if not hasattr(strategy, "loss"):
+            continue
+        if not _edits(strategy):
+            found[name] = {}
+        elif "path" in strategy.Config.model_fields:
+            found[name] = {"path": False}
+    return found
+
+
+def objective_costs(study: StudySettings, catalogue: Catalogue, rounds: int) -> list[str]:
+    """A step of each objective alone, with the first adapter before the quantiser and the first after it."""
+    names = [name for name in catalogue.strategies if _edits(catalogue.strategies[name])]
+    before = next((name for name in names if hasattr(catalogue.strategies[name], "before_vq")), None)
+    after = next((n for n in names if "path" not in catalogue.strategies[n].Config.model_fields and n != before), None)
+    resources = StudyResources(study, catalogue)
+    lines = [f"a training step of each objective alone, batch {study.batch_size} x {study.crop_seconds} s:"]
+    for adapter in (before, after):
+        if adapter is not None:
+            lines += _with(adapter, resources, rounds)
+    return lines
+
+
+def _with(adapter: str, resources: StudyResources, rounds: int) -> list[str]:
+    default = ArmSettings().objectives[0]
+    lines, works, counted = [], dict[str, Callable[[], object]](), dict[str, str]()
+    with TemporaryDirectory() as folder:
+        for name, settings in objectives(resources.catalogue).items():
+            settled = ArmSettings(strategies=(adapter,), objectives=(name,), settings={name: settings})
+            try:
+                arm = Arm.new(settled, 0, Path(folder) / name, resources)
+            except UserError as refusal:
+                lines.append(f"  {adapter}, {name}: {refusal}")
+                continue
+            counted[name] = passes(arm, resources)
+            works[name] = _step(arm, resources)
+        taken = alternating(works, rounds)
+    first = taken.get(default)
+    for name, seconds in taken.items():
+        ratio = f" ({seconds / first:.2f} x {default})" if first and name != default else ""
+        lines.append(f"  {adapter}, {name}: {seconds:.3f} s{ratio}; {counted[name]}")
+    return lines
+
+
+def _step(arm: Arm, resources: StudyResources) -> Callable[[], object]:
+    bare, speakers, targets = resources.drawn(USUAL, resources.batches(0), arm.sampler)
+    return lambda: arm.step(USUAL, FrozenActivations(resources.codec, bare.audio), speakers, targets)
+
+
+def _edits(strategy: Any) -> bool:
+    return any(hasattr(strategy, hook) for hook in ("before_vq", "after_vq"))

@@ -1,0 +1,86 @@
+"""The command line. Nothing here imports torch before a command that needs it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+from typing import Any
+
+import typer
+
+from snac_core.errors import UserError
+from snac_runner.cli import bench, convert, data, evaluate, index, plugins, pretrain, train
+from snac_runner.cli.console import Stopped
+
+app = typer.Typer(
+    name="runner",
+    help="Train and compare speaker-conditioning strategies for a frozen SNAC codec.",
+    epilog="Start with: runner quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for module in (train, evaluate, convert, plugins, pretrain, bench):
+    module.add_to(app)
+app.add_typer(data.app, name="data")
+app.add_typer(index.app, name="index")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from snac_core.hookspecs import API_VERSION
+
+        print(f"snac-conditioning {version('snac-conditioning')}, hook API {API_VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; allowed anywhere."),
+) -> None:
+    """Train and compare speaker-conditioning strategies for a frozen SNAC codec."""
+
+
+# What a mistyped command line raises: the base of typer's own BadParameter, wherever typer keeps its click.
+UsageProblem: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process with 0, 2 (a mistake of the user, told in one line), 130 (Ctrl-C) or 1."""
+    # Threads that spin while they wait make torch ten times slower on a machine that does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = typer.main.get_command(app)(arguments, prog_name="runner", standalone_mode=False)
+    except UserError as error:
+        _end(str(error), 2, debug)
+    except UsageProblem as error:
+        _end(f"{error.format_message()}{_got(error, arguments)} (runner --help lists what there is)", 2, debug)
+    except (Stopped, KeyboardInterrupt, typer.Abort) as error:
+        _end(str(error) or "interrupted", 130, debug)
+    except OSError as error:  # a full disk, a folder without permission
+        where = f": {error.filename}" if error.filename else ""
+        _end(f"{error.strerror or error}{where}", 2, debug)
+    if code == 130:  # what typer makes of Ctrl-C
+        print("error: interrupted", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _got(error: Any, arguments: list[str]) -> str:
+    """What stood behind the option that an error is about."""
+    options = getattr(getattr(error, "param", None), "opts", ())
+    got = [after for option, after in pairwise(arguments) if option in options]
+    return f"; got {got[-1]!r}" if got else ""
+
+
+def _end(message: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

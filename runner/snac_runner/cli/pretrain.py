@@ -1,0 +1,43 @@
+"""`runner pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: runner pretrain --data speech/ --out runs/base --set steps=20000")(pretrain)
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Run folder; a stopped training in it goes on.")],
+    data: Annotated[list[str], typer.Option(help="Folder of speech; may be repeated.")] = [],  # noqa: B006
+    preset: Annotated[str, typer.Option(help="tiny, snac_24khz, snac_32khz or snac_44khz.")] = "tiny",
+    start: Annotated[str | None, typer.Option(help="Codec to continue from.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    set_: Annotated[
+        list[str], typer.Option("--set", help="key=value of any setting, e.g. --set lr=3e-4 --set adversary.after=500.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Train a base codec from speech, or continue one."""
+    from snac_runner.cli.console import progress, say
+    from snac_runner.config import with_overrides
+    from snac_runner.pretrain.pretrain import pretrain as train
+    from snac_runner.pretrain.settings import recipe
+
+    given = {"data": data, "start": start, "steps": steps}
+    changes = with_overrides({k: v for k, v in given.items() if v} | {"device": device}, set_)
+    settings = recipe(preset, **changes)
+    with progress() as console:
+        model = train(
+            settings, out, say=console.line,
+            tell=lambda done, of, note: console.step("training the base", done, of, note),
+        )  # fmt: skip
+    if model is None:
+        raise KeyboardInterrupt(f"stopped; give the same command again to go on in {out}")
+    say(str(model))

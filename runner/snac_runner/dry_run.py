@@ -1,0 +1,99 @@
+"""`--dry-run`: what a study would do, cost, and be able to see, before anything is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from snac_runner.arm import Arm
+from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.controls import wanted_metrics
+from snac_runner.evaluate.scoring import judged_row
+from snac_runner.evaluate.systems import conditioned
+from snac_runner.evaluate.verdict import Sds, Size, planned_effect, share_kept, shortfalls
+from snac_runner.resources import StudyResources
+from snac_runner.run_folder import peak_memory
+from snac_runner.study import preflight
+
+TRIED_STEPS = 3
+# Assumed standard deviations of a difference in normalised SECS between two arms, per factor. They size nothing but the
+# announcement of a dry run; the report computes what its own data could have shown.
+SPREAD = Sds(seed=0.05, target=0.15, source=0.10, rest=0.20)
+CONTENT_SPREAD = Sds(seed=0.02, target=0.04, source=0.07, rest=0.10)  # likewise, in an error rate
+
+
+def describe_plan(
+    study: StudySettings, arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources
+) -> str:
+    """The arms as diffs from the defaults, time, memory, and the smallest effect that this size could detect."""
+    lines = [f"study {study.name!r}: {len(arms)} arm(s) x {len(study.seeds)} seed(s), {study.steps} steps each"]
+    first = ArmSettings().model_dump()
+    for arm in arms:
+        own = arm.model_dump()
+        diff = {k: v for k, v in own.items() if v != first[k] and k not in ("name", "strategies")}
+        lines.append(f"  {arm.title}: " + (", ".join(f"{k} = {v}" for k, v in diff.items()) or "default settings"))
+    train, judge = _timed(study, arms, resources)
+    runs = len(study.seeds) * len(arms)
+    seconds = train * study.steps * len(study.seeds) + judge * study.test_pairs * runs
+    if rates:
+        lines.append(f"  each arm tries lr {', '.join(f'{rate:g}' for rate in rates)} on seed {study.seeds[0]} first")
+        seconds += (train * study.steps + judge * study.test_pairs * len(arms)) * len(rates)
+    memory = peak_memory(resources.device)
+    lines.append(
+        f"time: about {_duration(seconds)} here ({train:.2f} s a step side by side, {judge:.2f} s a judged conversion)"
+    )
+    lines.append(f"memory: about {memory / 2**30:.1f} GiB")
+    pairs = resources.test_pairs
+    targets = len({pair.target for pair in pairs.pairs})
+    sources = len({pair.source.utterance for pair in pairs.pairs})
+    usable, _ = wanted_metrics(resources)
+    content = [metric for metric in usable.values() if metric.role == "content"]
+    comparisons = (1 + bool(content)) * max(1, len(arms) * (len(arms) - 1) // 2)
+    size = Size(len(study.seeds), targets, sources, len(pairs))
+    effect = planned_effect(size, SPREAD, comparisons=comparisons)
+    lines.append(
+        f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; smallest difference in "
+        f"normalised SECS that would be seen in 80 % of such studies: about {effect:.2f}"
+    )
+    if content:
+        margin = max(metric.margin for metric in content)
+        kept = share_kept(size, CONTENT_SPREAD, margin)
+        lines.append(
+            f"content: to be called better, an arm must also be shown to lose less than {100 * margin:.0f} points of "
+            f"content errors; about {100 * kept:.0f} % of such studies could show that of an arm that loses none"
+        )
+    missing = shortfalls(targets=targets, seeds=len(study.seeds), ok=1.0, comparisons=comparisons)
+    lines += [f"no verdict will be given: {reason}" for reason in missing]
+    return "\n".join(lines)
+
+
+def _timed(study: StudySettings, arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[float, float]:
+    """Seconds of one step of all arms, and of one judged conversion; every arm is checked on the way."""
+    with TemporaryDirectory() as folder:
+        seed = study.seeds[0]
+        trained = [Arm.new(arm, seed, Path(folder) / str(i), resources) for i, arm in enumerate(arms)]
+        for arm in trained:
+            preflight(arm)
+        batches = resources.batches(seed)
+        for index in range(1, TRIED_STEPS + 1):
+            if index == 2:  # the first step warms caches
+                started = time.perf_counter()
+            bare, speakers, targets = resources.drawn(index, batches, trained[0].sampler)
+            for arm in trained:
+                arm.step(index, bare, speakers, targets)
+        step = (time.perf_counter() - started) / (TRIED_STEPS - 1)
+
+        metrics, _ = wanted_metrics(resources)
+        item = resources.test.items[0]
+        for _ in range(2):  # the first one imports the metrics' tools
+            started = time.perf_counter()
+            judged_row(item, conditioned(trained[0].model)(resources.test, item), resources.test, metrics)
+        return step, time.perf_counter() - started
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

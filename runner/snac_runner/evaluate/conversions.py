@@ -1,0 +1,126 @@
+"""The conversions of a split: what is converted to whom, with the embeddings that condition and those that score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from snac_core.augment import change_voice
+from snac_core.seeding import generator
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.data.audio import load_audio
+from snac_runner.data.corpus import Corpus, Segment
+from snac_runner.data.pairs import Pair, PairList
+from snac_runner.embeddings import speaker_embeddings
+
+MOVES = torch.tensor([-2.5, -1.5, 1.5, 2.5]), torch.tensor([0.85, 0.93, 1.08, 1.15])
+"""Semitones of pitch, and factors on formants, by which a source becomes another voice: none that is trained on."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One conversion to do.
+
+    Attributes:
+        pair: source, target, and what is known of them.
+        audio: the source (1, T) at the codec's rate.
+        other: a third speaker of the split, neither source nor target, of the target's sex where there is one (a mere
+            change of sex is not specific); "" where there is none.
+    """
+
+    pair: Pair
+    audio: Tensor
+    other: str
+
+
+class Conversions:
+    """Everything needed to convert and to score the pairs of one split; the same for all that is compared.
+
+    Args:
+        corpus: the speech.
+        pairs: what to convert.
+        sample_rate: the codec's, in Hz.
+        speaker_encoder: makes the conditioning embeddings, and the conditioning encoder's scores.
+        judge: makes the scores.
+        progress: called with (text, done, of how many) while embeddings are computed.
+
+    Attributes:
+        conditioning: speaker to the conditioning encoder's embedding (S,) of conditioning audio.
+        speaker_encoder_reference, reference: speaker to the embedding of scoring audio, by conditioning encoder and judge.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        pairs: PairList,
+        sample_rate: int,
+        speaker_encoder: SpeakerEncoder,
+        judge: SpeakerEncoder,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.corpus = corpus
+        self.pairs = pairs
+        self.sample_rate = sample_rate
+        self.speaker_encoder = speaker_encoder
+        self.judge = judge
+        self._heard: dict[tuple[str, str], Tensor] = {}
+        self._moved: dict[str, Tensor] = {}
+
+        def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
+            def told(done: int, of: int) -> None:
+                if progress:
+                    progress(f"{encoder.name} on {pairs.split} speakers", done, of)
+
+            segments = {speaker: roles[role] for speaker, roles in pairs.references.items()}
+            return speaker_embeddings(corpus, segments, encoder, progress=told)
+
+        self.conditioning = embedded("conditioning", speaker_encoder)
+        self.speaker_encoder_reference = embedded("scoring", speaker_encoder)
+        self.reference = embedded("scoring", judge)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """The conversions, with their audio, in the order of the list."""
+        speakers = sorted(self.pairs.references)
+        items = []
+        for pair in self.pairs.pairs:
+            # the next speaker in the list that is neither: fixed by the list alone
+            place = speakers.index(pair.target)
+            others = [s for s in speakers[place:] + speakers[:place] if s not in (pair.target, pair.source_speaker)]
+            others.sort(key=lambda s: self.corpus.sex(s) != self.corpus.sex(pair.target))
+            items.append(Item(pair, self.segment_audio(pair.source), others[0] if others else ""))
+        return items
+
+    def moved(self, item: Item) -> Tensor:
+        """Another voice made out of the source (1, T): pitch and formants moved by what the pair's id decides."""
+        if item.pair.id not in self._moved:
+            draw = generator(item.pair.id, "another voice")
+            semitones, formants = (choices[torch.randint(len(choices), (1,), generator=draw)] for choices in MOVES)
+            self._moved[item.pair.id] = change_voice(item.audio.unsqueeze(0), self.sample_rate, semitones, formants)[0]
+        return self._moved[item.pair.id]
+
+    def ceiling_audio(self, item: Item) -> Tensor:
+        """Another, real utterance of the target (1, T) that neither conditions nor scores beyond its share."""
+        return self.segment_audio(self.pairs.references[item.pair.target]["ceiling"][0])
+
+    @cached_property
+    def candidates(self) -> dict[str, Tensor]:
+        """The judge's embedding (S,) of every target speaker."""
+        return {pair.target: self.reference[pair.target] for pair in self.pairs.pairs}
+
+    def target_audio(self, speaker: str, role: str = "scoring") -> Tensor:
+        """The first stretch of a speaker's speech (T,) of that role, at most 8 s."""
+        if (speaker, role) not in self._heard:
+            first = self.pairs.references[speaker][role][0]
+            self._heard[speaker, role] = self.segment_audio(first._replace(seconds=min(8.0, first.seconds)))[0]
+        return self._heard[speaker, role]
+
+    def segment_audio(self, segment: Segment) -> Tensor:
+        """A stretch of the corpus (1, T) at the codec's rate."""
+        utterance = self.corpus.utterance(segment.utterance)
+        return load_audio(utterance, self.sample_rate, start=segment.start, seconds=segment.seconds)

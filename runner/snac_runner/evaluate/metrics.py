@@ -1,0 +1,239 @@
+"""The built-in metrics. Each looks at one conversion; see `snac_core.metric` for what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from snac_core.hookspecs import hookimpl
+from snac_core.losses import MultiScaleSTFT, mel_distance
+from snac_core.metric import Conversion, Metric
+from snac_runner.evaluate.content import CER, PER, WER, PERAboveHalf, WhisperWER
+from snac_runner.evaluate.prosody import F0Correlation, F0Error, VoicingError
+
+
+def _cosine(embeddings: Mapping[str, Tensor], of: str, references: Mapping[str, Tensor], to: str) -> float | None:
+    if of not in embeddings or to not in references:
+        return None
+    return float(embeddings[of].double() @ references[to].double())
+
+
+class SECS(Metric):
+    """Speaker embedding cosine similarity of the converted output to the target, by the judge."""
+
+    name, unit, direction, worst = "secs", "cosine", "up", -1.0
+    outputs = ("converted",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(conversion.embeddings, "converted", conversion.references, "target")
+
+
+class SECSSource(Metric):
+    """Similarity of the converted output to the source speaker: what leaks through."""
+
+    name, unit, direction, worst = "secs_source", "cosine", "down", 1.0
+    outputs = ("converted",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(conversion.embeddings, "converted", conversion.references, "source")
+
+
+class SECSOwn(Metric):
+    """Similarity to the target of the same source under its own embedding."""
+
+    name, unit, direction, worst = "secs_own", "cosine", "down", 1.0
+    outputs = ("identity",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(conversion.embeddings, "identity", conversion.references, "target")
+
+
+class SECSOther(Metric):
+    """Similarity to the target of the same source under another speaker's embedding."""
+
+    name, unit, direction, worst = "secs_other", "cosine", "down", 1.0
+    outputs = ("other",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(conversion.embeddings, "other", conversion.references, "target")
+
+
+class Specificity(Metric):
+    """What the right embedding adds: similarity to the target under its embedding minus under another speaker's."""
+
+    name, unit, direction, worst = "specificity", "cosine", "up", -2.0
+    outputs = ("converted", "other")
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        right = _cosine(conversion.embeddings, "converted", conversion.references, "target")
+        wrong = _cosine(conversion.embeddings, "other", conversion.references, "target")
+        return None if right is None or wrong is None else right - wrong
+
+
+class SECSDegraded(Metric):
+    """SECS after a 7 kHz low-pass and with noise at 30 dB: a gain that this takes away was an inaudible attack."""
+
+    name, unit, direction, worst = "secs_degraded", "cosine", "up", -1.0
+    outputs = ("converted",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(conversion.embeddings, "degraded", conversion.references, "target")
+
+
+class Top1(Metric):
+    """Whether the judge, asked who of all target speakers speaks, names the target: 1 or 0."""
+
+    name, unit, direction, worst = "top1", "share", "up", 0.0
+    outputs = ("converted",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if "converted" not in conversion.embeddings or conversion.target_speaker not in conversion.candidates:
+            return None
+        scores = {
+            name: float(conversion.embeddings["converted"].double() @ reference.double())
+            for name, reference in conversion.candidates.items()
+        }
+        return float(max(scores, key=scores.__getitem__) == conversion.target_speaker)
+
+
+class SpkVC(Metric):
+    """Distance of the converted output to the target speaker, 1 - cosine, by the judge."""
+
+    name, unit, direction, worst = "spk_vc", "1 - cosine", "down", 2.0
+    outputs = ("converted",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        similarity = _cosine(conversion.embeddings, "converted", conversion.references, "target")
+        return None if similarity is None else 1 - similarity
+
+
+class SpkID(Metric):
+    """Distance of the output under the own embedding to the source speaker, 1 - cosine, by the judge."""
+
+    name, unit, direction, worst = "spk_id", "1 - cosine", "down", 2.0
+    outputs = ("identity",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        similarity = _cosine(conversion.embeddings, "identity", conversion.references, "source")
+        return None if similarity is None else 1 - similarity
+
+
+class SpkSynth(Metric):
+    """As spk_id, where the source's pitch and formants were moved before: whether the embedding undoes the change."""
+
+    name, unit, direction, worst = "spk_synth", "1 - cosine", "down", 2.0
+    outputs = ("synthetic",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        similarity = _cosine(conversion.embeddings, "synthetic", conversion.references, "source")
+        return None if similarity is None else 1 - similarity
+
+
+class Gap(Metric):
+    """spk_vc - spk_id: how much farther conversion is from its speaker than identity is."""
+
+    name, unit, direction, worst = "gap", "1 - cosine", "down", 2.0
+    outputs = ("converted", "identity")
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        vc, identity = SpkVC()(conversion), SpkID()(conversion)
+        return None if vc is None or identity is None else vc - identity
+
+
+class SpeakerEncoderSECS(Metric):
+    """SECS by the conditioning encoder: beside the judge's it shows a strategy that only fools its conditioning encoder."""
+
+    name, unit, direction, worst = "speaker_encoder_secs", "cosine", "up", -1.0
+    outputs = ("converted",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return _cosine(
+            conversion.speaker_encoder_embeddings, "converted", conversion.speaker_encoder_references, "target"
+        )
+
+
+class STOI(Metric):
+    """Intelligibility of the output under the own embedding, against the source (Taal et al. 2011; pystoi)."""
+
+    name, unit, direction, worst, requires = "stoi", "", "up", 0.0, ("pystoi",)
+    outputs = ("identity",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if conversion.identity is None:
+            return None
+        from pystoi import stoi
+
+        return float(stoi(conversion.source.numpy(), conversion.identity.numpy(), conversion.sample_rate))
+
+
+class PESQ(Metric):
+    """Wide-band PESQ of the output under the own embedding, against the source (ITU-T P.862.2; pesq), at 16 kHz."""
+
+    name, unit, direction, worst, requires = "pesq", "MOS-LQO", "up", 1.0, ("pesq",)
+    outputs = ("identity",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if conversion.identity is None:
+            return None
+        from pesq import pesq
+        from torchaudio.functional import resample
+
+        source, identity = (
+            resample(wave, conversion.sample_rate, 16_000).numpy() for wave in (conversion.source, conversion.identity)
+        )
+        return float(pesq(16_000, source, identity, "wb"))
+
+
+class Mel(Metric):
+    """Mean difference of log10 mel spectra of the output under the own embedding, against the source."""
+
+    name, unit, direction, worst = "mel", "log10", "down", 5.0
+    outputs = ("identity",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if conversion.identity is None:
+            return None
+        return float(
+            mel_distance(conversion.identity[None, None], conversion.source[None, None], conversion.sample_rate)
+        )
+
+
+class STFT(Metric):
+    """Multi-scale STFT distance of the output under the own embedding, against the source."""
+
+    name, unit, direction, worst = "stft", "", "down", 10.0
+    outputs = ("identity",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if conversion.identity is None:
+            return None
+        return float(MultiScaleSTFT()(conversion.identity[None, None], conversion.source[None, None]))
+
+
+class SISDR(Metric):
+    """Scale-invariant signal-to-distortion ratio of the output under the own embedding (Le Roux et al. 2019, eq. 3)."""
+
+    name, unit, direction, worst = "si_sdr", "dB", "up", -60.0
+    outputs = ("identity",)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if conversion.identity is None:
+            return None
+        source = conversion.source.double() - conversion.source.double().mean()
+        estimate = conversion.identity.double() - conversion.identity.double().mean()
+        target = (estimate @ source) / source.square().sum().clamp(min=1e-12) * source
+        error = (estimate - target).square().sum().clamp(min=1e-12)
+        return float(10 * torch.log10(target.square().sum().clamp(min=1e-12) / error))
+
+
+@hookimpl
+def register_metrics(register: Callable[[type], None]) -> None:
+    """Offer the metrics."""
+    for metric in (
+        SECS, SECSSource, SECSOwn, SECSOther, SECSDegraded, Specificity, Top1, SpkID, SpkVC, SpkSynth, Gap,
+        SpeakerEncoderSECS, WER, CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel,
+        STFT, SISDR,
+    ):  # fmt: skip
+        register(metric)

@@ -1,0 +1,75 @@
+"""The noise floor: how far a score moves when nothing changes but the decoder's noise.
+
+How fast a conditioned codec converts.
+
+What a judged run says of itself on the model card of its weights."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from snac_core.checkpoint import digest_of
+from snac_core.conditioned import ConditionedCodec
+from snac_core.conditioning import Conditioning
+from snac_core.metric import Metric
+from snac_runner.evaluate.conversions import Conversions
+from snac_runner.evaluate.scoring import Scores, judged_row
+from snac_runner.evaluate.systems import NOISE_SEED, conditioned, evaluating
+from snac_runner.resources import StudyResources
+
+
+def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metric, *, items: int = 4) -> float:
+    """Standard deviation of a metric over decodes with different noise, the mean over the first `items` conversions."""
+    spreads = []
+    for item in conversions.items[:items]:
+        values = []
+        for seed in (1, 2, 3):
+            rendering = conditioned(model, noise_seed=seed, synthetic=False)(conversions, item)
+            values.append(judged_row(item, rendering, conversions, {metric.name: metric}))
+        spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
+    return float(torch.stack(spreads).mean())
+
+
+def times_real_time(model: ConditionedCodec, conversions: Conversions, *, rounds: int = 4) -> float:
+    """Seconds of speech that a second of work converts: the first source, by itself, the best of a few rounds.
+
+    The best, because other work on a machine can only slow it down. The inverse of the real-time factor.
+    """
+    device = next(model.codec.parameters()).device
+    item = conversions.items[0]
+    speaker = Conditioning(conversions.conditioning[item.pair.target].unsqueeze(0).to(device))
+    seconds = []
+    with evaluating(model), model.codec.fixed_noise(NOISE_SEED):
+        for _ in range(rounds):
+            started = time.perf_counter()
+            audio = model.reconstruct(item.audio.unsqueeze(0).to(device), speaker).audio.cpu()
+            seconds.append(time.perf_counter() - started)
+    return audio.shape[-1] / conversions.sample_rate / min(seconds)
+
+
+def evaluation(
+    model: ConditionedCodec, scores: Scores, resources: StudyResources, *, seed: int, steps: int
+) -> dict[str, Any]:
+    """The pooled figures of a run, bound to the weights they were measured on: a `ConditionedCodec.evaluation`."""
+    pairs = resources.test_pairs
+    return {
+        "weights": digest_of(model),
+        "metrics": {
+            name: {key: figure[key] for key in ("mean", "n_ok", "n", "unit", "direction")}
+            for name, figure in scores.pooled.items()
+        },
+        "about": {
+            "data": resources.corpus.name,
+            "split": pairs.split,
+            "conversions": len(pairs),
+            "judge": f"{resources.judge.name} ({resources.judge.digest[:12]})",
+            "speaker_encoder": f"{resources.speaker_encoder.name} ({resources.speaker_encoder.digest[:12]})",
+            "seed": seed,
+            "steps": steps,
+            "version": version("snac-conditioning"),
+        },
+    }

@@ -1,0 +1,217 @@
+"""What can be judged: a conditioned codec, and the controls beside it. Each turns conversions into audio.
+
+The control without learning: the source's pitch and formants moved to the target's, then the bare codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snac_core.codec import SNAC
+from snac_core.conditioned import ConditionedCodec
+from snac_core.conditioning import Conditioning
+from snac_core.frozen import FrozenActivations
+from snac_runner.data.pairs import Pair
+from snac_runner.data.references import same_words
+from snac_runner.evaluate.conversions import Conversions, Item
+from snac_runner.evaluate.prosody import HIGHEST, LOWEST, mean_log2
+
+NOISE_SEED = 1
+"""Every decode that is compared adds the same noise."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One conversion as audio (T,), on the CPU; see `snac_core.metric.Conversion` for the parts.
+
+    Attributes:
+        codes: of the converted output, (F / stride,) per level; empty where there are none.
+        bare_codes: of the unconditioned source, likewise.
+        edits: tap to the size of the edit made there, relative to what was edited (root mean square over the item).
+        same_words: whether it should say what the source says.
+    """
+
+    converted: Tensor
+    identity: Tensor | None = None
+    other: Tensor | None = None
+    synthetic: Tensor | None = None
+    codes: list[Tensor] = field(default_factory=list)
+    bare_codes: list[Tensor] = field(default_factory=list)
+    edits: dict[str, float] = field(default_factory=dict)
+    same_words: bool = True
+
+
+System = Callable[[Conversions, Item], Rendering]
+
+
+def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, synthetic: bool = True) -> System:
+    """The trained model: under the target's, the source's own, and a third speaker's embedding, in one batch.
+
+    `synthetic` also asks it to give the source back its own voice, after that was moved.
+    """
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        names = [item.pair.target, item.pair.source_speaker, *([item.other] if item.other else [])]
+        device = next(model.codec.parameters()).device
+        speakers = torch.stack([conversions.conditioning[name] for name in names]).to(device)
+        edits: dict[str, float] = {}
+
+        def seen(tap: str, before: Tensor, after: Tensor) -> None:
+            """The first row is under the target's embedding."""
+            change = (after[0] - before[0]).square().mean() / before[0].square().mean().clamp(min=1e-20)
+            edits[tap] = float(change.sqrt())
+
+        with evaluating(model), model.codec.fixed_noise(noise_seed), model.observed(seen):
+            bare = FrozenActivations(model.codec, item.audio.unsqueeze(0).to(device))
+            out = model.reconstruct(bare.audio, Conditioning(speakers), bare=bare)
+        moved = None
+        if synthetic:
+            with evaluating(model), model.codec.fixed_noise(noise_seed):
+                another = conversions.moved(item).unsqueeze(0).to(device)
+                moved = model.reconstruct(another, Conditioning(speakers[1:2])).audio[0, 0].cpu()
+        audio = out.audio.squeeze(1).cpu()
+        return Rendering(
+            converted=audio[0],
+            identity=audio[1],
+            other=audio[2] if item.other else None,
+            synthetic=moved,
+            codes=[level[0].cpu() for level in out.codes],
+            bare_codes=[level[0].cpu() for level in bare.codes],
+            edits=edits,
+        )
+
+    return render
+
+
+def floor(codec: SNAC) -> System:
+    """The bare codec on the source: what no conditioning at all scores."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        audio = resynthesis(codec, item.audio)
+        return Rendering(converted=audio, identity=audio, synthetic=resynthesis(codec, conversions.moved(item)))
+
+    return render
+
+
+def ceiling(codec: SNAC) -> System:
+    """The bare codec on another real utterance of the target: what a perfect conversion could score."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        return Rendering(converted=resynthesis(codec, conversions.ceiling_audio(item)), same_words=False)
+
+    return render
+
+
+def mismatched(codec: SNAC) -> System:
+    """The bare codec on the next source that says something else: what a content judge must find all wrong."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        items = conversions.items
+        place = next(number for number, other in enumerate(items) if other.pair.id == item.pair.id)
+        others = (other for other in items[place + 1 :] + items[:place] if not _same_words(other.pair, item.pair))
+        return Rendering(converted=resynthesis(codec, next(others, item).audio))
+
+    return render
+
+
+def _same_words(a: Pair, b: Pair) -> bool:
+    if a.text is not None and b.text is not None:
+        return same_words(a.text) == same_words(b.text)
+    return a.source.utterance == b.source.utterance
+
+
+def source() -> System:
+    """The source, copied."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        return Rendering(converted=item.audio[0], identity=item.audio[0], synthetic=conversions.moved(item)[0])
+
+    return render
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients, and the strategies in eval mode; the mode of before comes back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def resynthesis(codec: SNAC, audio: Tensor) -> Tensor:
+    """What the bare codec makes of audio (1, T): (T,)."""
+    device = next(codec.parameters()).device
+    with torch.no_grad(), codec.fixed_noise(NOISE_SEED):
+        audio_hat: Tensor = codec(audio.unsqueeze(0).to(device))[0]
+    return audio_hat[0, 0].cpu()
+
+
+FORMANTS = (1, 2, 3)
+SHIFT = (0.75, 1.35)  # bounds of the formants' ratio: measured means beyond are errors of measurement
+# Praat lays voiceless stretches anew out of pieces of random lengths
+_SEED = "random_initializeWithSeedUnsafelyButPredictably: 1"
+
+
+def signal_processing(codec: SNAC) -> System:
+    """Praat's overlap-add "Change gender" to the target's mean log-F0 and formants, then the bare codec.
+
+    The target's are measured on its conditioning audio, which is all that an arm hears of it as well. Needs
+    parselmouth.
+    """
+    means: dict[str, tuple[float | None, float | None]] = {}
+
+    def of_speaker(conversions: Conversions, speaker: str) -> tuple[float | None, float | None]:
+        if speaker not in means:
+            audio = conversions.target_audio(speaker, "conditioning")
+            means[speaker] = (mean_log2(audio, conversions.sample_rate), mean_formants(audio, conversions.sample_rate))
+        return means[speaker]
+
+    def moved(conversions: Conversions, item: Item, speaker: str) -> Tensor:
+        rate = conversions.sample_rate
+        pitch, formants = of_speaker(conversions, speaker)
+        own = mean_formants(item.audio[0], rate)
+        ratio = float(np.clip(formants / own, *SHIFT)) if formants and own else 1.0
+        median = 2.0**pitch if pitch is not None else 0.0  # 0: Praat leaves the pitch as it is
+        return resynthesis(codec, change_voice(item.audio[0], rate, median, ratio).unsqueeze(0))
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        return Rendering(
+            converted=moved(conversions, item, item.pair.target),
+            identity=moved(conversions, item, item.pair.source_speaker),
+            other=moved(conversions, item, item.other) if item.other else None,
+        )
+
+    return render
+
+
+def change_voice(audio: Tensor, sample_rate: int, median_hertz: float, formant_ratio: float) -> Tensor:
+    """Audio (T,) with its median pitch at `median_hertz` (0: as it is) and its formants times `formant_ratio`.
+
+    The same audio gives the same result every time.
+    """
+    import parselmouth
+
+    parselmouth.praat.run(_SEED)
+    sound = parselmouth.Sound(audio.double().numpy(), sampling_frequency=sample_rate)
+    moved = parselmouth.praat.call(sound, "Change gender", LOWEST, HIGHEST, formant_ratio, median_hertz, 1.0, 1.0)
+    samples = torch.from_numpy(np.asarray(moved.resample(sample_rate).values[0])).to(audio.dtype)
+    return torch.nn.functional.pad(samples, (0, max(0, len(audio) - len(samples))))[: len(audio)]
+
+
+def mean_formants(audio: Tensor, sample_rate: int) -> float | None:
+    """Geometric mean of the first three formants in Hz, over time (Burg, five poles below 5.5 kHz)."""
+    import parselmouth
+
+    sound = parselmouth.Sound(audio.double().numpy(), sampling_frequency=sample_rate)
+    found = sound.to_formant_burg(0.01, 5.0, 5500.0)
+    values = np.array([[found.get_value_at_time(n, t) for n in FORMANTS] for t in found.ts()])
+    whole = values[np.isfinite(values).all(axis=1)] if len(values) else values
+    return float(np.exp(np.log(whole).mean())) if len(whole) else None

@@ -1,0 +1,83 @@
+"""What a run writes while it trains: metrics.jsonl, training.log, TensorBoard events. All three say the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from snac_core.files import write_text
+
+
+class RunLog:
+    """The logs of one run folder.
+
+    Args:
+        folder: of the run.
+        steps_per_epoch: batches in which every training utterance could have been seen once.
+        resumed_at: the step of the checkpoint that the run goes on from; what was logged after it is forgotten.
+    """
+
+    def __init__(self, folder: Path, steps_per_epoch: int, resumed_at: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.steps_per_epoch = steps_per_epoch
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics, text = folder / "metrics.jsonl", folder / "training.log"
+        kept = [record for record in read_metrics(metrics) if record["step"] <= resumed_at]
+        write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(text, "".join(self._line(record) + "\n" for record in kept))
+        self._metrics: TextIO = metrics.open("a", buffering=1)
+        self._text: TextIO = text.open("a", buffering=1)
+        self._events = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One record: of a training step, or with the key "dev", of a judged evaluation."""
+        record = {"step": record["step"], "epoch": self._epoch(record["step"]), **record}
+        self._metrics.write(json.dumps(record) + "\n")
+        self._text.write(self._line(record) + "\n")
+        scalars = record.get("dev", record)
+        prefix = "dev/" if "dev" in record else ""
+        for name, value in scalars.items():
+            if name not in ("step", "epoch") and isinstance(value, float):
+                self._events.add_scalar(prefix + name, value, record["step"])
+
+    def flush(self) -> None:
+        """Put the events on disk too; the other two are written line by line."""
+        for file in (self._metrics, self._text):
+            file.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """No more records."""
+        self.flush()
+        self._metrics.close()
+        self._text.close()
+        self._events.close()
+
+    def _epoch(self, step: int) -> int:
+        return 1 + (step - 1) // self.steps_per_epoch
+
+    def _line(self, record: dict[str, Any]) -> str:
+        step = record["step"]
+        place = f"Epoch {self._epoch(step)}, Batch {1 + (step - 1) % self.steps_per_epoch}/{self.steps_per_epoch}:"
+        values = record.get("dev", record)
+        shown = " ".join(
+            f"{name}={value:.4g}"
+            for name, value in values.items()
+            if name not in ("step", "epoch") and isinstance(value, float)
+        )
+        return f"{place} {'dev ' if 'dev' in record else ''}step={step} {shown}"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a metrics.jsonl; a line cut off by a crash is not one."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records

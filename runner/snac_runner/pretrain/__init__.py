@@ -1,0 +1,1 @@
+"""Train a base codec from speech, and measure it."""

@@ -1,0 +1,98 @@
+"""One process per device, as torchrun starts them; alone without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from snac_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class DistributedContext:
+    """Which of how many processes this is, and where it computes."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and lines."""
+        return self.rank == 0
+
+    def describe(self) -> str:
+        """The device in words."""
+        if self.device.type == "cuda":
+            return f"{self.world} x {torch.cuda.get_device_name(self.device)}"
+        return f"{self.world} process(es) of {torch.get_num_threads()} CPU thread(s)"
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over all processes, in place, in one message."""
+        if self.world == 1 or not tensors:
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.world
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.world == 1:
+            return tensor
+        moved = tensor.to(self.device)
+        dist.all_reduce(moved)
+        return moved.to(tensor.device)
+
+    def agree(self, tensors: Sequence[Tensor]) -> None:
+        """Give all processes the first one's tensors."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def distributed(device: str) -> Iterator[DistributedContext]:
+    """The place of this process: from torchrun's environment, else alone.
+
+    Args:
+        device: cpu, cuda, cuda:N, or auto.
+
+    Raises:
+        UserError: for a device that is not there.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {device!r}; expected cpu, cuda, cuda:N or auto") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was asked for, but torch sees no CUDA device; use cpu or auto")
+    if chosen.type == "cuda" and world > 1:
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    if world == 1:
+        if chosen.index is not None and chosen.type == "cuda":
+            torch.cuda.set_device(chosen)  # what is recorded is recorded on the current one
+        yield DistributedContext(chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield DistributedContext(chosen, rank, world)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,294 @@
+"""Inline SVG. Colours come from the page's stylesheet (classes s0 to s7 for arms): one drawing suits both themes.
+
+Coordinates are in the units of the viewBox; texts are escaped here, and nothing else comes from outside.
+
+
+Training curves of a study, read from each run's metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from snac_runner.report.results import Run, Study, finite
+
+COLOURS = 8
+MOST_NAMED = 6  # arms whose names a scatter plot has room for
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm or control in the plane, with interval bounds on both axes (None where there is none)."""
+
+    label: str
+    mark: int | None  # number of the arm, None for a control
+    x: float
+    y: float
+    x_low: float | None = None
+    x_high: float | None = None
+    y_low: float | None = None
+    y_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    label: str
+    mark: int
+    seed_place: int  # 0 for the arm's first seed: solid, then dashed
+    points: Sequence[tuple[float, float]]
+
+
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers covering [low, high], about `wanted` of them."""
+    span = high - low
+    step = 10 ** math.floor(math.log10(span / wanted))
+    step *= min((1, 2, 2.5, 5, 10), key=lambda m: abs(span / (m * step) - wanted))
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
+    """Bounds of an axis: the values with a margin; never empty."""
+    low, high = min(values), max(values)
+    margin = (high - low) * share or max(abs(high) * 0.1, 0.1)
+    return low - margin, high + margin
+
+
+def tick_text(value: float) -> str:
+    if value and (abs(value) >= 10_000 or abs(value) < 0.0001):
+        return f"{value:.0e}".replace("-", "−")
+    return f"{value:.6g}".replace("-", "−")
+
+
+def marker(mark: int | None, x: str | float, y: str | float, size: float = 5.5) -> str:
+    """An arm's mark; colour and shape both tell arms apart. Positions may be percentages, hence the nested svg."""
+    shape = {
+        0: f'<circle r="{size}"/>',
+        1: f'<rect x="{-size * 0.9:.1f}" y="{-size * 0.9:.1f}" width="{size * 1.8:.1f}" height="{size * 1.8:.1f}"/>',
+        2: f'<path d="M0 {-size * 1.2:.1f}L{size * 1.1:.1f} {size * 0.8:.1f}H{-size * 1.1:.1f}Z"/>',
+        3: f'<path d="M0 {-size * 1.25:.1f}L{size * 1.25:.1f} 0L0 {size * 1.25:.1f}L{-size * 1.25:.1f} 0Z"/>',
+        4: f'<path d="M0 {size * 1.2:.1f}L{size * 1.1:.1f} {-size * 0.8:.1f}H{-size * 1.1:.1f}Z"/>',
+    }
+    if mark is None:
+        body, name = f'<path d="M{-size} {-size}L{size} {size}M{-size} {size}L{size} {-size}"/>', "control"
+    else:
+        body, name = shape[(mark + mark // COLOURS) % len(shape)], f"s{mark % COLOURS}"
+    return f'<svg x="{x}" y="{y}" overflow="visible" class="mark {name}">{body}</svg>'
+
+
+def key_mark(mark: int | None) -> Markup:
+    """A mark for legends and table rows."""
+    return Markup(f'<svg class="key" width="14" height="14" aria-hidden="true">{marker(mark, 7, 7, 4.6)}</svg>')
+
+
+class _Axes:
+    """A frame with ticks; `x` and `y` map data to the viewBox."""
+
+    def __init__(
+        self, xs: Sequence[float], ys: Sequence[float], width: int, height: int, x_label: str, y_label: str
+    ) -> None:
+        self.width, self.height = width, height
+        self.left, self.right, self.top, self.bottom = 56, 12, 12, 40 if x_label else 26
+        self.x0, self.x1 = padded(xs, 0.06)
+        self.y0, self.y1 = padded(ys)
+        self.parts: list[str] = []
+        for value in ticks(self.x0, self.x1, 5):
+            x = self.x(value)
+            self.parts.append(
+                f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{self.top}" y2="{height - self.bottom}"/>'
+            )
+            self.text(x, height - self.bottom + 16, tick_text(value), "tick middle")
+        for value in ticks(self.y0, self.y1, 4):
+            y = self.y(value)
+            self.parts.append(
+                f'<line class="grid" x1="{self.left}" x2="{width - self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+            self.text(self.left - 7, y + 4, tick_text(value), "tick end")
+        if x_label:
+            self.text((self.left + width - self.right) / 2, height - 6, x_label, "axis middle")
+        if y_label:
+            middle = (self.top + height - self.bottom) / 2
+            self.parts.append(
+                f'<text class="axis middle" transform="translate(12 {middle:.1f}) rotate(-90)">{escape(y_label)}</text>'
+            )
+
+    def x(self, value: float) -> float:
+        return self.left + (value - self.x0) / (self.x1 - self.x0) * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        return (
+            self.height - self.bottom - (value - self.y0) / (self.y1 - self.y0) * (self.height - self.top - self.bottom)
+        )
+
+    def text(self, x: float, y: float, text: str, kind: str) -> None:
+        self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>')
+
+    def svg(self, label: str) -> Markup:
+        opening = f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(label)}">'
+        return Markup(opening + "".join(self.parts) + "</svg>")
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _label_place(axes: _Axes, p: Point, taken: Sequence[Box]) -> tuple[Box, bool]:
+    """Where a point's name covers least: above or below, right or left of it. Also whether it ends at the point."""
+    x, y, wide = axes.x(p.x), axes.y(p.y), 6.8 * len(p.label)
+    choices: list[tuple[float, Box, bool]] = []
+    for rise in (-8, 20, -22, 34):
+        for end in (False, True):
+            left = x - 9 - wide if end else x + 9
+            box = (left, y + rise - 11, left + wide, y + rise + 3)
+            clash = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+            outside = box[0] < axes.left or box[2] > axes.width or box[1] < 0
+            choices.append((clash + 2 * outside, box, end))
+    _, box, end = min(choices, key=lambda c: c[0])
+    return box, end
+
+
+def pareto(points: Sequence[Point], x_label: str, y_label: str, label: str) -> Markup:
+    """Two measures against each other, intervals as crosses, every point named; of many arms, only what is no arm."""
+    many = sum(p.mark is not None for p in points) > MOST_NAMED
+    xs = [v for p in points for v in (p.x, p.x_low, p.x_high) if v is not None]
+    ys = [v for p in points for v in (p.y, p.y_low, p.y_high) if v is not None]
+    axes = _Axes(xs, ys, 400, 300, x_label, y_label)
+    for p in points:
+        name = "control" if p.mark is None else f"s{p.mark % COLOURS}"
+        x, y = axes.x(p.x), axes.y(p.y)
+        if p.x_low is not None and p.x_high is not None:
+            ends = f'x1="{axes.x(p.x_low):.1f}" x2="{axes.x(p.x_high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+            axes.parts.append(f'<line class="whisker {name}" {ends}/>')
+        if p.y_low is not None and p.y_high is not None:
+            ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{axes.y(p.y_low):.1f}" y2="{axes.y(p.y_high):.1f}"'
+            axes.parts.append(f'<line class="whisker {name}" {ends}/>')
+        axes.parts.append(marker(p.mark, f"{x:.1f}", f"{y:.1f}"))
+    taken = [(axes.x(p.x) - 8, axes.y(p.y) - 8, axes.x(p.x) + 8, axes.y(p.y) + 8) for p in points]
+    for p in sorted((p for p in points if p.mark is None or not many), key=lambda q: -q.y):
+        box, end = _label_place(axes, p, taken)
+        taken.append(box)
+        axes.text(box[2] if end else box[0], box[3] - 3, p.label, "name end" if end else "name")
+    return axes.svg(label)
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
+    """At most `most` points: means of consecutive stretches."""
+    if len(points) <= most:
+        return list(points)
+    found = []
+    for i in range(most):
+        part = points[i * len(points) // most : (i + 1) * len(points) // most]
+        found.append((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)))
+    return found
+
+
+def curves(lines: Sequence[Line], label: str) -> Markup:
+    """A small panel of training curves over steps: one colour an arm, one dash pattern a seed."""
+    kept = [(line, thinned(line.points)) for line in lines if line.points]
+    axes = _Axes([x for _, p in kept for x, _ in p], [y for _, p in kept for _, y in p], 360, 210, "", "")
+    for line, points in kept:
+        coordinates = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
+        title = f"<title>{escape(line.label)}</title>"
+        style = f"line s{line.mark % COLOURS} seed{line.seed_place % 4}"
+        if len(points) == 1:
+            axes.parts.append(marker(line.mark, f"{axes.x(points[0][0]):.1f}", f"{axes.y(points[0][1]):.1f}", 4))
+        else:
+            axes.parts.append(f'<polyline class="{style}" points="{coordinates}">{title}</polyline>')
+            if line.seed_place == 0:  # where colours come again, shapes tell arms apart
+                x, y = points[-1]
+                axes.parts.append(marker(line.mark, f"{axes.x(x):.1f}", f"{axes.y(y):.1f}", 3))
+    return axes.svg(label)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of the ranking: positions in percent of the track."""
+
+    label: str
+    mark: int | None
+    text: str
+    detail: str
+    svg: Markup
+
+
+def ranking(rows: Sequence[tuple[str, int | None, float, float | None, float | None, str, str]],
+            references: Sequence[float]) -> tuple[list[Bar], list[tuple[float, str]]]:  # fmt: skip
+    """Rows (label, mark, mean, low, high, text, detail) on one axis, with reference lines; also the ticks in percent.
+
+    Positions are percentages, so the page can stretch the tracks to any width while texts keep their size.
+    """
+    values = [v for _, _, mean, low, high, _, _ in rows for v in (mean, low, high) if v is not None] + list(references)
+    x0, x1 = padded(values, 0.05)
+
+    def at(value: float) -> str:
+        return f"{100 * (value - x0) / (x1 - x0):.2f}%"
+
+    marks = ticks(x0, x1, 5)
+    bars = []
+    for label, mark, mean, low, high, text, detail in rows:
+        parts = [f'<line class="grid" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v in marks]
+        parts += [f'<line class="reference" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v in references]
+        if low is not None and high is not None:
+            kind = "control" if mark is None else f"s{mark % COLOURS}"
+            parts.append(f'<line class="interval {kind}" x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
+        parts.append(marker(mark, at(mean), "50%", 6))
+        svg = Markup(f'<svg class="track" width="100%" height="34" aria-hidden="true">{"".join(parts)}</svg>')
+        bars.append(Bar(label, mark, text, detail, svg))
+    return bars, [(100 * (v - x0) / (x1 - x0), tick_text(v)) for v in marks]
+
+
+FIRST = ("loss", "spk_id", "spk_vc", "spk_synth", "gap")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity over training, all arms and seeds."""
+
+    name: str
+    title: str
+    svg: Markup
+
+
+def read_curves(run: Run) -> dict[str, list[tuple[float, float]]]:
+    """Quantity -> (step, value), from metrics.jsonl; dev evaluations are named "dev ...", broken lines left out."""
+    path = run.folder / "metrics.jsonl"
+    found: dict[str, list[tuple[float, float]]] = {}
+    if not path.is_file():
+        return found
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # the last line of a killed run may be half written
+            continue
+        if not isinstance(line, dict) or (step := finite(line.get("step"))) is None:
+            continue
+        dev = line.get("dev")
+        entries = [(name, line.get(name)) for name in FIRST]
+        entries += [(f"dev {name}", value) for name, value in dev.items()] if isinstance(dev, dict) else []
+        for name, value in entries:
+            if (number := finite(value)) is not None:
+                found.setdefault(name, []).append((step, number))
+    return found
+
+
+def panels(study: Study) -> list[Panel]:
+    """Every quantity that some run logged: the loss and the conditioning encoder's distances, then what the judge said on dev."""
+    lines: dict[str, list[Line]] = {}
+    for mark, (arm, runs) in enumerate(study.arms.items()):
+        for place, run in enumerate(runs):
+            label = arm if run.seed is None else f"{arm}, seed {run.seed}"
+            for name, points in read_curves(run).items():
+                lines.setdefault(name, []).append(Line(label, mark, place, sorted(points)))
+    order = [n for n in FIRST if n in lines] + sorted(n for n in lines if n.startswith("dev "))
+    return [
+        Panel(n, _title(n), curves(lines[n], f"{_title(n)} over training steps, every arm and seed")) for n in order
+    ]
+
+
+def _title(name: str) -> str:
+    if name.startswith("dev "):
+        return f"dev · {name.removeprefix('dev ')}"
+    return name if name == "loss" else f"{name} (conditioning encoder)"

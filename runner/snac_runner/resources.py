@@ -1,0 +1,194 @@
+"""What all runs of a study work with: the frozen codec and encoders, the speech, the conversions to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from snac_core.codec import SNAC
+from snac_core.errors import UserError
+from snac_core.frozen import FrozenActivations
+from snac_core.plugins import Catalogue
+from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
+from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
+from snac_runner.config import StudySettings
+from snac_runner.data.corpus import Corpus, Segment
+from snac_runner.data.crops import CropLoader, parallel_speech
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.pairs import PairList, conversion_pairs
+from snac_runner.data.references import PARTS, References
+from snac_runner.embeddings import speaker_embeddings
+from snac_runner.evaluate.codes import SpeakerProbe
+from snac_runner.evaluate.conversions import Conversions
+from snac_runner.evaluate.judges import Calibration, calibration_of, check_judge, check_scores
+
+Progress = Callable[[str, int, int], None]
+
+
+class StudyResources:
+    """Loaded on first use, each once.
+
+    Args:
+        study: the shared settings.
+        catalogue: the plugins.
+        progress: called with (what, done, of how many) on long work.
+        warn: called with a line for everything that is skipped.
+    """
+
+    def __init__(
+        self,
+        study: StudySettings,
+        catalogue: Catalogue,
+        *,
+        progress: Progress | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        if not study.data:
+            raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
+        self.study = study
+        self.catalogue = catalogue
+        self.progress = progress
+        self.warn = warn
+        self.device = device_named(study.device)
+
+    @cached_property
+    def codec(self) -> SNAC:
+        """The base, frozen."""
+        return SNAC.from_pretrained(self.study.base).freeze().to(self.device)
+
+    @cached_property
+    def speaker_encoder(self) -> SpeakerEncoder:
+        """The encoder of conditioning and loss."""
+        return load_speaker_encoder(self.study.speaker_encoder, plugins=self.catalogue).to(self.device)
+
+    @cached_property
+    def judge(self) -> SpeakerEncoder:
+        """The encoder of the scores, checked to be none that the arms learn from."""
+        judge = load_speaker_encoder(self.study.judge, plugins=self.catalogue).to(self.device)
+        check_judge(judge, self.speaker_encoder, self.catalogue)
+        check_scores(judge, self.speaker_encoder, self.corpus, self.catalogue)
+        return judge
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The speech."""
+
+        def told(done: int, of: int) -> None:
+            if self.progress:
+                self.progress("listening to the data", done, of)
+
+        return open_corpus(self.study.data, console=self.warn, progress=told)
+
+    @cached_property
+    def table(self) -> SpeakerTable:
+        """The conditioning encoder's embeddings of the training speakers."""
+        references = References(self.corpus, "train")
+
+        def embedded(segments: dict[str, list[Segment]]) -> dict[str, Tensor]:
+            def told(done: int, of: int) -> None:
+                if self.progress:
+                    self.progress(f"{self.speaker_encoder.name} on train speakers", done, of)
+
+            return speaker_embeddings(self.corpus, segments, self.speaker_encoder, progress=told)
+
+        names = references.speakers
+        means = [embedded({name: of(name) for name in names}) for of in (references.conditioning, references.scoring)]
+        single = embedded({f"{name}/{i}": [part] for name in names for i, part in enumerate(references.parts(name))})
+        conditioning, scoring = (torch.stack([mean[name] for name in names]) for mean in means)
+        parts = torch.stack([torch.stack([single[f"{name}/{i}"] for i in range(PARTS)]) for name in names])
+        return SpeakerTable(tuple(names), conditioning, scoring, self.speaker_encoder.digest, parts)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of everything that a score depends on beside the arm."""
+        return {
+            "data": self.corpus.digest,
+            "base": self.codec.digest,
+            "speaker_encoder": self.speaker_encoder.digest,
+            "judge": self.judge.digest,
+        }
+
+    def batches(self, seed: int) -> CropLoader:
+        """Batches of training crops for a seed."""
+        study = self.study
+        return CropLoader(self.corpus, "train", self.codec.sampling_rate, study.crop_seconds, study.batch_size, seed)
+
+    def parallel(self, seed: int, step: int, targets: Tensor, items: int) -> tuple[Tensor, Tensor] | None:
+        """What the targets (rows of the table, (N * items,)) say with the words of a step's first items; see `Step`."""
+        if seed not in self._loaders:
+            self._loaders[seed] = self.batches(seed)
+        loader = self._loaders[seed]
+        names = [self.table.names[row] for row in targets.tolist()]
+        found = parallel_speech(loader, step, names, items)
+        return found and (found[0].to(self.device), found[1].to(self.device))
+
+    @cached_property
+    def _loaders(self) -> dict[int, CropLoader]:
+        """By seed, for what is looked up beside the batches."""
+        return {}
+
+    def drawn(
+        self, index: int, batches: CropLoader, sampler: SpeakerSampler
+    ) -> tuple[FrozenActivations, Tensor, Tensor]:
+        """What every arm of a seed trains on at step `index`.
+
+        Returns:
+            the unedited pass over the batch, and rows of the table: of its speakers (B,) and of their targets (N * B,).
+        """
+        batch = batches.at(index)
+        speakers = self.table.rows(batch.speakers)
+        targets = sampler.targets(speakers, index, self.study.targets, choice=self.study.target_choice)
+        return FrozenActivations(self.codec, batch.audio.to(self.device)), speakers, targets
+
+    @cached_property
+    def dev(self) -> Conversions:
+        """Conversions of dev speakers, judged while training."""
+        return self._conversions(self._pairs("dev", self.study.dev_pairs))
+
+    @cached_property
+    def test(self) -> Conversions:
+        """Conversions of test speakers, which only the report sees."""
+        return self._conversions(self.test_pairs)
+
+    @cached_property
+    def probe(self) -> SpeakerProbe:
+        """Hears who speaks in the codes of test conversions."""
+        return SpeakerProbe(self.codec, self.test)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What `runner evaluate --calibrate` found of this judge, speech and base; None where it was not run."""
+        return calibration_of(self.judge, self.corpus, self.codec)
+
+    @cached_property
+    def test_pairs(self) -> PairList:
+        """What is converted to whom on test speakers; known without hearing any of them."""
+        return self._pairs("test", self.study.test_pairs)
+
+    def _pairs(self, split: str, n: int) -> PairList:
+        study = self.study
+        try:
+            return conversion_pairs(self.corpus, split, n=n, seed=study.pair_seed, seconds=study.pair_seconds)
+        except UserError as error:
+            raise UserError(f"{error} (--set {split}_pairs=N sets how many)") from error
+
+    def _conversions(self, pairs: PairList) -> Conversions:
+        return Conversions(
+            self.corpus, pairs, self.codec.sampling_rate, self.speaker_encoder, self.judge, progress=self.progress
+        )
+
+
+def device_named(name: str) -> torch.device:
+    """A device by name; UserError for one that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}; expected cpu, cuda, or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} asked for, but this machine has no CUDA device; expected cpu")
+    return device

@@ -1,0 +1,298 @@
+"""Where the taps of a codec lie among its layers, and what passes there.
+
+SNAC: the multi-scale neural audio codec of Siuzdak et al. 2024, unchanged, with named taps along its path."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from snac_core.codec.checks import check_audio, check_codes, check_finite, resolved_config
+from snac_core.codec.layers import Decoder, Encoder, NoiseSource, WNConv1d, WNConvTranspose1d
+from snac_core.codec.vq import ResidualVectorQuantize
+from snac_core.errors import UserError, nearest
+from snac_core.files import tensor_digest
+from snac_core.taps import Tap, is_before_vq
+
+
+class SignalPath:
+    """The taps of one configuration, and the layers between them.
+
+    Names count the resampling blocks alone: they are the same with and without attention and depthwise convolutions.
+
+    Args:
+        config: SNAC's constructor arguments, resolved.
+        encoder_layers, decoder_layers: how many layers the two sides have in all.
+    """
+
+    def __init__(self, config: Mapping[str, Any], encoder_layers: int, decoder_layers: int) -> None:
+        rate, channels = float(config["sampling_rate"]), config["encoder_dim"]
+        taps = [Tap("encoder_0", channels, rate)]
+        ends = {"encoder_0": 1}  # layers of a tap's side that lie before it
+        for number, factor in enumerate(config["encoder_rates"], 1):
+            rate, channels = rate / factor, channels * 2
+            taps.append(Tap(f"encoder_{number}", channels, rate))
+            ends[f"encoder_{number}"] = 1 + number
+        taps += [Tap("latent", channels, rate), Tap("quantized", channels, rate)]
+        ends |= {"latent": encoder_layers, "quantized": 0}
+        channels = config["decoder_dim"]
+        stem = decoder_layers - len(config["decoder_rates"]) - 3  # Snake, convolution and tanh come last
+        for number, factor in enumerate([1, *config["decoder_rates"]]):
+            rate = rate * factor
+            taps.append(Tap(f"decoder_{number}", channels // 2**number, rate))
+            ends[f"decoder_{number}"] = stem + number
+        ends["audio"] = decoder_layers
+        self.taps = tuple(taps)
+        self._channels = {tap.name: tap.channels for tap in taps}
+        self._ends = ends
+
+    def between(self, after: str | None, upto: str) -> tuple[str, int, int]:
+        """The side ("encoder" or "decoder") and its layers [first, last) that lead from `after` to `upto`."""
+        for name in (after, upto):
+            if name is not None and name not in self._ends:
+                raise UserError(f"no tap {name!r} in this codec{nearest(name, self._ends)}")
+        if after == "audio":
+            raise UserError("nothing comes after 'audio'")
+        before = after is None or is_before_vq(after)
+        if before != is_before_vq(upto):
+            raise UserError(
+                f"from {after or 'the start'!r} to {upto!r} lies the quantiser; go from the audio to 'latent', call "
+                f"quantizer(z), and go on from 'quantized'"
+            )
+        first, last = 0 if after is None else self._ends[after], self._ends[upto]
+        if first > last:
+            raise UserError(f"{upto!r} comes before {after!r} in the signal path; taps go forward only")
+        return "encoder" if before else "decoder", first, last
+
+    def check(self, x: Tensor, after: str | None) -> None:
+        """Raise UserError unless `x` has the shape (B, C, F) of what passes at `after`."""
+        channels = 1 if after is None else self._channels[after]
+        if x.dim() != 3 or x.shape[1] != channels:
+            place = f"at tap {after!r}" if after else "for audio"
+            raise UserError(f"an activation of shape {tuple(x.shape)}; expected (B, {channels}, F) {place}")
+
+
+class SNAC(nn.Module):
+    """The codec. Constructor arguments, defaults and parameter names are those of the `snac` package, version 1.2.1.
+
+    Args:
+        sampling_rate: of the audio, in Hz.
+        encoder_dim: channels after the first convolution; doubled by every downsampling block.
+        encoder_rates: downsampling factors; their product is the hop.
+        latent_dim: C of the latent; must be what the encoder gives.
+        decoder_dim: channels before the first upsampling block; halved by every block.
+        decoder_rates: upsampling factors; their product must be the hop.
+        attn_window_size: frames of an attention window; None: no attention.
+        codebook_size, codebook_dim: entries of a codebook, and channels of an entry.
+        vq_strides: frames per code of every level, coarse first.
+        noise: whether decoder blocks add noise.
+        depthwise: whether residual units use depthwise convolutions.
+
+    Raises:
+        UserError: for rates or widths that do not fit together.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int = 44100,
+        encoder_dim: int = 64,
+        encoder_rates: Sequence[int] = (3, 3, 7, 7),
+        latent_dim: int | None = None,
+        decoder_dim: int = 1536,
+        decoder_rates: Sequence[int] = (7, 7, 3, 3),
+        attn_window_size: int | None = 32,
+        codebook_size: int = 4096,
+        codebook_dim: int = 8,
+        vq_strides: Sequence[int] = (8, 4, 2, 1),
+        noise: bool = True,
+        depthwise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = resolved_config(
+            {
+                "sampling_rate": sampling_rate,
+                "encoder_dim": encoder_dim,
+                "encoder_rates": encoder_rates,
+                "latent_dim": latent_dim,
+                "decoder_dim": decoder_dim,
+                "decoder_rates": decoder_rates,
+                "attn_window_size": attn_window_size,
+                "codebook_size": codebook_size,
+                "codebook_dim": codebook_dim,
+                "vq_strides": vq_strides,
+                "noise": noise,
+                "depthwise": depthwise,
+            }
+        )
+        self.name = ""
+        self.revision: str | None = None
+        self.sampling_rate = sampling_rate
+        self.latent_dim: int = self.config["latent_dim"]
+        self.hop_length = math.prod(encoder_rates)
+        self.vq_strides = tuple(vq_strides)
+        self.n_codebooks = len(self.vq_strides)
+        self.codebook_size = codebook_size
+        self.codebook_dim = codebook_dim
+        self.attn_window_size = attn_window_size
+        self.noise = NoiseSource()
+        self.encoder = Encoder(encoder_dim, encoder_rates, depthwise, attn_window_size)
+        self.quantizer = ResidualVectorQuantize(self.latent_dim, codebook_size, codebook_dim, self.vq_strides)
+        self.decoder = Decoder(
+            self.latent_dim, decoder_dim, decoder_rates, self.noise if noise else None, depthwise, attn_window_size
+        )
+        self._frozen = False
+        self._path = SignalPath(self.config, len(self.encoder.block), len(self.decoder.model))
+        self._digest: tuple[object, str] | None = None
+
+    # ---------------------------------------------------------------- the path
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The named places of the path, in signal order, with their channels and frame rates in Hz."""
+        return self._path.taps
+
+    def preprocess(self, audio: Tensor) -> Tensor:
+        """Pad (B, 1, T) at the right with zeros to a multiple of hop * lcm(first stride, attention window).
+
+        Raises:
+            UserError: unless `audio` is (B, 1, T), of the weights' dtype and device.
+        """
+        check_audio(audio, next(self.parameters()))
+        multiple = self.hop_length * math.lcm(self.vq_strides[0], self.attn_window_size or 1)
+        return nn.functional.pad(audio, (0, -audio.shape[-1] % multiple))
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Audio (B, 1, T) to its reconstruction (B, 1, T) and codes; NaN and infinity are refused."""
+        padded = self.preprocess(audio)
+        check_finite(audio)
+        z_q, codes = self.quantizer(self.advance(padded, None, "latent"))
+        return self.advance(z_q, "quantized", "audio")[..., : audio.shape[-1]], codes
+
+    def encode(self, audio: Tensor) -> list[Tensor]:
+        """Audio (B, 1, T) to codes, one integer tensor (B, F / stride) per codebook, coarse first; NaN is refused."""
+        padded = self.preprocess(audio)
+        check_finite(audio)
+        codes: list[Tensor] = self.quantizer(self.advance(padded, None, "latent"))[1]
+        return codes
+
+    def decode(self, codes: Sequence[Tensor], length: int | None = None) -> Tensor:
+        """Codes to audio (B, 1, T): the first `length` samples, or all, padding included.
+
+        Raises:
+            UserError: for codes that are not this codec's, or a `length` beyond what they hold.
+        """
+        self.check_codes(codes)
+        samples = codes[0].shape[-1] * self.vq_strides[0] * self.hop_length
+        if length is not None and not 0 < length <= samples:
+            raise UserError(f"length {length} of audio from codes that hold {samples} samples; expected 1 to {samples}")
+        return self.advance(self.quantizer.from_codes(codes), "quantized", "audio")[..., :length]
+
+    def advance(self, x: Tensor, after: str | None, upto: str) -> Tensor:
+        """Run the unedited path from just after tap `after` to tap `upto`, both on one side of the quantiser.
+
+        Advancing piece by piece gives what one run gives, bit for bit.
+
+        Args:
+            x: the activation (B, C, F) at `after`; padded audio (B, 1, T) where `after` is None.
+            after: a tap, or None for the start of the encoder. Equal to `upto`, nothing is run.
+            upto: a tap, or "audio" for the end of the decoder.
+
+        Returns:
+            the activation (B, C, F) at `upto`, or audio (B, 1, T).
+
+        Raises:
+            UserError: for an unknown tap, taps on two sides of the quantiser or against the signal's direction, and
+                an `x` that is not of the shape at `after`.
+        """
+        side, first, last = self._path.between(after, upto)
+        self._path.check(x, after)
+        for layer in islice(self.encoder.block if side == "encoder" else self.decoder.model, first, last):
+            x = layer(x)
+        return x
+
+    @contextmanager
+    def fixed_noise(self, seed: int) -> Iterator[None]:
+        """Inside, every decode adds the noise of `seed`, and an item's noise does not depend on its batch."""
+        with self.noise.fixed(seed):
+            yield
+
+    def check_codes(self, codes: Sequence[Tensor]) -> None:
+        """Raise UserError unless `codes` are (B, F / stride) integers in range, one per codebook."""
+        check_codes(codes, self.vq_strides, self.codebook_size, self.attn_window_size)
+
+    # ---------------------------------------------------------------- frozen
+
+    def freeze(self) -> Self:
+        """Take the weights out of training for good: eval mode, no gradients, weight norm folded; same state dict."""
+        self._frozen = True
+        self.requires_grad_(False)
+        super().train(False)
+        for layer in self.modules():
+            if isinstance(layer, WNConv1d | WNConvTranspose1d):
+                layer.fold()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; a frozen codec stays in eval mode."""
+        return super().train(mode and not self._frozen)
+
+    @property
+    def digest(self) -> str:
+        """sha256, in hex, over config and state dict; computed anew only after the weights have changed."""
+        state = self.state_dict()
+        try:
+            stamp: object = [(value.data_ptr(), value._version) for value in state.values()]
+        except RuntimeError:  # inference tensors do not count their changes
+            stamp = None
+        if self._digest is None or stamp is None or self._digest[0] != stamp:
+            preamble = json.dumps(self.config, sort_keys=True)
+            self._digest = stamp, tensor_digest(sorted(state.items()), preamble)
+        return self._digest[1]
+
+    # ---------------------------------------------------------------- storage
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | str | Path) -> Self:
+        """A codec with random weights, from constructor arguments, a JSON file of them, or a preset's name."""
+        from snac_core.codec.pretrained import read_config
+
+        return cls(**read_config(config))
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, revision: str | None = None, **options: Any) -> Self:
+        """A codec with weights, in eval mode: a bundled name ("tiny"), a folder, or a hub id.
+
+        Args:
+            name_or_folder: a bundled name comes first ("./tiny" is the folder), then a folder, then the hub. A folder
+                holds config.json and model.safetensors or pytorch_model.bin, whose pickled objects are never executed.
+            revision: branch, tag or commit on the hub.
+            options: of `huggingface_hub.hf_hub_download`: `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            UserError: for a name that is none of the three, and missing, damaged or foreign files.
+        """
+        from snac_core.codec.pretrained import load_codec
+
+        return load_codec(cls, name_or_folder, revision=revision, **options).eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        from snac_core.codec.pretrained import save_codec
+
+        save_codec(self, Path(folder))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes, and a model card; returns the address.
+
+        Options: `token`, `private`, `revision` (a branch, made where it is missing).
+        """
+        from snac_core.codec.pretrained import push_codec
+
+        return push_codec(self, repo_id, **options)
