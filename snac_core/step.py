@@ -89,7 +89,7 @@ class Step:
         return self._both[1]
 
     @property
-    def heard(self) -> bool:
+    def decoded(self) -> bool:
         """Whether `identity` and `converted` are there: decoded, because something asked for them."""
         return "_both" in self.__dict__
 

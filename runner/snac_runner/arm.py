@@ -117,7 +117,7 @@ class Arm:
             plugins=resources.catalogue,
         ).to(resources.device)
         table = resources.table
-        if settings.shuffled:  # every speaker is conditioned on as another one, always the same; what scores stays
+        if settings.shuffled_speakers:  # every speaker is conditioned on as another one, always the same; what scores stays
             shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
             table = replace(table, conditioning=table.conditioning.roll(shift, 0), shuffled=True)
         sampler = SpeakerSampler(table, seed)
@@ -158,7 +158,7 @@ class Arm:
         with self.model.codec.fixed_noise(derive(self.seed, index, "noise")):
             step = self.make_step(index, bare, speakers, targets)
             terms = terms_of(step, "loss")
-            curves = training_curves(step) if step.heard or index % _LISTEN_EVERY == 1 else {}
+            curves = training_curves(step) if step.decoded or index % _LISTEN_EVERY == 1 else {}
             clip, rate = self.settings.grad_clip, self._rate(self.settings.lr, index)
             loss = self.weighted(terms)
             self._update(self.optimizer, loss, rate, clip, terms, index)

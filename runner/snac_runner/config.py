@@ -57,7 +57,7 @@ class ArmSettings(BaseModel):
     discriminator_grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of the discriminators.")
     warmup_steps: int = Field(10, ge=0, description="Steps over which the rate rises from 0.")
     lr_min_ratio: float = Field(0.01, ge=0, le=1, description="Where the cosine of the rate ends, as a share of lr.")
-    shuffled: bool = Field(False, description="Train under the embeddings of wrong speakers: a control, no arm.")
+    shuffled_speakers: bool = Field(False, description="Train under the embeddings of wrong speakers: a control, no arm.")
 
     @property
     def title(self) -> str:
@@ -72,7 +72,7 @@ class ArmSettings(BaseModel):
     @model_validator(mode="after")
     def _usable_as_folder(self) -> Self:
         name = self.title
-        control = name == SHUFFLED and self.shuffled
+        control = name == SHUFFLED and self.shuffled_speakers
         if (name in RESERVED and not control) or set(name) & set('/\\:*?"<>|\0'):
             raise ValueError(f"{name!r} cannot be the name of an arm: it is also a folder's")
         return self
@@ -94,7 +94,7 @@ class StudySettings(BaseModel):
     steps: int = Field(200, ge=1, description="Training steps.")
     batch_size: int = Field(8, ge=1, description="Crops in a batch.")
     crop_seconds: float = Field(1.28, gt=0.1, description="Length of a crop, in s.")
-    targets: int = Field(1, ge=1, description="Targets drawn for every crop at every step.")
+    targets_per_item: int = Field(1, ge=1, description="Targets drawn for every crop at every step.")
     target_choice: Literal["random", "in_batch", "stratified"] = Field(
         "random", description="How they are drawn: uniformly, from the batch, or easy, medium and hard ones in shares."
     )
@@ -106,9 +106,9 @@ class StudySettings(BaseModel):
     select: Literal["last", "best"] = Field("last", description="Checkpoint to keep: the last, or the best on dev.")
     patience: int = Field(0, ge=0, description="Judged evaluations without a better one before stopping; 0: never.")
     save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
-    shuffled: bool = Field(True, description="Train the first arm once more under wrong embeddings, as a control.")
-    without: tuple[str, ...] = Field((), description="Metrics that are not measured.")
-    also: tuple[str, ...] = Field((), description="Metrics that are measured only when asked for, as whisper_wer.")
+    shuffled_control: bool = Field(True, description="Train the first arm once more under wrong embeddings, as a control.")
+    exclude_metrics: tuple[str, ...] = Field((), description="Metrics that are not measured.")
+    extra_metrics: tuple[str, ...] = Field((), description="Metrics that are measured only when asked for, as whisper_wer.")
     samples: int = Field(4, ge=0, description="Conversions whose audio is kept for the report.")
     device: str = Field("cpu", description="cpu, cuda, or cuda:N.")
     plugins: tuple[str, ...] = Field((), description="Plugin files.")

@@ -75,13 +75,13 @@ def wanted_metrics(resources: StudyResources) -> tuple[dict[str, Metric], dict[s
         UserError: for a metric to leave out or to add that there is not.
     """
     study = resources.study
-    metrics, missing = available(resources.catalogue, study.also)
+    metrics, missing = available(resources.catalogue, study.extra_metrics)
     known = [*metrics, *missing]
-    for key, names in (("without", study.without), ("also", study.also)):
+    for key, names in (("exclude_metrics", study.exclude_metrics), ("also", study.extra_metrics)):
         for name in names:
             if name not in known:
                 raise UserError(f"{key} = {name!r}: no such metric{nearest(name, known)}")
-    for name in study.without:
+    for name in study.exclude_metrics:
         metrics.pop(name, None)
         missing[name] = "left out by the study"
     return metrics, missing
@@ -113,8 +113,8 @@ def fit_metrics(folder: Path | None, resources: StudyResources) -> tuple[dict[st
 
 def shuffled_arm(study: StudySettings, arms: Sequence[ArmSettings]) -> list[ArmSettings]:
     """The first arm once more, under wrong embeddings; nothing where the study does without."""
-    first = arms[0].model_copy(update={"name": SHUFFLED, "shuffled": True})
-    return [first] if study.shuffled else []
+    first = arms[0].model_copy(update={"name": SHUFFLED, "shuffled_speakers": True})
+    return [first] if study.shuffled_control else []
 
 
 def judged(

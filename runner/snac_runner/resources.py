@@ -140,7 +140,7 @@ class StudyResources:
         """
         batch = batches.at(index)
         speakers = self.table.rows(batch.speakers)
-        targets = sampler.targets(speakers, index, self.study.targets, choice=self.study.target_choice)
+        targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
         return FrozenActivations(self.codec, batch.audio.to(self.device)), speakers, targets
 
     @cached_property

@@ -39,9 +39,9 @@ _BESIDE_THE_POINT = {
         "samples",
         "device",
         "plugins",
-        "shuffled",
-        "without",
-        "also",
+        "shuffled_control",
+        "exclude_metrics",
+        "extra_metrics",
     },
     "arm": {"name"},
 }

@@ -137,7 +137,7 @@ def _run_seed(
         title = arm.settings.title
         write_result(
             arm.folder, study=study, resources=resources, status=status, arm=title, seed=seed,
-            kind="control" if arm.settings.shuffled else "arm", settings=arm.settings, config=configs[title, seed],
+            kind="control" if arm.settings.shuffled_speakers else "arm", settings=arm.settings, config=configs[title, seed],
             cost=_cost(arm) | {"times_real_time": pace}, started=started, **extra,
         )  # fmt: skip
 

@@ -1,9 +1,8 @@
-"""GE2E: the LSTM speaker encoder whose weights the resemblyzer package carries (Wan et al. 2018, arXiv 1710.10467)."""
+"""GE2E: the LSTM speaker encoder of Resemblyzer, whose weights are bundled (Wan et al. 2018, arXiv 1710.10467)."""
 
 from __future__ import annotations
 
 import math
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_strictly, missing_weights
 
+ASSET = Path(__file__).resolve().parent.parent / "assets" / "ge2e" / "model.safetensors"
 HOP = 160  # samples, 10 ms
 WINDOW = 400  # samples, 25 ms
 PARTIAL = 160  # frames, 1.6 s
@@ -31,10 +31,10 @@ class GE2E(SpeakerEncoder):
     training_data = "librispeech-other+voxceleb1+voxceleb2"
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        """Load `weights` (a resemblyzer checkpoint), or the file the resemblyzer package carries.
+        """Load `weights` (safetensors, or a checkpoint as Resemblyzer keeps it), or the bundled file.
 
         Raises:
-            UserError: if there is no such file.
+            UserError: if there is no such file, or it does not fit.
         """
         super().__init__()
         self.dim = 256
@@ -45,11 +45,11 @@ class GE2E(SpeakerEncoder):
         self.filters: Tensor
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("filters", mel_filters(), persistent=False)
-        path = Path(weights) if weights is not None else packaged_weights()
-        if path is None or not path.is_file():
-            remedy = "install the Python package resemblyzer, which carries them"
-            missing_weights(self.name, path or "resemblyzer/pretrained.pt", remedy, "'ecapa_tiny'")
-        state = load_checkpoint(path, self.name).get("model_state", {})
+        path = Path(weights) if weights is not None else ASSET
+        if not path.is_file():
+            missing_weights(self.name, path, "reinstall this package", "'ecapa_tiny'")
+        state = load_checkpoint(path, self.name)
+        state = state.get("model_state", state)  # where a checkpoint has them
         training_only = ("similarity_weight", "similarity_bias")  # scale and bias of the training loss
         load_strictly(self, {key: state[key] for key in state if key not in training_only}, path, self.name)
         self.freeze()
@@ -90,13 +90,3 @@ def mel_filters() -> Tensor:
         WINDOW // 2 + 1, 0.0, 8000.0, 40, 16000, norm="slaney", mel_scale="slaney"
     )
     return filters.T.contiguous()
-
-
-def packaged_weights() -> Path | None:
-    """Where the installed resemblyzer package keeps its weights. The package itself is never imported: it would want
-    webrtcvad and librosa, which nothing here needs."""
-    try:
-        package = metadata.distribution("resemblyzer")
-    except metadata.PackageNotFoundError:
-        return None
-    return Path(str(package.locate_file("resemblyzer/pretrained.pt")))

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from snac_core import losses
 from snac_core.codec.vq import ResidualVectorQuantize
-from snac_core.losses import MultiScaleSTFT, code_entropy, contrastive, cosine_distance, margin_ranking, mel_distance
+from snac_core.losses import MultiScaleSTFT, code_entropy, commitment, contrastive, cosine_distance, margin_ranking, mel_distance
 
 ALL = torch.ones(4, 3, dtype=torch.bool)
 
@@ -148,22 +147,22 @@ def test_commitment_is_zero_on_the_entries_and_the_square_of_the_way_from_them()
     made = quantiser(1)
     codes = torch.randint(16, (3, 10))
     entries = made.from_codes([codes])
-    assert losses(made, entries, [codes]) == pytest.approx(0, abs=1e-20)
+    assert commitment(made, entries, [codes]) == pytest.approx(0, abs=1e-20)
     for scale in (0.0, 2.0, -1.0):
-        assert float(losses(made, scale * entries, [codes])) == pytest.approx((scale - 1) ** 2)
+        assert float(commitment(made, scale * entries, [codes])) == pytest.approx((scale - 1) ** 2)
 
 
 def test_commitment_pulls_a_latent_to_what_it_was_quantised_to_and_moves_no_entry() -> None:
     made = quantiser(2, 1)
     z = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
     _, codes = made(z)
-    assert gradcheck(lambda latent: losses(made, latent, codes), (z,))
-    before = losses(made, z, codes)
+    assert gradcheck(lambda latent: commitment(made, latent, codes), (z,))
+    before = commitment(made, z, codes)
     before.backward()
     assert z.grad is not None
-    assert losses(made, z - 0.5 * z.grad, codes) < before
+    assert commitment(made, z - 0.5 * z.grad, codes) < before
     unfrozen = made.requires_grad_(True)
-    losses(unfrozen, z.detach(), codes).backward()
+    commitment(unfrozen, z.detach(), codes).backward()
     assert all(parameter.grad is None for name, parameter in made.named_parameters() if "codebook" in name)
 
 

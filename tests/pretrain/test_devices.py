@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from snac_core.errors import UserError
-from snac_runner.pretrain.distributed import DistributedContext, distributed
+from snac_runner.pretrain.distributed import DistributedContext, distributed_context
 
 SCRIPT = """
 import json, sys, torch
 torch.set_num_threads(1)
-from snac_runner.pretrain import PretrainSettings
-from snac_runner.pretrain.distributed import placed
+from snac_runner.pretrain.settings import PretrainSettings
+from snac_runner.pretrain.distributed import distributed_context
 from snac_runner.pretrain.step import Trainer
 from snac_core.codec import SNAC
 from snac_core.seeding import generator
@@ -29,7 +29,7 @@ class Noise:
     def at(self, step): return 0.1 * torch.randn(2, 1, 1280, generator=generator(self.rank, step))
 
 torch.manual_seed(0)
-with placed("cpu") as place:
+with distributed_context("cpu") as place:
     trainer = Trainer(SNAC(**codec), PretrainSettings(**settings), place)
     for _ in range(4):
         trainer.train_step(Noise(place.rank))
@@ -38,7 +38,7 @@ with placed("cpu") as place:
 
 
 def test_alone_there_is_one_place_and_it_writes() -> None:
-    with distributed("cpu") as place:
+    with distributed_context("cpu") as place:
         assert (place.rank, place.world, place.first) == (0, 1, True)
         gradient = torch.ones(3)
         place.average([gradient])
@@ -47,10 +47,10 @@ def test_alone_there_is_one_place_and_it_writes() -> None:
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="unknown device 'abacus'"), distributed("abacus"):
+    with pytest.raises(UserError, match="unknown device 'abacus'"), distributed_context("abacus"):
         pass
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"), distributed("cuda"):
+        with pytest.raises(UserError, match="no CUDA device"), distributed_context("cuda"):
             pass
     assert DistributedContext(torch.device("cpu"), rank=1, world=2).first is False
 

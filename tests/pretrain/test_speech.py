@@ -40,11 +40,11 @@ def test_a_signal_to_all_processes_leaves_those_that_prepare_batches_alone(speec
     """As a terminal's Ctrl-C and `timeout` send it; in a process of its own, whose group is told."""
     script = f"""
 import os, signal, sys
-from snac_runner.data import open_corpus
+from snac_runner.data.open_corpus import open_corpus
 from snac_runner.pretrain.settings import Augmentation
-from snac_runner.pretrain.data import Ahead, SpeechMix
+from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix
 from snac_runner.train import stoppable
-ahead = Ahead(SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1), 40, 1)
+ahead = PrefetchingLoader(SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1), 40, 1)
 with stoppable() as asked:
     for step in range(30):
         ahead.at(step)

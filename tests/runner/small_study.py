@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
     "pair_seconds": 1.0,
     "save_every": 2,
     "samples": 1,
-    "shuffled": False,
+    "shuffled_control": False,
 }
 PHASES = ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter")
 

@@ -56,7 +56,7 @@ NAMES = [
     (["--set", "steps"], "expected key=value"),
     (["--set", "steps=0"], "steps = 0"),
     (["--steps", "0"], "got '0'"),
-    (["--speaker_encoder", "simpel"], "unknown speaker encoder 'simpel'; did you mean 'simple'?"),
+    (["--speaker-encoder", "simpel"], "unknown speaker encoder 'simpel'; did you mean 'simple'?"),
     (["--judge", "simple"], "judges that would do: "),
     (["--device", "gpu"], "unknown device 'gpu'; expected cpu, cuda, or cuda:N"),
     (["--device", "meta"], "unknown device 'meta'; expected cpu, cuda, or cuda:N"),

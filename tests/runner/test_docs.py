@@ -78,8 +78,8 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
     monkeypatch.setattr(train, "compose", small)
     monkeypatch.setattr(train, "StudyResources", loaded)
-    monkeypatch.setattr("snac_runner.pretrain.recipe", quick)
-    monkeypatch.setattr("snac_runner.pretrain.compare", partial(compare, most=1, coarse=False))
+    monkeypatch.setattr("snac_runner.pretrain.settings.recipe", quick)
+    monkeypatch.setattr("snac_runner.pretrain.evaluate.compare", partial(compare, most=1, coarse=False))
     monkeypatch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
     monkeypatch.setattr("snac_core.testing.strategies.COMPILING", [])  # ten seconds; tested elsewhere
     monkeypatch.chdir(tmp_path)

@@ -105,9 +105,9 @@ def _study(number: int, folder: Path, plugin: Path) -> tuple[str, float]:
             test_pairs=16,
             pair_seconds=3.0,
             pair_seed=number,
-            shuffled=False,
+            shuffled_control=False,
             samples=0,
-            without=tuple(name for name in catalogue.metrics if name not in MEASURED),
+            exclude_metrics=tuple(name for name in catalogue.metrics if name not in MEASURED),
             plugins=(str(plugin),),
         )
         names, settings = PAIRS[number % 2]

@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_no_checkpoint(
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_bytes", filling)
+        patch.setattr("snac_runner.arm.write_bytes", filling)
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
             bench.train(ARMS, tmp_path, steps=5, eval_every=4, save_every=2)
     for title in whole:

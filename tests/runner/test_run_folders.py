@@ -66,7 +66,7 @@ def test_metrics_and_log_tell_the_same_of_every_step(finished: Path) -> None:
 def test_where_no_loss_asks_for_audio_the_speaker_encoder_listens_every_tenth_step(
     bench: Bench, tmp_path: Path
 ) -> None:
-    options = bench.options(steps=12, shuffled=False, objectives=["code_prediction"])
+    options = bench.options(steps=12, shuffled_control=False, objectives=["code_prediction"])
     assert runner("ablate", "--strategies", "phase6_encoder_adapter", "--out", tmp_path / "study", *options) == 0
     told = [r for r in records(tmp_path / "study" / "phase6_encoder_adapter" / "seed0") if "dev" not in r]
     assert [record["step"] for record in told if "gap" in record] == [1, 11]

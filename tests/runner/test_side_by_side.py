@@ -127,7 +127,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
 def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
     bench: Bench, tmp_path: Path, passes: Counter[tuple[str, int]], targets: int
 ) -> None:
-    study = bench.study(targets=targets)
+    study = bench.study(targets_per_item=targets)
     resources = bench.resources(study)
     arms = [Arm.new(arm(name), 0, tmp_path / name, resources) for name in PHASES]
     batch = resources.batches(0).at(1)

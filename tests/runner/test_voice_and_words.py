@@ -86,11 +86,11 @@ def test_words_are_judged_by_the_text_else_by_the_reading_of_the_source(monkeypa
 
 
 def test_a_study_measures_nothing_that_it_leaves_out(bench: Bench) -> None:
-    metrics, missing = wanted_metrics(bench.resources(bench.study(without=("per", "f0_error"))))
+    metrics, missing = wanted_metrics(bench.resources(bench.study(exclude_metrics=("per", "f0_error"))))
     assert not {"per", "f0_error"} & metrics.keys()
     assert missing["per"] == "left out by the study"
     with pytest.raises(UserError, match="did you mean 'pesq'"):
-        wanted_metrics(bench.resources(bench.study(without=("pesk",))))
+        wanted_metrics(bench.resources(bench.study(exclude_metrics=("pesk",))))
 
 
 def test_the_closest_of_all_targets_is_identified() -> None:
@@ -180,7 +180,7 @@ def test_a_shuffled_arm_is_conditioned_on_somebody_else_and_scored_on_the_right_
     resources: StudyResources, tmp_path: object
 ) -> None:
     plain = Arm.new(arm(PHASES[1]), 0, tmp_path, resources).sampler.table  # type: ignore[arg-type]
-    wrong = Arm.new(arm(PHASES[1], shuffled=True), 0, tmp_path, resources).sampler.table  # type: ignore[arg-type]
+    wrong = Arm.new(arm(PHASES[1], shuffled_speakers=True), 0, tmp_path, resources).sampler.table  # type: ignore[arg-type]
     assert torch.equal(wrong.reference, plain.reference)
     assert not (wrong.conditioning == plain.conditioning).all(dim=1).any()
     assert sorted(map(tuple, wrong.conditioning.tolist())) == sorted(map(tuple, plain.conditioning.tolist()))

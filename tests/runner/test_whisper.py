@@ -20,15 +20,15 @@ from snac_runner.evaluate.content import WhisperWER
 def test_whisper_is_asked_for_by_name_and_shown_as_missing_else(bench: Bench) -> None:
     metrics, missing = wanted_metrics(bench.resources(bench.study()))
     assert "whisper_wer" not in metrics
-    assert missing["whisper_wer"] == 'only when asked for: also = ["whisper_wer"]'
-    with pytest.raises(UserError, match=r"also = 'whisper_werr': no such metric.*whisper_wer"):
-        wanted_metrics(bench.resources(bench.study(also=("whisper_werr",))))
+    assert missing["whisper_wer"] == 'only when asked for: extra_metrics = ["whisper_wer"]'
+    with pytest.raises(UserError, match=r"extra_metrics = 'whisper_werr': no such metric.*whisper_wer"):
+        wanted_metrics(bench.resources(bench.study(extra_metrics=("whisper_werr",))))
 
 
 def test_without_transformers_it_is_missing_and_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "transformers" else find(name))
-    metrics, missing = wanted_metrics(bench.resources(bench.study(also=("whisper_wer",))))
+    metrics, missing = wanted_metrics(bench.resources(bench.study(extra_metrics=("whisper_wer",))))
     assert "whisper_wer" not in metrics
     assert missing["whisper_wer"] == "needs transformers"
 
@@ -43,7 +43,7 @@ def test_a_model_that_cannot_be_had_is_missing_with_its_reason(bench: Bench, mon
     vars(fake).update(WhisperProcessor=NoModel, WhisperForConditionalGeneration=NoModel)
     monkeypatch.setitem(sys.modules, "transformers", fake)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    _, missing = wanted_metrics(bench.resources(bench.study(also=("whisper_wer",))))
+    _, missing = wanted_metrics(bench.resources(bench.study(extra_metrics=("whisper_wer",))))
     assert "openai/whisper-small.en is not there and could not be fetched (cannot reach" in missing["whisper_wer"]
     assert "\n" not in missing["whisper_wer"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,10 +15,12 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from snac_core.errors import UserError
 from snac_core.speakers import ge2e
 from snac_core.speakers.encoder import load_speaker_encoder
+from snac_core.speakers.ge2e import GE2E
 
 
 @given(st.integers(min_value=1, max_value=400_000))
@@ -29,15 +32,55 @@ def test_windows_cover_the_audio_as_the_rule_says(samples: int) -> None:
     assert samples - covered < 0.75 * ge2e.PARTIAL * ge2e.HOP  # what is left out is a rest too short to be a window
 
 
-def test_without_the_package_the_error_says_what_to_install_and_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ge2e, "packaged_weights", lambda: None)
-    with pytest.raises(UserError, match=r"install the Python package resemblyzer.*use 'ecapa_tiny'"):
+def test_without_its_weights_the_error_says_what_to_do_and_what_to_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ge2e, "ASSET", tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: reinstall this package.*use 'ecapa_tiny'"):
         load_speaker_encoder("ge2e")
+
+
+def test_weights_cut_short_are_refused(tmp_path: Path) -> None:
+    cut = tmp_path / "model.safetensors"
+    cut.write_bytes(ge2e.ASSET.read_bytes()[:100_000])
+    with pytest.raises(UserError, match=r"does not load as weights of speaker encoder 'ge2e'"):
+        GE2E(cut)
+
+
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+    save_file({"foreign": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not fit speaker encoder 'ge2e'"):
+        GE2E(tmp_path / "model.safetensors")
+
+
+def test_embedding_banks_of_before_still_fit() -> None:
+    digest = (
+        "13f6e39ffa8ce781e6562da7201eb88ba698c74166a48a09687569725c2f27d5"  # with the weights out of resemblyzer 0.1.4
+    )
+    assert load_speaker_encoder("ge2e").digest == digest
+
+
+def test_a_checkpoint_as_resemblyzer_keeps_it_loads_too(tmp_path: Path) -> None:
+    bundled = GE2E()
+    training_only = {"similarity_weight": torch.ones(1), "similarity_bias": torch.zeros(1)}
+    torch.save({"step": 1, "model_state": training_only | bundled.state_dict()}, tmp_path / "pretrained.pt")
+    assert GE2E(tmp_path / "pretrained.pt").digest == bundled.digest
 
 
 def test_the_package_itself_is_never_imported() -> None:
     load_speaker_encoder("ge2e")
     assert "resemblyzer" not in sys.modules
+
+
+@pytest.mark.slow
+def test_the_weights_are_those_of_the_package() -> None:
+    file = _package().locate_file("resemblyzer/pretrained.pt")
+    theirs = torch.load(str(file), map_location="cpu", weights_only=True)["model_state"]
+    ours = load_file(ge2e.ASSET)
+    assert set(theirs) - set(ours) == {"similarity_weight", "similarity_bias"}  # of the training loss
+    for key, tensor in ours.items():
+        assert tensor.dtype == theirs[key].dtype
+        assert torch.equal(tensor, theirs[key])
 
 
 @pytest.mark.slow
@@ -78,11 +121,20 @@ def test_embedding_is_at_least_as_fast_as_the_package(librispeech_mini: Path, mo
     assert min(taken["ours"]) < 1.05 * min(taken["package"])  # both are the same LSTM; 5 % is what a busy machine adds
 
 
+def _package() -> metadata.Distribution:
+    """resemblyzer, which is no dependency: it wants packages that nothing here needs."""
+    try:
+        return metadata.distribution("resemblyzer")
+    except metadata.PackageNotFoundError:
+        pytest.skip("needs the oracle: uv pip install --no-deps resemblyzer==0.1.4")
+
+
 def _oracle(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """resemblyzer's VoiceEncoder; what only its preprocessing imports is replaced by empty modules.
 
     Its mel bands come from librosa where that is installed, else from `_mel_spectrogram`.
     """
+    _package()
     for name in ("webrtcvad", "scipy.ndimage.morphology"):
         empty = ModuleType(name)
         empty.binary_dilation = None  # type: ignore[attr-defined]

@@ -38,8 +38,8 @@ def quick(out: Path, steps: int, seeds: int, plugins: Sequence[str] = (), disabl
             "study": {
                 "name": "quickstart", "data": str(speech), "seeds": list(range(seeds)), "steps": steps,
                 "crop_seconds": 0.96, "test_pairs": 16, "dev_pairs": 6, "pair_seconds": 3.0,
-                "without": ["wer", "cer"],  # slow, and no use on these voices; phones are read instead
-                "shuffled": False,  # a control that costs as much as an arm
+                "exclude_metrics": ["wer", "cer"],  # slow, and no use on these voices; phones are read instead
+                "shuffled_control": False,  # a control that costs as much as an arm
                 "plugins": list(plugins),
             },
             "arm": [{"strategies": [name]} for name in adapters(catalogue)],

@@ -110,7 +110,7 @@ def available(catalogue: Catalogue, also: Collection[str] = ()) -> tuple[dict[st
         metric: Metric = catalogue.metrics[name]()
         lacking = [package for package in metric.requires if importlib.util.find_spec(package) is None]
         if metric.on_request and name not in also:
-            missing[name] = f"only when asked for: also = [{json.dumps(name)}]"
+            missing[name] = f"only when asked for: extra_metrics = [{json.dumps(name)}]"
         elif lacking:
             missing[name] = f"needs {', '.join(lacking)}"
         else:

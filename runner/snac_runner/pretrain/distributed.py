@@ -66,7 +66,7 @@ class DistributedContext:
 
 
 @contextmanager
-def distributed(device: str) -> Iterator[DistributedContext]:
+def distributed_context(device: str) -> Iterator[DistributedContext]:
     """The place of this process: from torchrun's environment, else alone.
 
     Args:

@@ -30,7 +30,7 @@ from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.synth import synthesize
 from snac_runner.logs import RunLog
 from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix
-from snac_runner.pretrain.distributed import DistributedContext, distributed
+from snac_runner.pretrain.distributed import DistributedContext, distributed_context
 from snac_runner.pretrain.grow import add_levels, change_rates, widen
 from snac_runner.pretrain.losses import SpectralDistance, windows
 from snac_runner.pretrain.settings import Adversary, PretrainSettings, codec_config
@@ -251,7 +251,7 @@ def pretrain(settings: PretrainSettings, out: str | Path, *, say: Say = print, t
             training, or a loss that is no number any more: the last good checkpoint is kept, and named.
     """
     out = Path(out)
-    with distributed(settings.device) as place:
+    with distributed_context(settings.device) as place:
         start = None if settings.start is None else SNAC.from_pretrained(settings.start)
         codec = codec_to_train(settings, start)
         ear = load_speaker_encoder(settings.speaker_encoder).to(place.device) if settings.weights.speaker else None
