@@ -40,7 +40,7 @@ def within(name: str, package: str) -> bool:
 
 
 def test_the_resolver_of_imports_sees_what_it_must() -> None:
-    names = set(imported(REPOSITORY / "plugins" / "objectives" / "__init__.py"))
+    names = set(imported(REPOSITORY / "plugins" / "objectives" / "snac_objectives" / "__init__.py"))
     assert "snac_objectives.voice_conversion.VoiceConversion" in names
     assert "snac_core.hookimpl" in names
 

@@ -117,7 +117,9 @@ class Arm:
             plugins=resources.catalogue,
         ).to(resources.device)
         table = resources.table
-        if settings.shuffled_speakers:  # every speaker is conditioned on as another one, always the same; what scores stays
+        if (
+            settings.shuffled_speakers
+        ):  # every speaker is conditioned on as another one, always the same; what scores stays
             shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
             table = replace(table, conditioning=table.conditioning.roll(shift, 0), shuffled=True)
         sampler = SpeakerSampler(table, seed)

@@ -57,7 +57,9 @@ class ArmSettings(BaseModel):
     discriminator_grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of the discriminators.")
     warmup_steps: int = Field(10, ge=0, description="Steps over which the rate rises from 0.")
     lr_min_ratio: float = Field(0.01, ge=0, le=1, description="Where the cosine of the rate ends, as a share of lr.")
-    shuffled_speakers: bool = Field(False, description="Train under the embeddings of wrong speakers: a control, no arm.")
+    shuffled_speakers: bool = Field(
+        False, description="Train under the embeddings of wrong speakers: a control, no arm."
+    )
 
     @property
     def title(self) -> str:
@@ -106,9 +108,13 @@ class StudySettings(BaseModel):
     select: Literal["last", "best"] = Field("last", description="Checkpoint to keep: the last, or the best on dev.")
     patience: int = Field(0, ge=0, description="Judged evaluations without a better one before stopping; 0: never.")
     save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
-    shuffled_control: bool = Field(True, description="Train the first arm once more under wrong embeddings, as a control.")
+    shuffled_control: bool = Field(
+        True, description="Train the first arm once more under wrong embeddings, as a control."
+    )
     exclude_metrics: tuple[str, ...] = Field((), description="Metrics that are not measured.")
-    extra_metrics: tuple[str, ...] = Field((), description="Metrics that are measured only when asked for, as whisper_wer.")
+    extra_metrics: tuple[str, ...] = Field(
+        (), description="Metrics that are measured only when asked for, as whisper_wer."
+    )
     samples: int = Field(4, ge=0, description="Conversions whose audio is kept for the report.")
     device: str = Field("cpu", description="cpu, cuda, or cuda:N.")
     plugins: tuple[str, ...] = Field((), description="Plugin files.")

@@ -77,7 +77,7 @@ def wanted_metrics(resources: StudyResources) -> tuple[dict[str, Metric], dict[s
     study = resources.study
     metrics, missing = available(resources.catalogue, study.extra_metrics)
     known = [*metrics, *missing]
-    for key, names in (("exclude_metrics", study.exclude_metrics), ("also", study.extra_metrics)):
+    for key, names in (("exclude_metrics", study.exclude_metrics), ("extra_metrics", study.extra_metrics)):
         for name in names:
             if name not in known:
                 raise UserError(f"{key} = {name!r}: no such metric{nearest(name, known)}")

@@ -137,7 +137,7 @@ def test_several_targets_of_every_item_are_rows_with_items_fastest(strategies: t
             assert close(model.reconstruct(audio, Conditioning(targets[rows])), out[rows])
 
 
-def test_a_shared_bare_pass_changes_nothing_but_the_work() -> None:
+def test_a_shared_frozen_activations_changes_nothing_but_the_work() -> None:
     codec, audio, targets = small(), tone(), Conditioning(speakers(2))
     with codec.fixed_noise(1):
         bare = FrozenActivations(codec, audio)

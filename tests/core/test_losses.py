@@ -11,7 +11,15 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from snac_core.codec.vq import ResidualVectorQuantize
-from snac_core.losses import MultiScaleSTFT, code_entropy, commitment, contrastive, cosine_distance, margin_ranking, mel_distance
+from snac_core.losses import (
+    MultiScaleSTFT,
+    code_entropy,
+    commitment,
+    contrastive,
+    cosine_distance,
+    margin_ranking,
+    mel_distance,
+)
 
 ALL = torch.ones(4, 3, dtype=torch.bool)
 

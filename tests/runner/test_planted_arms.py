@@ -57,7 +57,9 @@ def planted(place: Path, speakers: int, pairs: int, *, heard: int | None = None)
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     catalogue = discover()
     rest = tuple(name for name in catalogue.metrics if name not in MEASURED)  # most of the time of judging
-    study = StudySettings(name="planted", data=str(speech), test_pairs=pairs, pair_seconds=3.0, samples=0, exclude_metrics=rest)
+    study = StudySettings(
+        name="planted", data=str(speech), test_pairs=pairs, pair_seconds=3.0, samples=0, exclude_metrics=rest
+    )
     resources = StudyResources(study, catalogue)
     folder = place / "study"
     folder.mkdir()
