@@ -55,7 +55,7 @@ class CodebookAdversary(Strategy):
 
     It looks at the straight-through quantised vectors, which carry a gradient, not at indices, which carry none, so
     only adapters before the quantiser can be taught by it. Not recommended: judged beside phase 6 over two seeds,
-    nothing was better than without it (docs/log.md).
+    nothing was better than without it (docs/experiments/README.md).
     """
 
     name = "codebook_adversary"

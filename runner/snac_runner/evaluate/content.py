@@ -113,7 +113,7 @@ class Recogniser:
             from pocketsphinx import Decoder
         except ImportError:
             raise UserError("word errors need the package pocketsphinx: install the extra [judges]") from None
-        # clear speech is read as with the default of 30,000 (docs/log.md); garbled speech in half the time
+        # clear speech is read as with the default of 30,000 (docs/experiments/README.md); garbled speech in half the time
         self._decoder: Any = Decoder(samprate=RATE, maxhmmpf=_BRANCHES, loglevel="FATAL")
 
     @staticmethod

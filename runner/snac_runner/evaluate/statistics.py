@@ -3,7 +3,7 @@
 The mean of a study is the truth plus an effect of its seeds, of its target speakers and of its source utterances, each
 estimated from as many values as the factor has levels. With three seeds the largest part of the variance may rest on
 two degrees of freedom. Satterthwaite's degrees of freedom (1946) then come out too large exactly when the seeds happen
-to agree, and an interval made with them is too short (docs/log.md). Here each part keeps the quantile of its own
+to agree, and an interval made with them is too short (docs/experiments/README.md). Here each part keeps the quantile of its own
 degrees of freedom:
 
     half width^2 = sum_f t_f^2 V_f - 0.8 z^2 (sum_f V_f - V)
