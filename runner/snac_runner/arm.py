@@ -26,6 +26,7 @@ from snac_core.step import Step
 from snac_core.strategy import DISCRIMINATOR, TrainingContext
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
+from snac_runner.schedule import learning_rate
 
 
 class TrainingFailure(RuntimeError):
@@ -161,13 +162,13 @@ class Arm:
             step = self.make_step(index, bare, speakers, targets)
             terms = terms_of(step, "loss")
             curves = training_curves(step) if step.decoded or index % _LISTEN_EVERY == 1 else {}
-            clip, rate = self.settings.grad_clip, self._rate(self.settings.lr, index)
+            clip, rate = self.settings.grad_clip, self.learning_rate(self.settings.lr, index)
             loss = self.weighted(terms)
             self._update(self.optimizer, loss, rate, clip, terms, index)
             if self.discriminator_optimizer is not None:
                 self.discriminator_optimizer.zero_grad(set_to_none=True)  # what the arm's own loss left there
                 discriminator_terms = terms_of(step, "discriminator_loss")
-                clip, rate = self.settings.discriminator_grad_clip, self._rate(self.settings.discriminator_lr, index)
+                clip, rate = self.settings.discriminator_grad_clip, self.learning_rate(self.settings.discriminator_lr, index)
                 self._update(
                     self.discriminator_optimizer,
                     self.weighted(discriminator_terms),
@@ -253,13 +254,17 @@ class Arm:
             group["lr"] = rate
         optimizer.step()
 
-    def _rate(self, highest: float, index: int) -> float:
-        """Linear warm-up, then a cosine down to `lr_min_ratio`: a function of the step alone."""
-        settings, steps = self.settings, self.resources.study.steps
-        if index <= settings.warmup_steps:
-            return highest * index / settings.warmup_steps
-        share = (index - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-        return highest * (settings.lr_min_ratio + (1 - settings.lr_min_ratio) * (1 + math.cos(math.pi * share)) / 2)
+    def learning_rate(self, peak: float, index: int) -> float:
+        """Learning rate of a step: the decay begins after the warm-up and ends with the last step."""
+        warmup = self.settings.warmup_steps
+        return learning_rate(
+            index,
+            peak,
+            warmup_steps=warmup,
+            decay_start=warmup,
+            decay_end=self.resources.study.steps,
+            min_ratio=self.settings.lr_min_ratio,
+        )
 
     # ---------------------------------------------------------------- on disk
 
