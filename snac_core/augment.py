@@ -20,6 +20,8 @@ import math
 import torch
 from torch import Tensor
 
+from snac_core.spectral import stft
+
 _LOBES = 16  # zero crossings of the interpolating sinc on either side
 _PASSBAND = 0.95  # of the lower Nyquist frequency; a Hann-windowed sinc of 16 lobes needs the rest to fall off
 _SMOOTH = 40.0  # Hz; standard deviation by which spectra are smoothed before prediction, so that it finds no harmonics
@@ -48,7 +50,7 @@ def shift(audio: Tensor, sample_rate: int, ratio: Tensor) -> Tensor:
     ratio = ratio.to(audio)
     n_fft, window = _frames(sample_rate, audio)
     padded = torch.nn.functional.pad(audio.squeeze(1), (0, n_fft))  # so that every item ends in whole frames
-    spectrum = torch.stft(padded, n_fft, n_fft // 8, window=window, return_complex=True)  # (B, bins, K)
+    spectrum = stft(padded, window, n_fft // 8, padding="reflect")  # (B, bins, K)
     frames = spectrum.shape[-1]
     place = torch.arange(math.ceil(frames * float(ratio.max())), device=audio.device) / ratio[:, None]  # (B, J)
     left = place.long().clamp(max=frames - 2)
@@ -94,7 +96,7 @@ def read_faster(audio: Tensor, ratio: Tensor, samples: int) -> Tensor:
 def move_formants(audio: Tensor, sample_rate: int, factor: Tensor) -> Tensor:
     """Stretch the spectral envelope of (B, 1, T) by `factor` (B,) along frequency; the harmonics, and pitch, stay."""
     n_fft, window = _frames(sample_rate, audio)
-    spectrum = torch.stft(audio.squeeze(1), n_fft, n_fft // 4, window=window, return_complex=True)  # (B, bins, K)
+    spectrum = stft(audio.squeeze(1), window, n_fft // 4, padding="reflect")  # (B, bins, K)
     predictor = _predictor(spectrum, sample_rate, n_fft)  # (B, K, order + 1)
     bins = torch.arange(spectrum.shape[1], device=audio.device).to(audio)
     place = (bins / factor.to(audio)[:, None]).clamp(max=n_fft / 2)  # (B, bins)

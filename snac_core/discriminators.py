@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snac_core.codec.layers import WeightNorm, WNConv1d
+from snac_core.spectral import stft
 
 _SLOPE = 0.1  # of the leaky ReLU
 _WIDEST = 32  # times the width of a period discriminator's first layer
@@ -105,14 +106,8 @@ class SpectralDiscriminator(nn.Module):
         """(B, 1, T) to features (B, channels, frames, bins)."""
         audio = F.pad(audio, (0, max(0, self.n_fft // 2 + 1 - audio.shape[-1])))  # what reflection needs
         with torch.autocast(audio.device.type, enabled=False):
-            spectrum = torch.stft(
-                audio.squeeze(1).to(self.window.dtype),
-                self.n_fft,
-                self.n_fft // 4,
-                window=self.window,
-                return_complex=True,
-                normalized=True,
-            )
+            wave = audio.squeeze(1).to(self.window.dtype)
+            spectrum = stft(wave, self.window, self.n_fft // 4, padding="reflect", normalized=True)
             x = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # (B, 2, frames, bins)
         return _through(self.layers, self.score, x)
 

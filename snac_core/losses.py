@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snac_core.codec.vq import ResidualVectorQuantize, VectorQuantize
+from snac_core.spectral import magnitude_spectrum, mel_filterbank, power_spectrum, stft
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -206,19 +206,10 @@ def _log_mel(audio: Tensor, sample_rate: int, hop: int) -> Tensor:
     """(M, 1, T) to log10 mel magnitudes (M, mels, T // hop + 1); windows of 64 ms."""
     size = _window(sample_rate)
     window = torch.hann_window(size, dtype=audio.dtype, device=audio.device)
-    spectrum = torch.stft(audio.squeeze(1), size, hop, window=window, return_complex=True, pad_mode="constant")
-    power = spectrum.real.square() + spectrum.imag.square() + FLOOR**2
-    mel: Tensor = _filters(sample_rate, size // 2 + 1).to(audio) @ power
+    power = power_spectrum(audio.squeeze(1), window, hop, padding="constant") + FLOOR**2
+    filters = _filters(_MELS, size, sample_rate) + 1e-8  # narrow filters may contain no bin
+    mel: Tensor = filters.to(audio) @ power
     return 0.5 * mel.log10()
-
-
-@lru_cache(maxsize=4)
-def _filters(sample_rate: int, bins: int) -> Tensor:
-    """(mels, bins)."""
-    made: Tensor = torchaudio.functional.melscale_fbanks(
-        bins, 0.0, sample_rate / 2, _MELS, sample_rate, norm="slaney", mel_scale="slaney"
-    )
-    return made.T + 1e-8  # narrow filters may hold no bin
 
 
 FLOOR = 1e-5
@@ -245,11 +236,8 @@ class MultiScaleSTFT(nn.Module):
         wave = audio.squeeze(1)
         if wave.shape[-1] < n_fft:
             wave = nn.functional.pad(wave, (0, n_fft - wave.shape[-1]))
-        spectrum = torch.stft(
-            wave, n_fft, n_fft // 4, window=self.get_buffer(f"window_{n_fft}"), return_complex=True, pad_mode="constant"
-        )
-        # abs() of a complex zero has no useful gradient; the floor keeps silence finite
-        return (spectrum.real.square() + spectrum.imag.square() + FLOOR**2).sqrt()
+        window = self.get_buffer(f"window_{n_fft}")
+        return magnitude_spectrum(wave, window, n_fft // 4, padding="constant", floor=FLOOR)
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
         """(B, 1, T) twice to a scalar."""
@@ -266,14 +254,17 @@ def mel_distance(estimate: Tensor, target: Tensor, sample_rate: int, *, n_mels: 
     Windows of 64 ms with a hop of 16 ms, Slaney filters up to half the rate.
     """
     n_fft = 2 ** round(math.log2(0.064 * sample_rate))
-    transform = _mel(sample_rate, n_fft, n_mels)
-    got, wanted = (transform(x.squeeze(1).cpu().float()).clamp(min=FLOOR).log10() for x in (estimate, target))
+    window, filters = torch.hann_window(n_fft), _filters(n_mels, n_fft, sample_rate)
+
+    def log_mel(audio: Tensor) -> Tensor:
+        magnitudes = stft(audio.squeeze(1).cpu().float(), window, n_fft // 4, padding="reflect").abs()
+        return (magnitudes.mT @ filters.T).clamp(min=FLOOR).log10()
+
+    got, wanted = log_mel(estimate), log_mel(target)
     distance: Tensor = (got - wanted).abs().mean(dim=(1, 2))
     return distance
 
 
 @lru_cache(maxsize=8)
-def _mel(sample_rate: int, n_fft: int, n_mels: int) -> torchaudio.transforms.MelSpectrogram:
-    return torchaudio.transforms.MelSpectrogram(
-        sample_rate, n_fft, hop_length=n_fft // 4, n_mels=n_mels, power=1.0, norm="slaney", mel_scale="slaney"
-    )
+def _filters(bands: int, n_fft: int, sample_rate: int) -> Tensor:
+    return mel_filterbank(bands, n_fft, sample_rate)

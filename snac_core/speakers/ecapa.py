@@ -13,7 +13,6 @@ code named in a configuration file.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_strictly, missing_weights
 from snac_core.speakers.features import LogMel
+from snac_core.spectral import power_spectrum, speechbrain_filterbank
 
 
 class Named(nn.Module):
@@ -180,15 +180,10 @@ class SpeechBrainFbank(nn.Module):
         self.window: Tensor
         self.filters: Tensor
         self.register_buffer("window", torch.hamming_window(400), persistent=False)
-        top = 2595 * math.log10(1 + sample_rate / 2 / 700)
-        edges = 700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)
-        centre, width = edges[1:-1, None], (edges[1:] - edges[:-1])[:-1, None]
-        slope = (torch.linspace(0, sample_rate // 2, 201) - centre) / width
-        self.register_buffer("filters", (1 - slope.abs()).clamp(min=0), persistent=False)
+        self.register_buffer("filters", speechbrain_filterbank(bands, 400, sample_rate), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        spectrum = torch.stft(audio, 400, 160, window=self.window, pad_mode="constant", return_complex=True)
-        power = self.filters @ (spectrum.real.square() + spectrum.imag.square())
+        power = self.filters @ power_spectrum(audio, self.window, 160, padding="constant")
         level = 10 * power.clamp(min=1e-10).log10()
         level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - 80)
         return level - level.mean(-1, keepdim=True)

@@ -5,8 +5,9 @@ The log-mel features of this project's own encoders."""
 from __future__ import annotations
 
 import torch
-import torchaudio
 from torch import Tensor, nn
+
+from snac_core.spectral import kaldi_filterbank, mel_filterbank, power_spectrum
 
 _EPSILON = torch.finfo(torch.float32).eps
 
@@ -27,7 +28,7 @@ class KaldiFbank(nn.Module):
         self.window: Tensor
         self.filters: Tensor
         self.register_buffer("window", torch.hann_window(self.size, periodic=False).pow(0.85), persistent=False)
-        filters = mel_triangles(bands, self.fft, sample_rate, low, sample_rate / 2)
+        filters = kaldi_filterbank(bands, self.fft, sample_rate, low=low, high=sample_rate / 2)
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -39,19 +40,6 @@ class KaldiFbank(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()
         energies: Tensor = (power @ self.filters.T).clamp(min=_EPSILON).log()
         return energies.transpose(1, 2)
-
-
-def mel_triangles(bands: int, fft: int, sample_rate: int, low: float, high: float) -> Tensor:
-    """(bands, fft // 2 + 1): triangles of height 1, straight on the scale 1127 ln(1 + f / 700), f in Hz."""
-
-    def mel(frequency: Tensor) -> Tensor:
-        return 1127.0 * (1.0 + frequency / 700.0).log()
-
-    edges = torch.linspace(0, 1, bands + 2, dtype=torch.float64)
-    first, last = mel(torch.tensor([low, high], dtype=torch.float64))
-    left, centre, right = (first + (last - first) * edges).unfold(0, bands, 1)[:, :, None]
-    at = mel(torch.arange(fft // 2 + 1, dtype=torch.float64) * sample_rate / fft)
-    return torch.minimum((at - left) / (centre - left), (right - at) / (right - centre)).clamp(min=0).float()
 
 
 class LogMel(nn.Module):
@@ -69,18 +57,15 @@ class LogMel(nn.Module):
         self.window: Tensor
         self.filters: Tensor
         self.register_buffer("window", torch.hann_window(window), persistent=False)
-        filters = torchaudio.functional.melscale_fbanks(
-            window // 2 + 1, 20.0, sample_rate / 2 - 400, bands, sample_rate, norm="slaney", mel_scale="slaney"
-        )
+        filters = mel_filterbank(bands, window, sample_rate, low=20.0, high=sample_rate / 2 - 400)
         # Unit mean power per band for white noise of unit RMS, so that `floor` has a meaning.
         power = self.window.square().sum()
-        self.register_buffer("filters", (filters / filters.sum(0) / power).T.contiguous(), persistent=False)
+        self.register_buffer("filters", filters / filters.T.contiguous().sum(0)[:, None] / power, persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, T) -> (B, bands, T // hop + 1)."""
         level = audio.square().mean(-1, keepdim=True)
         audio = audio * (level + 1e-10).rsqrt()  # -100 dBFS: digital silence stays silence
-        size = self.window.numel()
-        spectrum = torch.stft(audio, size, self.hop, window=self.window, pad_mode="reflect", return_complex=True)
-        mel = (self.filters @ (spectrum.real.square() + spectrum.imag.square()) + self.floor).log()
+        power = power_spectrum(audio, self.window, self.hop, padding="reflect")
+        mel = (self.filters @ power + self.floor).log()
         return mel - mel.mean(-1, keepdim=True)

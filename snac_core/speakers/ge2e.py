@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_strictly, missing_weights
+from snac_core.spectral import mel_filterbank, power_spectrum
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "ge2e" / "model.safetensors"
 HOP = 160  # samples, 10 ms
@@ -44,7 +44,7 @@ class GE2E(SpeakerEncoder):
         self.window: Tensor
         self.filters: Tensor
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        self.register_buffer("filters", mel_filters(), persistent=False)
+        self.register_buffer("filters", mel_filterbank(40, WINDOW, 16000), persistent=False)
         path = Path(weights) if weights is not None else ASSET
         if not path.is_file():
             missing_weights(self.name, path, "reinstall this package", "'ecapa_tiny'")
@@ -59,10 +59,7 @@ class GE2E(SpeakerEncoder):
         starts = partial_starts(audio.shape[-1])
         end = (starts[-1] + PARTIAL) * HOP
         padded = nn.functional.pad(audio, (0, max(0, end - audio.shape[-1])))
-        spectrum = torch.stft(
-            padded, WINDOW, HOP, window=self.window, center=True, pad_mode="constant", return_complex=True
-        )
-        mel = self.filters @ (spectrum.real.square() + spectrum.imag.square())  # (B, 40, F)
+        mel = self.filters @ power_spectrum(padded, self.window, HOP, padding="constant")  # (B, 40, F)
         windows = torch.stack([mel[:, :, start : start + PARTIAL] for start in starts], dim=1)  # (B, N, 40, 160)
         last = self._last_state(windows.flatten(0, 1).transpose(1, 2))
         partials = nn.functional.normalize(self.linear(last).relu(), dim=-1)
@@ -82,11 +79,3 @@ def partial_starts(samples: int) -> list[int]:
     starts = list(range(0, max(1, frames - PARTIAL + step + 1), step))
     coverage = (samples - starts[-1] * HOP) / (PARTIAL * HOP)
     return starts[:-1] if coverage < MIN_COVERAGE and len(starts) > 1 else starts
-
-
-def mel_filters() -> Tensor:
-    """librosa's default mel filterbank for 40 bands up to 8 kHz: Slaney's scale and norm, (40, 201)."""
-    filters: Tensor = torchaudio.functional.melscale_fbanks(
-        WINDOW // 2 + 1, 0.0, 8000.0, 40, 16000, norm="slaney", mel_scale="slaney"
-    )
-    return filters.T.contiguous()
