@@ -168,7 +168,10 @@ class Arm:
             if self.discriminator_optimizer is not None:
                 self.discriminator_optimizer.zero_grad(set_to_none=True)  # what the arm's own loss left there
                 discriminator_terms = terms_of(step, "discriminator_loss")
-                clip, rate = self.settings.discriminator_grad_clip, self.learning_rate(self.settings.discriminator_lr, index)
+                clip, rate = (
+                    self.settings.discriminator_grad_clip,
+                    self.learning_rate(self.settings.discriminator_lr, index),
+                )
                 self._update(
                     self.discriminator_optimizer,
                     self.weighted(discriminator_terms),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from snac_core.codec import SNAC
 from snac_core.errors import UserError, nearest
 from snac_core.metric import Metric
 from snac_runner.config import SHUFFLED, ArmSettings, StudySettings
+from snac_runner.console import Console
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.scoring import Scores, available, score
 from snac_runner.evaluate.systems import signal_processing
@@ -27,19 +27,6 @@ CONTROLS: dict[str, Callable[[SNAC], systems.System]] = {
     "signal_processing": signal_processing,
 }
 NEEDS = {"signal_processing": "parselmouth"}  # control to the package that it needs
-
-
-@dataclass
-class Console:
-    """Where a study says how far it is.
-
-    Attributes:
-        line: prints a line.
-        step: called with (title of the work, done, of how many, short text).
-    """
-
-    line: Callable[[str], None]
-    step: Callable[[str, int, int, str], None]
 
 
 def run_controls(study: StudySettings, folder: Path, resources: StudyResources, console: Console) -> None:
@@ -129,11 +116,7 @@ def judged(
     worst: int = 0,
 ) -> Scores:
     """Judge a system on the test conversions, going on from its journal; see `snac_runner.evaluate.scoring.score`."""
-
-    def told(done: int, of: int) -> None:
-        console.step(title, done, of, "")
-
     return score(
         system, resources.test, resources.catalogue, only=metrics, keep=study.samples, worst=worst,
-        journal=journal, key=key, probe=resources.probe, progress=told,
+        journal=journal, key=key, probe=resources.probe, progress=console.progress(title),
     )  # fmt: skip

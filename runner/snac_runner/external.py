@@ -15,7 +15,8 @@ from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
 from snac_runner.config import SHUFFLED, SYSTEMS, ArmSettings, StudySettings
-from snac_runner.controls import CONTROLS, Console, fit_metrics, judged, run_controls
+from snac_runner.console import Console
+from snac_runner.controls import CONTROLS, fit_metrics, judged, run_controls
 from snac_runner.data.audio import resample
 from snac_runner.data.corpus import digest_of
 from snac_runner.data.pairs import PairList

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -15,6 +14,7 @@ from snac_core.plugins import Catalogue
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
 from snac_runner.config import StudySettings
+from snac_runner.console import SILENT, Console
 from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.data.crops import CropLoader, parallel_speech
 from snac_runner.data.open_corpus import open_corpus
@@ -25,8 +25,6 @@ from snac_runner.evaluate.codes import SpeakerProbe
 from snac_runner.evaluate.conversions import Conversions
 from snac_runner.evaluate.judges import Calibration, calibration_of, check_judge, check_scores
 
-Progress = Callable[[str, int, int], None]
-
 
 class StudyResources:
     """Loaded on first use, each once.
@@ -34,8 +32,7 @@ class StudyResources:
     Args:
         study: the shared settings.
         catalogue: the plugins.
-        progress: called with (what, done, of how many) on long work.
-        warn: called with a line for everything that is skipped.
+        console: where long work reports.
     """
 
     def __init__(
@@ -43,15 +40,13 @@ class StudyResources:
         study: StudySettings,
         catalogue: Catalogue,
         *,
-        progress: Progress | None = None,
-        warn: Callable[[str], None] | None = None,
+        console: Console = SILENT,
     ) -> None:
         if not study.data:
             raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
         self.study = study
         self.catalogue = catalogue
-        self.progress = progress
-        self.warn = warn
+        self.console = console
         self.device = device_named(study.device)
 
     @cached_property
@@ -75,12 +70,8 @@ class StudyResources:
     @cached_property
     def corpus(self) -> Corpus:
         """The speech."""
-
-        def told(done: int, of: int) -> None:
-            if self.progress:
-                self.progress("listening to the data", done, of)
-
-        return open_corpus(self.study.data, console=self.warn, progress=told)
+        progress = self.console.progress("reading the audio files")
+        return open_corpus(self.study.data, warn=self.console.warning, progress=progress)
 
     @cached_property
     def table(self) -> SpeakerTable:
@@ -88,11 +79,8 @@ class StudyResources:
         references = References(self.corpus, "train")
 
         def embedded(segments: dict[str, list[Segment]]) -> dict[str, Tensor]:
-            def told(done: int, of: int) -> None:
-                if self.progress:
-                    self.progress(f"{self.speaker_encoder.name} on train speakers", done, of)
-
-            return speaker_embeddings(self.corpus, segments, self.speaker_encoder, progress=told)
+            progress = self.console.progress(f"{self.speaker_encoder.name} on train speakers")
+            return speaker_embeddings(self.corpus, segments, self.speaker_encoder, progress=progress)
 
         names = references.speakers
         means = [embedded({name: of(name) for name in names}) for of in (references.conditioning, references.scoring)]
@@ -177,7 +165,7 @@ class StudyResources:
 
     def _conversions(self, pairs: PairList) -> Conversions:
         return Conversions(
-            self.corpus, pairs, self.codec.sampling_rate, self.speaker_encoder, self.judge, progress=self.progress
+            self.corpus, pairs, self.codec.sampling_rate, self.speaker_encoder, self.judge, console=self.console
         )
 
 

@@ -25,7 +25,8 @@ from snac_core.plugin_guard import described
 from snac_core.testing import preflight as check_rules
 from snac_runner.arm import Arm, terms_of
 from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.controls import CONTROLS, Console, fit_metrics, judged, run_controls
+from snac_runner.console import Console
+from snac_runner.controls import CONTROLS, fit_metrics, judged, run_controls
 from snac_runner.data.pairs import PairList
 from snac_runner.evaluate.model_figures import evaluation, noise_floor, times_real_time
 from snac_runner.evaluate.systems import conditioned
@@ -126,12 +127,14 @@ def _run_seed(
     for arm in training:
         write_json(arm.folder / "config.json", configs[arm.settings.title, seed])
 
+    progress = console.progress(f"seed {seed}: training {len(training)} arm(s) side by side")
+
     def tell(step: int, steps: int, logged: dict[str, dict[str, float]]) -> None:
         shown = "  ".join(
             f"{title}: gap {values['gap']:.3f}" if "gap" in values else f"{title}: loss {values['loss']:.3f}"
             for title, values in logged.items()
         )
-        console.step(f"seed {seed}: training {len(training)} arm(s) side by side", step, steps, shown)
+        progress(step, steps, shown)
 
     def finish(arm: Arm, status: str, pace: float | None = None, **extra: Any) -> None:
         title = arm.settings.title

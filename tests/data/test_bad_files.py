@@ -54,7 +54,7 @@ def test_bad_files_are_named_and_skipped_never_silently(speech: Speech, caplog: 
         assert any(name in line.message for line in caplog.records)
     assert len(corpus.of_speaker("bob")) == 2
     told: list[str] = []
-    open_corpus(root, console=told.append)
+    open_corpus(root, warn=told.append)
     assert len(told) == len(expected)
 
 

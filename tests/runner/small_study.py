@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from snac_core.plugins import discover
 from snac_runner.cli import main
 from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.controls import Console
+from snac_runner.console import Console
 from snac_runner.resources import StudyResources
 from snac_runner.study import run_arms
 
@@ -45,6 +45,21 @@ SMALL: dict[str, Any] = {
     "shuffled_control": False,
 }
 PHASES = ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter")
+
+
+class RecordedConsole(Console):
+    """Collects lines; `step` is called with the arguments of `show_progress`."""
+
+    def __init__(self, lines: list[str], step: Callable[..., None] | None = None) -> None:
+        self.lines = lines
+        self.step = step
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def show_progress(self, *arguments: Any) -> None:
+        if self.step:
+            self.step(*arguments)
 
 
 @dataclass
@@ -87,7 +102,7 @@ class Bench:
         folder: Path,
         *,
         files: Iterable[Path] = (),
-        step: Any = None,
+        step: Callable[..., None] | None = None,
         **changes: Any,
     ) -> dict[str, Path]:
         """Train and judge arms into `folder`/<arm>; returns arm -> its folder (of the only seed).
@@ -97,7 +112,7 @@ class Bench:
         study, arms = self.study(**changes), list(arms)
         resources = self.resources(study, files)
         self.lines = []
-        console = Console(self.lines.append, step or (lambda *_: None))
+        console = RecordedConsole(self.lines, step)
         places = {(arm.title, seed): folder / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)

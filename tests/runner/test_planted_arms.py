@@ -13,7 +13,8 @@ from torch import Tensor
 
 from snac_core.plugins import discover
 from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.controls import Console, fit_metrics, run_controls
+from snac_runner.console import SILENT
+from snac_runner.controls import fit_metrics, run_controls
 from snac_runner.data.synth import synthesize
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import mean_log2
@@ -63,7 +64,7 @@ def planted(place: Path, speakers: int, pairs: int, *, heard: int | None = None)
     resources = StudyResources(study, catalogue)
     folder = place / "study"
     folder.mkdir()
-    run_controls(study, folder, resources, Console(print, lambda *_: None))
+    run_controls(study, folder, resources, SILENT)
     resources.test_pairs.export(folder / "pairs.json")
     return Planted(resources, folder)
 

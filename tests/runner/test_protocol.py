@@ -16,7 +16,7 @@ from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
 from snac_runner.arm import Arm
-from snac_runner.controls import Console
+from snac_runner.console import SILENT
 from snac_runner.evaluate.scoring import Scores
 from snac_runner.logs import read_metrics
 from snac_runner.study import choose_rates
@@ -121,12 +121,12 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
     heard: list[Any] = []  # test speakers have no say in this, and are not heard
     monkeypatch.setattr("snac_runner.study.judged", lambda *given, **_: heard.append(given))
     monkeypatch.setattr("snac_runner.study.noise_floor", lambda *given: heard.append(given))
-    chosen = choose_rates(study, arms, rates, tmp_path, resources, Console(lambda _: None, lambda *_: None))
+    chosen = choose_rates(study, arms, rates, tmp_path, resources, SILENT)
     assert sorted(tried) == [(name, rate, 0) for name in PHASES[1:] for rate in rates]  # equal trials, on one seed
     assert [one.lr for one in chosen] == [1e-3, 1e-1]
     assert [one.title for one in chosen] == [one.title for one in arms]
     before = contents(tmp_path)
-    choose_rates(study, arms, rates, tmp_path, resources, Console(lambda _: None, lambda *_: None))
+    choose_rates(study, arms, rates, tmp_path, resources, SILENT)
     assert contents(tmp_path) == before
     assert all("dev" in read_metrics(path)[-1] for path in tmp_path.rglob("metrics.jsonl"))
     assert not heard

@@ -15,7 +15,8 @@ import torch
 from small_study import Bench, result
 
 from snac_core.metric import Conversion, Metric
-from snac_runner.controls import Console, run_controls
+from snac_runner.console import SILENT
+from snac_runner.controls import run_controls
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.content import remembered
 from snac_runner.evaluate.scoring import Journal, score
@@ -139,7 +140,7 @@ def test_controls_are_judged_once_for_all_arms(bench: Bench, tmp_path: Path, mon
     resources = StudyResources.__new__(StudyResources)
     vars(resources).update(vars(bench.resources(bench.study())))
     monkeypatch.setattr("snac_runner.controls.available", lambda *_: ({"counting": Counting()}, {}))
-    console = Console(lambda _: None, lambda *_: None)
+    console = SILENT
     for _ in range(2):
         run_controls(resources.study, tmp_path, resources, console)
     judged = len(list((tmp_path / "controls").iterdir()))

@@ -1,6 +1,7 @@
 """The learning-rate schedule: where it rises, stays and falls."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -10,7 +11,7 @@ from snac_runner.schedule import learning_rate
 def test_the_rate_rises_linearly_to_the_peak_and_falls_to_its_minimum():
     rates = [learning_rate(s, 2.0, warmup_steps=4, decay_start=4, decay_end=20, min_ratio=0.1) for s in range(1, 21)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
-    assert all(earlier > later for earlier, later in zip(rates[3:], rates[4:], strict=False))
+    assert all(earlier > later for earlier, later in pairwise(rates[3:]))
     assert rates[-1] == 0.2
     assert rates[11] == pytest.approx(2.0 * (0.1 + 0.9 / 2))  # halfway along the cosine
 

@@ -1,60 +1,72 @@
-"""What long work shows: one progress bar with the time left, and lines above it.
-
-The options of every command that loads plugins, and the plugins they name."""
+"""What commands share: the console on the terminal, and the options that load plugins."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snac_runner.console import Console
+
 if TYPE_CHECKING:
+    import rich.console
+    import rich.progress
+
     from snac_core.plugins import Catalogue
-    from snac_runner.controls import Console
 
 
 class Stopped(Exception):
-    """Ctrl-C, with how to go on. (No KeyboardInterrupt: typer would swallow it, text and all.)"""
+    """Ctrl-C, with the command that continues. Not a KeyboardInterrupt: typer discards the text of those."""
+
+
+class TerminalConsole(Console):
+    """One progress bar with the time left, and lines above it; without a terminal, a line every tenth of the work.
+
+    Args:
+        output: where to print.
+        bar: rich's progress bar on that output.
+    """
+
+    def __init__(self, output: rich.console.Console, bar: rich.progress.Progress) -> None:
+        self.output = output
+        self.bar = bar
+        self.tasks: dict[str, rich.progress.TaskID] = {}
+
+    def line(self, text: str) -> None:
+        self.output.print(text, soft_wrap=True, markup=False)
+
+    def show_progress(self, title: str, done: int, total: int, note: str = "") -> None:
+        if not self.output.is_terminal:
+            if done == total or (total >= 10 and done % (total // 10) == 0):
+                self.line(f"{title}: {done}/{total} {note}".rstrip())
+            return
+        if title not in self.tasks:
+            for other in self.tasks.values():
+                self.bar.update(other, visible=False)
+            self.tasks[title] = self.bar.add_task(title, total=total, note=note)
+        self.bar.update(self.tasks[title], completed=done, note=note, visible=done < total)
 
 
 @contextmanager
-def progress() -> Iterator[Console]:
-    """A console for the time of some work. Where the output is no terminal, a line every tenth of the work."""
-    from rich.console import Console as Terminal
+def terminal() -> Iterator[Console]:
+    """A console on stderr for the time of some work; Python's warnings appear as lines of it."""
+    from rich.console import Console as Output
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from snac_runner.controls import Console
-
-    terminal = Terminal(stderr=True, highlight=False)
+    output = Output(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    live = terminal.is_terminal
-    with Progress(*columns, console=terminal, disable=not live, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def line(text: str) -> None:
-            terminal.print(text, soft_wrap=True, markup=False)
-
-        def step(title: str, done: int, of: int, note: str) -> None:
-            if not live:
-                if done == of or (of >= 10 and done % (of // 10) == 0):
-                    line(f"{title}: {done}/{of} {note}".rstrip())
-                return
-            if title not in tasks:
-                for other in tasks.values():
-                    bar.update(other, visible=False)
-                tasks[title] = bar.add_task(title, total=of, note=note)
-            bar.update(tasks[title], completed=done, note=note, visible=done < of)
-
+    with Progress(*columns, console=output, disable=not output.is_terminal, transient=True) as bar:
+        console = TerminalConsole(output, bar)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_args, **_kw: line(f"warning: {message}")
-            yield Console(line, step)
+            warnings.showwarning = lambda message, *_args, **_kw: console.warning(str(message))
+            yield console
 
 
 def say(text: str) -> None:
@@ -66,12 +78,14 @@ Plugin = Annotated[list[str], typer.Option("--plugin", help="Python file with a 
 Disable = Annotated[list[str], typer.Option("--disable-plugin", help="Installed plugin to leave out; may be repeated.")]
 
 
-def catalogue_of(files: Iterable[str], disable: Iterable[str], line: Callable[[str], None] | None = None) -> Catalogue:
-    """The installed plugins without `disable`, and the `files`; what is wrong with one goes to `line`, else stderr."""
+def catalogue_of(files: Iterable[str], disable: Iterable[str], console: Console | None = None) -> Catalogue:
+    """The installed plugins without `disable`, and the `files`; warnings go to the console, else to stderr."""
     from snac_core.plugins import discover
 
     catalogue = discover(files, disable=disable)
     for warning in catalogue.warnings:
-        text = f"warning: {warning}"
-        line(text) if line else print(text, file=sys.stderr)
+        if console:
+            console.warning(warning)
+        else:
+            print(f"warning: {warning}", file=sys.stderr)
     return catalogue

@@ -19,16 +19,16 @@ def synth(
     seed: Annotated[int, typer.Option(help="Of the choice of voices and sentences.")] = 0,
 ) -> None:
     """Speak a parallel corpus of synthetic speakers with known text, split by speaker."""
-    from snac_runner.cli.console import progress, say
+    from snac_runner.cli.console import say, terminal
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.data.synth import synthesize
 
-    with progress() as console:
+    with terminal() as console:
         root = synthesize(
             out, speakers, sentences, seed, held_out=held_out,
-            progress=lambda done, of: console.step("speaking", done, of, ""),
+            progress=console.progress("speaking"),
         )  # fmt: skip
-        corpus = open_corpus(root, console=console.line)
+        corpus = open_corpus(root, warn=console.line)
     say(_described(corpus))
 
 
@@ -39,24 +39,18 @@ def scan(
     seed: Annotated[int, typer.Option(help="Of the split by speaker, where the data has none.")] = 0,
 ) -> None:
     """Check a folder of speech, name what cannot be used, and write its manifest and speaker-disjoint split."""
-    from snac_runner.cli.console import progress, say
+    from snac_runner.cli.console import say, terminal
     from snac_runner.data.formats import NAME
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.data.open_corpus import scan as write_manifest
 
-    with progress() as console:
-
-        def warn(text: str) -> None:
-            console.line(f"warning: {text}")
-
-        def told(done: int, of: int) -> None:
-            console.step("listening", done, of, "")
-
+    with terminal() as console:
+        progress = console.progress("reading the audio files")
         if out is None and (data / NAME).is_file():
             console.line(f"{data / NAME} is there already and fixes the split; nothing is written")
-            corpus = open_corpus(data, seed=seed, console=warn, progress=told)
+            corpus = open_corpus(data, seed=seed, warn=console.warning, progress=progress)
         else:
-            corpus = write_manifest(data, out, seed=seed, console=warn, progress=told)
+            corpus = write_manifest(data, out, seed=seed, warn=console.warning, progress=progress)
     say(_described(corpus))
 
 
@@ -67,11 +61,11 @@ def fetch(
     part: Annotated[list[str] | None, typer.Option(help="Part of the corpus; may be repeated.")] = None,
 ) -> None:
     """Download a corpus; goes on where a download broke off."""
-    from snac_runner.cli.console import progress, say
+    from snac_runner.cli.console import say, terminal
     from snac_runner.data.download import fetch as download
 
-    with progress() as console:
-        root = download(name, out, parts=part, progress=lambda what, done, of: console.step(what, done, of, ""))
+    with terminal() as console:
+        root = download(name, out, parts=part, progress=console.show_progress)
     say(str(root))
 
 

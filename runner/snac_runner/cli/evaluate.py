@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from snac_core.errors import UserError
-from snac_runner.cli.console import Disable, Plugin, catalogue_of, progress, say
-from snac_runner.cli.train import resources_of, stored_run
+from snac_runner.cli.console import Disable, Plugin, catalogue_of, say, terminal
+from snac_runner.cli.train import stored_run
 from snac_runner.config import StudySettings, compose, read_values
 from snac_runner.data.pairs import PairList
 from snac_runner.external import export, judge_elsewhere, judge_returned
 from snac_runner.report.page import build, summary
+from snac_runner.resources import StudyResources
 
 
 def judge_run(
@@ -25,8 +26,8 @@ def judge_run(
     """Judge a trained run on other speech, into a folder of its own."""
     stored, arm = stored_run(run)
     study = stored.model_copy(update={"data": str(Path(data).resolve()), "device": device})
-    with progress() as console:
-        resources = resources_of(study, catalogue_of([*study.plugins, *plugins], disable, console.line), console)
+    with terminal() as console:
+        resources = StudyResources(study, catalogue_of([*study.plugins, *plugins], disable, console), console=console)
         place = out or run / "elsewhere" / f"{resources.corpus.name}-{resources.corpus.digest[:8]}"
         judge_elsewhere(run, study, arm, place, resources, console)
         page = build(place)
@@ -43,8 +44,8 @@ def judge_audio(
     study = _study_of(folder).model_copy(update={"device": device})
     if data is not None:
         study = study.model_copy(update={"data": str(Path(data).resolve())})
-    with progress() as console:
-        resources = resources_of(study, catalogue_of([*study.plugins, *plugins], disable, console.line), console)
+    with terminal() as console:
+        resources = StudyResources(study, catalogue_of([*study.plugins, *plugins], disable, console), console=console)
         listed.check(resources.corpus)
         if resources.test_pairs.digest != listed.digest:
             raise UserError(f"{pairs} is not the list of the study in {folder}: its settings give another one")
@@ -130,23 +131,23 @@ def _calibrate(
 ) -> None:
     from snac_core.codec import SNAC
     from snac_core.speakers.encoder import load_speaker_encoder
-    from snac_runner.cli.console import progress, say
+    from snac_runner.cli.console import say, terminal
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.evaluate.judges import calibrate, described
     from snac_runner.resources import device_named
 
-    with progress() as console:
+    with terminal() as console:
         place = device_named(device)
-        encoder = load_speaker_encoder(judge, plugins=catalogue_of(plugins, disable, console.line)).to(place)
+        encoder = load_speaker_encoder(judge, plugins=catalogue_of(plugins, disable, console)).to(place)
         codec = SNAC.from_pretrained(base).freeze()  # noise repeats on the CPU alone
         corpus = open_corpus(
             data,
-            console=lambda text: console.line(f"warning: {text}"),
-            progress=lambda done, of: console.step("listening to the data", done, of, ""),
+            warn=console.warning,
+            progress=console.progress("reading the audio files"),
         )
         found, path = calibrate(
             encoder, corpus, codec, base=base, splits=tuple(dict.fromkeys(splits)),
-            progress=lambda what, done, of: console.step(what, done, of, ""),
+            console=console,
         )  # fmt: skip
     say(f"{found.judge} on {found.data}, {' and '.join(found.splits)}, after {found.base}")
     say(described(found))

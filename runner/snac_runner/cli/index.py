@@ -35,22 +35,22 @@ def build(
     """Embed every utterance and speaker, and index them; goes on where it was stopped, and embeds new files only."""
     from snac_core.errors import UserError
     from snac_core.speakers.index import build_index, open_index
-    from snac_runner.cli.console import Stopped, progress, say
+    from snac_runner.cli.console import Stopped, say, terminal
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.embeddings import EncoderSource, bank_folder, build_bank
 
     source = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin))
-    with progress() as console:
+    with terminal() as console:
         corpus = open_corpus(
             data,
-            console=lambda text: console.line(f"warning: {text}"),
-            progress=lambda done, of: console.step("listening to the data", done, of, ""),
+            warn=console.warning,
+            progress=console.progress("reading the audio files"),
         )
         folder = out or bank_folder(corpus, source.load())
         try:
             built = build_bank(
                 corpus, folder, source, workers=workers,
-                progress=lambda done, of: console.step(f"{encoder} on {corpus.name}", done, of, ""),
+                progress=console.progress(f"{encoder} on {corpus.name}"),
             )  # fmt: skip
         except KeyboardInterrupt:
             raise Stopped(f"stopped; the same command goes on from what stands in {folder}") from None
@@ -77,12 +77,12 @@ def show(
     """Check that a bank and its index are whole, of this encoder, and of the folder as it is now; and describe them."""
     from snac_core.speakers.bank import audio_digest, open_bank
     from snac_core.speakers.index import open_index
-    from snac_runner.cli.console import progress, say
+    from snac_runner.cli.console import say, terminal
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.embeddings import EncoderSource, Wanted, bank_folder
 
-    with progress() as console:
-        corpus = open_corpus(data, console=lambda text: console.line(f"warning: {text}"))
+    with terminal() as console:
+        corpus = open_corpus(data, warn=console.warning)
         loaded = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin)).load()
         wanted = Wanted.of(corpus)
         bank = open_bank(

@@ -25,7 +25,7 @@ def pretrain(
     ] = [],  # noqa: B006
 ) -> None:
     """Train a base codec from speech, or continue one."""
-    from snac_runner.cli.console import progress, say
+    from snac_runner.cli.console import say, terminal
     from snac_runner.config import with_overrides
     from snac_runner.pretrain.pretrain import pretrain as train
     from snac_runner.pretrain.settings import recipe
@@ -33,10 +33,10 @@ def pretrain(
     given = {"data": data, "start": start, "steps": steps}
     changes = with_overrides({k: v for k, v in given.items() if v} | {"device": device}, set_)
     settings = recipe(preset, **changes)
-    with progress() as console:
+    with terminal() as console:
         model = train(
             settings, out, say=console.line,
-            tell=lambda done, of, note: console.step("training the base", done, of, note),
+            tell=console.progress("training the base"),
         )  # fmt: skip
     if model is None:
         raise KeyboardInterrupt(f"stopped; give the same command again to go on in {out}")

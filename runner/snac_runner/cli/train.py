@@ -13,9 +13,10 @@ import typer
 
 from snac_core.errors import UserError
 from snac_core.plugins import Catalogue
-from snac_runner.cli.console import Disable, Plugin, Stopped, catalogue_of, progress, say
+from snac_runner.cli.console import Disable, Plugin, Stopped, catalogue_of, say, terminal
 from snac_runner.config import ArmSettings, StudySettings, compose, read_values, to_toml, with_overrides
-from snac_runner.controls import Console, run_controls, shuffled_arm
+from snac_runner.console import Console
+from snac_runner.controls import run_controls, shuffled_arm
 from snac_runner.dry_run import describe_plan
 from snac_runner.legacy_config import is_original, translated
 from snac_runner.report.page import build, summary
@@ -28,11 +29,11 @@ def quick(out: Path, steps: int, seeds: int, plugins: Sequence[str] = (), disabl
     """Every adapter side by side on speech made here; the report at the end."""
     from snac_runner.data.synth import synthesize
 
-    with progress() as console:
-        catalogue = catalogue_of(plugins, disable, console.line)
+    with terminal() as console:
+        catalogue = catalogue_of(plugins, disable, console)
         speech = synthesize(
             out / "speech", speakers=40, sentences=12,
-            progress=lambda done, of: console.step("speaking", done, of, ""),
+            progress=console.progress("speaking"),
         )  # fmt: skip
         values = {
             "study": {
@@ -58,7 +59,7 @@ def train_one(
     disable: Sequence[str],
 ) -> None:
     """One arm, one seed, one run folder."""
-    with progress() as console:
+    with terminal() as console:
         if resume is not None:
             if strategies or config or out or options or assignments:
                 raise UserError("--resume goes on with the run as it was configured; give no other settings with it")
@@ -72,7 +73,7 @@ def train_one(
             if strategies:
                 values = {**values, "strategies": list(strategies)}
             if not values.get("strategies"):
-                known = ", ".join(adapters(catalogue_of(plugins, disable, console.line)))
+                known = ", ".join(adapters(catalogue_of(plugins, disable, console)))
                 raise UserError(f"no strategy; give --strategy NAME, one of: {known}")
             values = with_overrides({**values, **options}, assignments)
             arm_keys = {key: value for key, value in values.items() if key not in StudySettings.model_fields}
@@ -81,10 +82,10 @@ def train_one(
             arm = arms[0]
             if len(study.seeds) != 1:
                 raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
-        catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugins]), disable, console.line)
+        catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugins]), disable, console)
         seed = study.seeds[0]
         out = out or Path("runs") / study.name / arm.title / f"seed{seed}"
-        resources = resources_of(study, catalogue, console)
+        resources = StudyResources(study, catalogue, console=console)
         _check_names([arm], catalogue)
         try:
             run_arms(study, [arm], {(arm.title, seed): out}, resources, console, controls=out)
@@ -113,7 +114,7 @@ def ablate_study(
     """Arms x seeds, then the report."""
     if (file is None) == (not strategies):
         raise UserError("give a study file, or --strategies a,b,a+b (one of the two)")
-    with progress() as console:
+    with terminal() as console:
         if file is not None:
             values = read_values(file)
             if is_original(values):
@@ -128,7 +129,7 @@ def ablate_study(
             values = {"study": {"name": "ablation"}, "arm": arms}
         shared = with_overrides({**values.get("study", {}), **options}, assignments)
         values = {"study": _with_plugins(_located(shared, file), plugins), "arm": values.get("arm", [])}
-        catalogue = catalogue_of(values["study"].get("plugins", []), disable, console.line)
+        catalogue = catalogue_of(values["study"].get("plugins", []), disable, console)
         _study(values, out, catalogue, console, dry_run=dry_run, where=str(file or "ablate"))
 
 
@@ -155,7 +156,7 @@ def _study(
         raise UserError(f"{where} has no [[arm]]; expected at least one, with strategies = [...]")
     _check_names(arms, catalogue)
     out = out or Path("runs") / study.name
-    resources = resources_of(study, catalogue, console)
+    resources = StudyResources(study, catalogue, console=console)
     if dry_run:
         say(describe_plan(study, arms, rates, resources))
         return
@@ -212,7 +213,7 @@ def _original(values: dict[str, Any], where: str, console: Console) -> dict[str,
         return values
     settings, remarks = translated(values, where)
     for remark in remarks:
-        console.line(f"warning: {remark}")
+        console.warning(remark)
     return settings
 
 
@@ -231,15 +232,6 @@ def _with_plugins(shared: dict[str, Any], plugins: Sequence[str]) -> dict[str, A
         raise UserError(f"plugins = {given!r}; expected a list of files: ['my_strategy.py']")
     files = [*given, *plugins]
     return {**shared, "plugins": files} if files else dict(shared)
-
-
-def resources_of(study: StudySettings, catalogue: Catalogue, console: Console) -> StudyResources:
-    """What a study works with, telling the console of long work."""
-    return StudyResources(
-        study, catalogue,
-        progress=lambda title, done, of: console.step(title, done, of, ""),
-        warn=lambda text: console.line(f"warning: {text}"),
-    )  # fmt: skip
 
 
 def _check_names(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:

@@ -23,13 +23,13 @@ def scan(
     seed: int = 0,
     dev: float = DEV_SHARE,
     test: float = TEST_SHARE,
-    console: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Corpus:
     """Open a corpus and write its manifest, which then stands for it: the split no longer changes when files come.
 
     Args:
-        path: as for open_corpus; so are seed, dev, test, console and progress.
+        path: as for open_corpus; so are seed, dev, test, warn and progress.
         out: the manifest to write; None: manifest.jsonl in the folder.
 
     Returns:
@@ -46,7 +46,7 @@ def scan(
         raise UserError(f"a manifest is a .jsonl file; {place} is not named like one")
     if place.exists():
         raise UserError(f"{place} is there already and fixes the split; remove it, or write another one")
-    corpus = open_corpus(path, seed=seed, dev=dev, test=test, console=console, progress=progress)
+    corpus = open_corpus(path, seed=seed, dev=dev, test=test, warn=warn, progress=progress)
     try:
         write_manifest(place, corpus.splits)
     except OSError as error:
@@ -63,7 +63,7 @@ def open_corpus(
     seed: int = 0,
     dev: float = DEV_SHARE,
     test: float = TEST_SHARE,
-    console: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Corpus:
     """The corpus at `path`.
@@ -74,7 +74,7 @@ def open_corpus(
         seed: of the split by speaker, where the data is not split already.
         dev: share of the speakers for dev, where the data is not split already.
         test: share of the speakers for test, likewise.
-        console: called with a line for each file that is skipped; None: they are logged as warnings.
+        warn: called with a line for each file that is skipped; None: they are logged as warnings.
         progress: called with (done, of how many) while files are decoded for the first time.
 
     Raises:
@@ -86,7 +86,7 @@ def open_corpus(
     contents = examine_all(stretches, root, progress)
     usable, skipped = _usable(found, contents)
     for bad, reason in skipped:
-        (console or _log.warning)(f"skipped {bad}: {reason}")
+        (warn or _log.warning)(f"skipped {bad}: {reason}")
     folder = root if root.is_dir() else root.parent
     if not usable:
         raise UserError(f"{root}: none of {len(found.candidates)} audio files is usable; the first, {_first(skipped)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from snac_core.augment import change_voice
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.console import SILENT, Console
 from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.data.pairs import Pair, PairList
@@ -46,7 +46,7 @@ class Conversions:
         sample_rate: the codec's, in Hz.
         speaker_encoder: makes the conditioning embeddings, and the conditioning encoder's scores.
         judge: makes the scores.
-        progress: called with (text, done, of how many) while embeddings are computed.
+        console: where to report while embeddings are computed.
 
     Attributes:
         conditioning: speaker to the conditioning encoder's embedding (S,) of conditioning audio.
@@ -61,7 +61,7 @@ class Conversions:
         speaker_encoder: SpeakerEncoder,
         judge: SpeakerEncoder,
         *,
-        progress: Callable[[str, int, int], None] | None = None,
+        console: Console = SILENT,
     ) -> None:
         self.corpus = corpus
         self.pairs = pairs
@@ -72,12 +72,9 @@ class Conversions:
         self._moved: dict[str, Tensor] = {}
 
         def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
-            def told(done: int, of: int) -> None:
-                if progress:
-                    progress(f"{encoder.name} on {pairs.split} speakers", done, of)
-
+            progress = console.progress(f"{encoder.name} on {pairs.split} speakers")
             segments = {speaker: roles[role] for speaker, roles in pairs.references.items()}
-            return speaker_embeddings(corpus, segments, encoder, progress=told)
+            return speaker_embeddings(corpus, segments, encoder, progress=progress)
 
         self.conditioning = embedded("conditioning", speaker_encoder)
         self.speaker_encoder_reference = embedded("scoring", speaker_encoder)

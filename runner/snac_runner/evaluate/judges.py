@@ -23,6 +23,7 @@ from snac_core.files import write_json
 from snac_core.plugins import Catalogue
 from snac_core.seeding import derive
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.console import SILENT, Console
 from snac_runner.data.audio import cache_folder, load_audio, resample
 from snac_runner.data.corpus import SPLITS, Corpus, Segment, Utterance, digest_of
 from snac_runner.data.references import References
@@ -326,7 +327,7 @@ def calibrate(
     *,
     base: str,
     splits: Sequence[str] = ("dev",),
-    progress: Callable[[str, int, int], None] | None = None,
+    console: Console = SILENT,
 ) -> tuple[Calibration, Path]:
     """Score real trials, as recorded and after the codec, and keep the outcome under the digests of all involved.
 
@@ -336,7 +337,7 @@ def calibrate(
         codec: resynthesises the trials; frozen.
         base: its name.
         splits: whose speakers are told apart.
-        progress: called with (text, done, of how many).
+        console: where to report.
 
     Returns:
         the calibration, and the file that holds it.
@@ -357,10 +358,10 @@ def calibrate(
     if not parts or not probes:
         raise UserError(f"{where}: no stretch of 2 s to compare speakers by; a judge is calibrated on real speech")
     coded: list[Part] = []
+    progress = console.progress(f"{base} on {' and '.join(splits)} speech")
     for number, part in enumerate([*parts, *probes]):
         coded += after_codec([part], codec, rate)
-        if progress:
-            progress(f"{base} on {' and '.join(splits)} speech", number + 1, len(parts) + len(probes))
+        progress(number + 1, len(parts) + len(probes))
     recorded, resynthesised = _embedded(parts, judge), _embedded(coded[: len(parts)], judge)
     probed, probed_coded = _embedded(probes, judge), _embedded(coded[len(parts) :], judge)
     scores = {

@@ -243,7 +243,7 @@ def compare(
     bases = {name: SNAC.from_pretrained(name).freeze() for name in codecs}
     rows: list[dict[str, Any]] = []
     for path in data:
-        corpus = open_corpus(path, console=say)
+        corpus = open_corpus(path, warn=say)
         for split in splits:
             for name, codec in bases.items():
                 items = choose_items(corpus, (split,), codec.sampling_rate, most=most)

@@ -329,7 +329,7 @@ def _train(
 
 def _corpora(settings: PretrainSettings, out: Path, place: DistributedContext, say: Say) -> list[Share]:
     """Corpora with their shares of a batch: recorded speech by its length, the synthetic one as asked for."""
-    recorded = [open_corpus(path, seed=settings.seed, console=say) for path in settings.data]
+    recorded = [open_corpus(path, seed=settings.seed, warn=say) for path in settings.data]
     for corpus in recorded:
         for note in corpus.notes:
             say(f"{corpus.name}: {note}")
