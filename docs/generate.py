@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from snac_core.plugins import DISTRIBUTION, discover
 from snac_core.settings import accepted, default_of
 from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.pretrain.settings import Adversary, Augmentation, LossWeights, PretrainSettings, QuantiserTraining
+from snac_runner.pretrain.settings import Adversary, Augmentation, LossWeights, PretrainSettings, QuantizerTraining
 from snac_runner.report.format import KNOWN
 
 DOCS = Path(__file__).resolve().parent
@@ -69,7 +69,7 @@ def pretraining() -> str:
     """Every setting of a pretraining, the groups after what stands by itself."""
     groups = {
         "weights": LossWeights,
-        "quantiser": QuantiserTraining,
+        "quantizer": QuantizerTraining,
         "adversary": Adversary,
         "augmentation": Augmentation,
     }

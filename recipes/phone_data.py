@@ -36,7 +36,7 @@ from snac_runner.data.espeak import voice
 from snac_runner.data.synth import SENTENCES
 from snac_runner.evaluate.content import RATE, Recogniser
 from snac_runner.evaluate.phone_recogniser import FRAME, PHONES, SAMPLE_RATE, phones_of, spans
-from snac_runner.pretrain.evaluate import decode_coarse
+from snac_runner.pretrain.evaluate import decode_levels
 
 _EVENED = 0.7  # exponent on a word's frequency
 _CANDIDATES = 12
@@ -212,7 +212,7 @@ def through_codec(
         audio = resample(p.wave.float()[None, None] / 32768, SAMPLE_RATE, rate)
         levels = min(2, codec.n_codebooks) if number % 4 == 3 else None
         with torch.inference_mode():
-            heard = decode_coarse(codec, codec.encode(audio), levels, audio.shape[-1])
+            heard = decode_levels(codec, codec.encode(audio), levels, audio.shape[-1])
         wave = resample(heard[0, 0].clone(), rate, SAMPLE_RATE)
         coded.append(Piece((wave.clamp(-1, 1) * 32767).round().to(torch.int16), p.phones, p.frames))
         if progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from snac_runner.console import Console
 from snac_runner.data.corpus import Corpus
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.synth import synthesize
@@ -27,6 +30,21 @@ SMALL: dict[str, Any] = {
     "noise": False,
     "depthwise": False,
 }
+
+
+class Recorder(Console):
+    """Keeps lines, and sends SIGINT to this process after a step, as Ctrl-C does."""
+
+    def __init__(self, interrupt_after: int | None = None) -> None:
+        self.lines: list[str] = []
+        self.interrupt_after = interrupt_after
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def show_progress(self, title: str, done: int, total: int, note: str = "") -> None:
+        if done == self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import json, sys, torch
 torch.set_num_threads(1)
 from snac_runner.pretrain.settings import PretrainSettings
 from snac_runner.pretrain.distributed import distributed_context
-from snac_runner.pretrain.step import Trainer
+from snac_runner.pretrain.step import TrainingState
 from snac_core.codec import SNAC
 from snac_core.seeding import generator
 codec, settings = json.loads(sys.argv[1])
@@ -29,21 +29,21 @@ class Noise:
     def at(self, step): return 0.1 * torch.randn(2, 1, 1280, generator=generator(self.rank, step))
 
 torch.manual_seed(0)
-with distributed_context("cpu") as place:
-    trainer = Trainer(SNAC(**codec), PretrainSettings(**settings), place)
+with distributed_context("cpu") as context:
+    state = TrainingState(SNAC(**codec), PretrainSettings(**settings), context)
     for _ in range(4):
-        trainer.train_step(Noise(place.rank))
-    print(place.rank, place.world, trainer.codec.digest)
+        state.train_step(Noise(context.rank))
+    print(context.rank, context.world, state.codec.digest)
 """
 
 
-def test_alone_there_is_one_place_and_it_writes() -> None:
-    with distributed_context("cpu") as place:
-        assert (place.rank, place.world, place.first) == (0, 1, True)
+def test_without_torchrun_there_is_one_process_and_it_writes() -> None:
+    with distributed_context("cpu") as context:
+        assert (context.rank, context.world, context.first) == (0, 1, True)
         gradient = torch.ones(3)
-        place.average([gradient])
+        context.average([gradient])
         assert torch.equal(gradient, torch.ones(3))
-        assert "CPU" in place.describe()
+        assert "CPU" in context.describe()
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
@@ -58,10 +58,10 @@ def test_a_device_that_is_not_there_is_named() -> None:
 @pytest.mark.slow
 def test_processes_with_different_speech_end_with_the_same_weights(small: str, tmp_path: Path) -> None:
     settings = {
-        "quantiser": {"continuous": 1, "blend": 1, "kmeans_batches": 2, "restart_every": 2},
+        "quantizer": {"unquantized_steps": 1, "blend_steps": 1, "kmeans_batches": 2, "restart_every": 2},
         "adversary": {
-            "after": 1,
-            "rise": 1,
+            "start_step": 1,
+            "warmup_steps": 1,
             "periods": [2],
             "n_ffts": [256],
             "period_channels": 2,

@@ -14,7 +14,7 @@ from snac_runner.pretrain.grow import add_levels, change_rates, first_levels, wi
 from snac_runner.pretrain.pretrain import pretrain
 
 from .conftest import SMALL
-from .test_loop import quick, silent
+from .test_loop import quick
 
 
 def test_a_grown_codec_sounds_as_before_and_keeps_the_codes_it_had() -> None:
@@ -37,12 +37,12 @@ def test_a_codec_cut_to_its_first_levels_is_what_it_was_before_it_grew() -> None
 
 
 def test_added_levels_and_the_speaker_term_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) -> None:
-    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
+    first = pretrain(quick(small, speech, steps=1, adversary="none", validate_every=0), tmp_path / "first")
     assert first is not None
     settings = quick(
-        small, speech, start=str(first), levels=(1,), weights={"speaker": 1.0}, adversary="none", listen_every=0
+        small, speech, start=str(first), levels=(1,), weights={"speaker": 1.0}, adversary="none", validate_every=0
     )
-    second = pretrain(settings, tmp_path / "second", say=silent)
+    second = pretrain(settings, tmp_path / "second")
     assert second is not None
     grown = SNAC.from_pretrained(second)
     assert grown.vq_strides == (2, 1, 1)
@@ -58,17 +58,17 @@ def test_a_speaker_encoder_that_cannot_be_used_is_refused_before_anything_is_wri
 ) -> None:
     weights = {"speaker": 1.0}
     with pytest.raises(UserError, match="did you mean 'ge2e'"):
-        pretrain(quick(small, speech, weights=weights, speaker_encoder="ge2"), tmp_path / "run", say=silent)
+        pretrain(quick(small, speech, weights=weights, speaker_encoder="ge2"), tmp_path / "run")
     monkeypatch.setattr("snac_core.speakers.ge2e.GE2E.min_seconds", 0.4)
     with pytest.raises(UserError, match=r"crop_seconds 0\.16; ge2e needs"):
-        pretrain(quick(small, speech, weights=weights, speaker_encoder="ge2e"), tmp_path / "run", say=silent)
+        pretrain(quick(small, speech, weights=weights, speaker_encoder="ge2e"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_what_is_to_grow_without_a_codec_to_start_from_is_refused(small: str, speech: Path, tmp_path: Path) -> None:
     for grown in ({"levels": (1,)}, {"widths": (12, 128)}, {"rates": ((2, 2, 4), (4, 2, 2))}):
         with pytest.raises(UserError, match="start"):
-            pretrain(quick(small, speech, **grown), tmp_path / "run", say=silent)
+            pretrain(quick(small, speech, **grown), tmp_path / "run")
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
@@ -113,7 +113,7 @@ def test_a_codec_can_be_widened_whose_new_levels_say_nothing_yet() -> None:
 
 def test_no_wider_layers_and_attention_are_refused() -> None:
     codec = SNAC.from_config(SMALL)
-    with pytest.raises(UserError, match="the codec is 8 and 96 wide already"):
+    with pytest.raises(UserError, match="encoder_dim 8 and decoder_dim 96 are those of the codec"):
         widen(codec, 8, 96, seed=0)
     with pytest.raises(UserError, match="decoder_dim 48; a codec of 96 can be widened"):
         widen(codec, 8, 48, seed=0)
@@ -123,13 +123,13 @@ def test_no_wider_layers_and_attention_are_refused() -> None:
 
 
 def test_widths_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) -> None:
-    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
-    settings = quick(small, speech, steps=1, start=str(first), widths=(12, 128), adversary="none", listen_every=0)
-    second = pretrain(settings, tmp_path / "second", say=silent)
+    first = pretrain(quick(small, speech, steps=1, adversary="none", validate_every=0), tmp_path / "first")
+    settings = quick(small, speech, steps=1, start=str(first), widths=(12, 128), adversary="none", validate_every=0)
+    second = pretrain(settings, tmp_path / "second")
     assert second is not None
     assert SNAC.from_pretrained(second).config["decoder_dim"] == 128
-    with pytest.raises(UserError, match=r"two, encoder_dim and decoder_dim; got \[12\]"):
-        pretrain(quick(small, speech, start=str(first), widths=(12,)), tmp_path / "third", say=silent)
+    with pytest.raises(UserError, match=r"widths \[12\]; expected two numbers, encoder_dim and decoder_dim"):
+        pretrain(quick(small, speech, start=str(first), widths=(12,)), tmp_path / "third")
 
 
 def test_a_codec_at_its_own_rates_is_itself() -> None:
@@ -164,25 +164,25 @@ def test_other_numbers_of_rates_and_rates_that_do_not_mirror_are_refused() -> No
 
 
 def test_rates_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) -> None:
-    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
+    first = pretrain(quick(small, speech, steps=1, adversary="none", validate_every=0), tmp_path / "first")
     rates = ((2, 2, 4), (4, 2, 2))
     settings = quick(
-        small, speech, steps=1, start=str(first), rates=rates, widths=(12, 128), adversary="none", listen_every=0
+        small, speech, steps=1, start=str(first), rates=rates, widths=(12, 128), adversary="none", validate_every=0
     )
-    second = pretrain(settings, tmp_path / "second", say=silent)
+    second = pretrain(settings, tmp_path / "second")
     assert second is not None
     assert SNAC.from_pretrained(second).hop_length == 16
-    with pytest.raises(UserError, match="rates are two lists, of the encoder and of the decoder; got 1"):
-        pretrain(quick(small, speech, start=str(first), rates=((2, 2, 4),)), tmp_path / "third", say=silent)
+    with pytest.raises(UserError, match="rates has 1 lists; expected two, encoder_rates and decoder_rates"):
+        pretrain(quick(small, speech, start=str(first), rates=((2, 2, 4),)), tmp_path / "third")
 
 
 @pytest.mark.parametrize("frozen", [("decoder",), ("encoder", "quantizer")])
 def test_frozen_parts_keep_their_weights_and_the_others_learn(
     frozen: tuple[str, ...], small: str, speech: Path, tmp_path: Path
 ) -> None:
-    first = pretrain(quick(small, speech, steps=1, adversary="none", listen_every=0), tmp_path / "first", say=silent)
+    first = pretrain(quick(small, speech, steps=1, adversary="none", validate_every=0), tmp_path / "first")
     assert first is not None
-    second = pretrain(quick(small, speech, start=str(first), frozen=frozen), tmp_path / "second", say=silent)
+    second = pretrain(quick(small, speech, start=str(first), frozen=frozen), tmp_path / "second")
     assert second is not None
     before, after = (SNAC.from_pretrained(folder).state_dict() for folder in (first, second))
     for name, value in after.items():
@@ -193,8 +193,8 @@ def test_frozen_parts_keep_their_weights_and_the_others_learn(
 @pytest.mark.parametrize(
     ("frozen", "more", "said"),
     [
-        (("decoder",), {"start": None}, "there is no `start`"),
-        (("decoder", "encoder", "quantizer"), {}, "something must be left to train"),
+        (("decoder",), {"start": None}, "needs `start`, the codec"),
+        (("decoder", "encoder", "quantizer"), {}, "leave at least one to train"),
         (("quantizer",), {"levels": (1,)}, "added to a frozen quantizer"),
         (("decoder",), {"widths": (12, 128)}, "widths and rates change encoder and decoder"),
         (("encoder",), {"rates": ((2, 2, 4), (4, 2, 2))}, "widths and rates change encoder and decoder"),

@@ -8,38 +8,38 @@ from snac_core.codec import SNAC
 from snac_runner.data.corpus import Corpus
 from snac_runner.pretrain.data import SpeechMix
 from snac_runner.pretrain.distributed import DistributedContext
-from snac_runner.pretrain.quantizer import Usage
-from snac_runner.pretrain.settings import Augmentation, PretrainSettings, QuantiserTraining
-from snac_runner.pretrain.step import Trainer
+from snac_runner.pretrain.quantizer import CodeUsage
+from snac_runner.pretrain.settings import Augmentation, PretrainSettings, QuantizerTraining
+from snac_runner.pretrain.step import TrainingState
 
 from .conftest import SMALL
 
-GENTLY = QuantiserTraining(continuous=40, blend=25, restart_every=15, kmeans_batches=6, level_dropout=0)
-ABRUPTLY = QuantiserTraining(continuous=0, blend=0, restart_every=0, kmeans_batches=0, level_dropout=0)
+GENTLY = QuantizerTraining(unquantized_steps=40, blend_steps=25, restart_every=15, kmeans_batches=6, level_dropout=0)
+ABRUPTLY = QuantizerTraining(unquantized_steps=0, blend_steps=0, restart_every=0, kmeans_batches=0, level_dropout=0)
 
 
-def trained(corpus: Corpus, how: QuantiserTraining, steps: int) -> tuple[float, float, dict[str, float]]:
+def trained(corpus: Corpus, how: QuantizerTraining, steps: int) -> tuple[float, float, dict[str, float]]:
     """Reconstruction loss before and after training, and the use of the codes at the end."""
     settings = PretrainSettings(
         steps=steps,
         lr=3e-3,
-        lr_warmup=10,
+        warmup_steps=10,
         lr_min_ratio=0.1,
         adversary=None,
-        quantiser=how,
+        quantizer=how,
         augmentation=Augmentation(gain_db=0, changed=0),
     )
     torch.manual_seed(0)
-    trainer = Trainer(SNAC(**SMALL), settings, DistributedContext(torch.device("cpu")))
+    state = TrainingState(SNAC(**SMALL), settings, DistributedContext(torch.device("cpu")))
     mix = SpeechMix([(corpus, 1.0)], SMALL["sampling_rate"], 1536, 4, settings.augmentation, seed=0)
     weights = settings.weights.model_dump()
-    losses, usage = [], Usage(2, SMALL["codebook_size"])
+    losses, usage = [], CodeUsage(2, SMALL["codebook_size"])
     for step in range(steps):
-        terms = trainer.train_step(mix)
-        losses.append(sum(weights[name] * float(terms[name]) for name in trainer.distance.terms))
+        terms = state.train_step(mix)
+        losses.append(sum(weights[name] * float(terms[name]) for name in state.spectral_distance.terms))
         if step >= steps - 20:
-            usage.add(trainer.codec.encode(mix.at(step)))
-    return losses[0], sum(losses[-10:]) / 10, usage.figures()
+            usage.add(state.codec.encode(mix.at(step)))
+    return losses[0], sum(losses[-10:]) / 10, usage.statistics()
 
 
 def test_a_gentle_start_halves_the_loss_and_keeps_the_codes_in_use_that_collapse_without_it(corpus: Corpus) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from snac_core.errors import UserError
 from snac_runner.pretrain.pretrain import pretrain
 from snac_runner.pretrain.settings import PretrainSettings
 
-from .conftest import SMALL
+from .conftest import SMALL, Recorder
 
 
 def quick(small: str, speech: Path, **changes: Any) -> PretrainSettings:
@@ -29,44 +27,42 @@ def quick(small: str, speech: Path, **changes: Any) -> PretrainSettings:
         "data": (str(speech),),
         "synthetic": 0,
         "steps": 6,
-        "batch": 2,
+        "batch_size": 2,
         "crop_seconds": 0.16,
-        "lr_warmup": 2,
-        "quantiser": {"continuous": 1, "blend": 2, "kmeans_batches": 2, "restart_every": 2, "level_dropout": 0.5},
+        "warmup_steps": 2,
+        "quantizer": {
+            "unquantized_steps": 1,
+            "blend_steps": 2,
+            "kmeans_batches": 2,
+            "restart_every": 2,
+            "level_dropout": 0.5,
+        },
         "adversary": {
-            "after": 2,
-            "rise": 2,
+            "start_step": 2,
+            "warmup_steps": 2,
             "periods": (2,),
             "n_ffts": (256,),
             "period_channels": 2,
             "spectral_channels": 2,
         },
         "log_every": 1,
-        "listen_every": 3,
+        "validate_every": 3,
     }
     return PretrainSettings(**{**fields, **changes})
-
-
-def silent(_line: str) -> None:
-    return None
 
 
 def test_a_training_that_was_interrupted_and_continued_equals_one_that_was_not(
     small: str, speech: Path, tmp_path: Path
 ) -> None:
     settings = quick(small, speech)
-    whole = pretrain(settings, tmp_path / "whole", say=silent)
+    whole = pretrain(settings, tmp_path / "whole")
     assert whole is not None
 
-    def interrupt(done: int, _steps: int, _note: str) -> None:
-        if done == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    lines: list[str] = []
     parts = tmp_path / "parts"
-    assert pretrain(settings, parts, say=lines.append, tell=interrupt) is None
-    assert "after step 3 of 6" in lines[-1]
-    assert pretrain(settings, parts, say=lines.append) == parts / "model"
+    console = Recorder(interrupt_after=3)
+    assert pretrain(settings, parts, console=console) is None
+    assert "after step 3 of 6" in console.lines[-1]
+    assert pretrain(settings, parts) == parts / "model"
     assert (whole / "model.safetensors").read_bytes() == (parts / "model" / "model.safetensors").read_bytes()
 
     one, other = (
@@ -86,56 +82,57 @@ def test_a_training_that_was_interrupted_and_continued_equals_one_that_was_not(
     assert result["digest"] == SNAC.from_pretrained(parts / "model").digest
 
     with pytest.raises(UserError, match="finished training"):
-        pretrain(settings, parts, say=silent)
+        pretrain(settings, parts)
 
 
 def test_a_training_that_was_stopped_may_end_earlier_or_later_than_was_said(
     small: str, speech: Path, tmp_path: Path
 ) -> None:
-    settings = quick(small, speech, adversary=None, listen_every=0)
+    settings = quick(small, speech, adversary=None, validate_every=0)
 
-    def interrupt(_done: int, _steps: int, _note: str) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    lines: list[str] = []
     run = tmp_path / "run"
-    assert pretrain(settings, run, say=silent, tell=interrupt) is None  # after step 1
-    assert pretrain(settings.model_copy(update={"steps": 4}), run, say=lines.append, tell=interrupt) is None
-    assert "the rate falls towards step 4 from here; so far it fell towards 6" in lines
+    assert pretrain(settings, run, console=Recorder(interrupt_after=1)) is None
+    console = Recorder(interrupt_after=2)
+    assert pretrain(settings.model_copy(update={"steps": 4}), run, console=console) is None
+    assert "the learning rate now decays until step 4; so far until step 6" in console.lines
     with pytest.raises(UserError, match=r"steps 1, but the training in .* is at step 2"):
-        pretrain(settings.model_copy(update={"steps": 1}), run, say=silent)
-    assert pretrain(settings.model_copy(update={"steps": 8}), run, say=silent) is not None
+        pretrain(settings.model_copy(update={"steps": 1}), run)
+    assert pretrain(settings.model_copy(update={"steps": 8}), run) is not None
     assert json.loads((run / "result.json").read_text())["steps"] == 8
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["steps"] == 8
     assert config["ends_before"] == [{"steps": 6, "until_step": 1}, {"steps": 4, "until_step": 2}]
     with pytest.raises(UserError, match="finished training"):
-        pretrain(settings.model_copy(update={"steps": 9}), run, say=silent)
+        pretrain(settings.model_copy(update={"steps": 9}), run)
 
 
 def test_another_training_is_refused_a_folder_that_is_taken(small: str, speech: Path, tmp_path: Path) -> None:
-    settings = quick(small, speech, steps=1, adversary=None, listen_every=0)
-    pretrain(settings, tmp_path / "run", say=silent)
-    with pytest.raises(UserError, match=r"lr: 0\.0006 there, 0\.1 asked for"):
-        pretrain(settings.model_copy(update={"lr": 0.1}), tmp_path / "run", say=silent)
-    # a training that was begun before a setting was there goes on as by default
+    settings = quick(small, speech, steps=1, adversary=None, validate_every=0)
+    pretrain(settings, tmp_path / "run")
+    with pytest.raises(UserError, match=r"lr: 0\.0006 in the folder, 0\.1 requested"):
+        pretrain(settings.model_copy(update={"lr": 0.1}), tmp_path / "run")
+    # a missing setting has its default
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     del config["settings"]["levels"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="finished training"):
-        pretrain(settings, tmp_path / "run", say=silent)
+        pretrain(settings, tmp_path / "run")
+    config["settings"]["lr_warmup"] = config["settings"].pop("warmup_steps")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"configuration of a pretraining .*'lr_warmup'.* 'warmup_steps'"):
+        pretrain(settings, tmp_path / "run")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     with pytest.raises(UserError, match="holds files, but no training"):
-        pretrain(settings, tmp_path / "mine", say=silent)
+        pretrain(settings, tmp_path / "mine")
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(
     small: str, speech: Path, tmp_path: Path
 ) -> None:
-    settings = quick(small, speech, lr=1e20, steps=30, adversary=None, listen_every=0, checkpoint_seconds=1e-9)
-    with pytest.raises(UserError, match="no number any more by step") as raised:
-        pretrain(settings, tmp_path / "run", say=silent)
+    settings = quick(small, speech, lr=1e20, steps=30, adversary=None, validate_every=0, checkpoint_seconds=1e-9)
+    with pytest.raises(UserError, match="not finite at or before step") as raised:
+        pretrain(settings, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint" / "state.pt"
     assert str(checkpoint) in str(raised.value)
     assert torch.load(checkpoint, weights_only=True)["step"] >= 1
@@ -146,7 +143,7 @@ def test_a_continued_codec_starts_from_its_weights_and_skips_the_warm_up(
     small: str, speech: Path, tmp_path: Path
 ) -> None:
     SNAC(**SMALL).save_pretrained(tmp_path / "start")
-    quantiser = {"restart_every": 0, "level_dropout": 0}
+    quantizer = {"restart_every": 0, "level_dropout": 0}
     settings = quick(
         small,
         speech,
@@ -154,10 +151,10 @@ def test_a_continued_codec_starts_from_its_weights_and_skips_the_warm_up(
         steps=1,
         lr=1e-12,
         adversary=None,
-        quantiser=quantiser,
-        listen_every=0,
+        quantizer=quantizer,
+        validate_every=0,
     )
-    model = pretrain(settings, tmp_path / "run", say=silent)
+    model = pretrain(settings, tmp_path / "run")
     assert model is not None
     before, after = SNAC.from_pretrained(tmp_path / "start").state_dict(), SNAC.from_pretrained(model).state_dict()
     for name, value in before.items():
@@ -181,7 +178,7 @@ def test_a_configuration_that_does_not_fit_together_is_refused_before_anything_i
     path = tmp_path / "codec.json"
     path.write_text(json.dumps({**SMALL, **change}))
     with pytest.raises(UserError, match=message):
-        pretrain(quick(str(path), speech), tmp_path / "run", say=silent)
+        pretrain(quick(str(path), speech), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -189,7 +186,7 @@ def test_crops_too_short_for_the_losses_are_refused_with_the_shortest_length(
     small: str, speech: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"need 513, 0\.064 s"):
-        pretrain(quick(small, speech, crop_seconds=0.02), tmp_path / "run", say=silent)
+        pretrain(quick(small, speech, crop_seconds=0.02), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -203,13 +200,13 @@ def test_silent_speech_is_skipped_with_a_line_and_clipped_and_short_speech_is_us
     audio, rate = soundfile.read(next(iter(sorted(speaker.glob("*.flac")))))
     soundfile.write(speaker / "clipped.wav", np.clip(30 * audio, -1, 1), rate)
     soundfile.write(speaker / "short.wav", audio[: int(0.6 * rate)], rate)
-    lines: list[str] = []
-    settings = quick(small, folder, steps=2, adversary=None, listen_every=0)
-    assert pretrain(settings, tmp_path / "run", say=lines.append) is not None
-    assert [line for line in lines if "silence.wav" in line and "is silent" in line]
-    assert not [line for line in lines if "clipped.wav" in line or "short.wav" in line]
+    console = Recorder()
+    settings = quick(small, folder, steps=2, adversary=None, validate_every=0)
+    assert pretrain(settings, tmp_path / "run", console=console) is not None
+    assert [line for line in console.lines if "silence.wav" in line and "is silent" in line]
+    assert not [line for line in console.lines if "clipped.wav" in line or "short.wav" in line]
 
 
 def test_no_speech_at_all_is_an_error_that_says_what_to_give(small: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="`data`, or a number of `synthetic` speakers"):
-        pretrain(PretrainSettings(codec=small, synthetic=0), tmp_path / "run", say=silent)
+        pretrain(PretrainSettings(codec=small, synthetic=0), tmp_path / "run")

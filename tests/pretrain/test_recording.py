@@ -13,19 +13,23 @@ from torch import Tensor
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_runner.data.corpus import Corpus
+from snac_runner.pretrain.cuda_graph import CudaGraphStep, StepInputs
 from snac_runner.pretrain.data import SpeechMix
 from snac_runner.pretrain.distributed import DistributedContext
+from snac_runner.pretrain.optimizer import adamw, load_optimizer_state, set_learning_rate
 from snac_runner.pretrain.pretrain import pretrain
 from snac_runner.pretrain.settings import Augmentation
-from snac_runner.pretrain.step import CudaGraphStep, Diverged, StepInputs, Trainer, adamw, load_state, set_rate
+from snac_runner.pretrain.step import Diverged, TrainingState
 
 from .conftest import SMALL
-from .test_loop import quick, silent
+from .test_loop import quick
 
 
-def trainer(small: str, speech: Path, device: str = "cpu", **changes: object) -> Trainer:
+def training_state(small: str, speech: Path, device: str = "cpu", **changes: object) -> TrainingState:
     torch.manual_seed(0)
-    return Trainer(SNAC.from_config(SMALL), quick(small, speech, **changes), DistributedContext(torch.device(device)))
+    return TrainingState(
+        SNAC.from_config(SMALL), quick(small, speech, **changes), DistributedContext(torch.device(device))
+    )
 
 
 def mix(corpus: Corpus) -> SpeechMix:
@@ -34,17 +38,19 @@ def mix(corpus: Corpus) -> SpeechMix:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="steps are recorded on CUDA devices; none is here")
 def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, corpus: Corpus, tmp_path: Path) -> None:
-    """With level dropout and the discriminators' rise, which are inputs; moved entries, and what was saved and loaded."""
-    adversary = {"after": 2, "rise": 30, "periods": (2,), "n_ffts": (256,), "period_channels": 2}
+    """With level dropout, the warm-up of the discriminators, restarted entries, and a loaded checkpoint."""
+    adversary = {"start_step": 2, "warmup_steps": 30, "periods": (2,), "n_ffts": (256,), "period_channels": 2}
     ends = []
     for graphs in (False, True):
-        one = trainer(small, speech, "cuda", steps=40, graphs=graphs, bf16=False, compile=False, adversary=adversary)
+        state = training_state(
+            small, speech, "cuda", steps=40, graphs=graphs, bf16=False, compile=False, adversary=adversary
+        )
         for _ in range(15):
-            one.train_step(mix(corpus))
-        one.save(tmp_path / f"{graphs}.pt")
-        one.load(tmp_path / f"{graphs}.pt")
-        terms = [one.train_step(mix(corpus)) for _ in range(15)]
-        assert (one.replay is not None and one.replay.recorded is not None) == graphs
+            state.train_step(mix(corpus))
+        state.save(tmp_path / f"{graphs}.pt")
+        state.load(tmp_path / f"{graphs}.pt")
+        terms = [state.train_step(mix(corpus)) for _ in range(15)]
+        assert (state.cuda_graph is not None and state.cuda_graph.captured is not None) == graphs
         ends.append({name: float(value) for name, value in terms[-1].items()})
     assert ends[1] == pytest.approx(ends[0], rel=0.05)
 
@@ -71,23 +77,23 @@ def test_inputs_go_to_where_they_were_recorded_and_each_kind_has_a_recording(mon
     assert all(inputs is recorded[5] for inputs in given)
     assert recorded[5].audio.tolist() == [[[7.0, 7.0]]]
     with_discriminators = [
-        replay(StepInputs(torch.zeros(1, 1, 2), scale=torch.tensor(0.1 * step))) for step in range(7)
+        replay(StepInputs(torch.zeros(1, 1, 2), adversary_weight=torch.tensor(0.1 * step))) for step in range(7)
     ]
     assert with_discriminators[-2:] == 2 * ["result 12"]
-    assert recorded[-1].scale is not None
-    assert float(recorded[-1].scale) == pytest.approx(0.6)
+    assert recorded[-1].adversary_weight is not None
+    assert float(recorded[-1].adversary_weight) == pytest.approx(0.6)
 
 
 def test_discriminators_hear_a_stretch_that_the_step_decides(
     small: str, speech: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Tensor] = []
-    adversary = {"after": 0, "periods": (2,), "n_ffts": (256,), "period_channels": 2, "spectral_channels": 2}
-    one = trainer(small, speech, adversary={**adversary, "seconds": 0.08})
-    assert one.discriminators is not None
-    one.discriminators.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
+    adversary = {"start_step": 0, "periods": (2,), "n_ffts": (256,), "period_channels": 2, "spectral_channels": 2}
+    state = training_state(small, speech, adversary={**adversary, "seconds": 0.08})
+    assert state.discriminators is not None
+    state.discriminators.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
     for _ in range(3):
-        one.train_step(mix(corpus))
+        state.train_step(mix(corpus))
     assert {tuple(audio.shape) for audio in heard} == {(2, 1, 640)}
     starts = []
     for step in range(3):
@@ -96,8 +102,8 @@ def test_discriminators_hear_a_stretch_that_the_step_decides(
         starts.append(int((windows == real.unsqueeze(2)).all(-1).all(0).flatten().nonzero()))
     assert len(set(starts)) > 1
     heard.clear()
-    one.step = 1  # again
-    one.train_step(mix(corpus))
+    state.step = 1  # again
+    state.train_step(mix(corpus))
     assert torch.equal(heard[0], mix(corpus).at(1)[..., starts[1] : starts[1] + 640])
 
 
@@ -107,9 +113,9 @@ def test_a_stretch_longer_than_a_crop_or_too_short_is_refused(
 ) -> None:
     settings = quick(small, speech, adversary={"n_ffts": (256,), "seconds": seconds})
     with pytest.raises(UserError, match=r"these discriminators need 0\.016 s, and a crop has 0\.16"):
-        pretrain(settings, tmp_path / "run", say=silent)
+        pretrain(settings, tmp_path / "run")
     with pytest.raises(UserError, match="an adversary without discriminators"):
-        pretrain(quick(small, speech, adversary={"n_ffts": (), "periods": ()}), tmp_path / "run", say=silent)
+        pretrain(quick(small, speech, adversary={"n_ffts": (), "periods": ()}), tmp_path / "run")
     with pytest.raises(ValidationError, match="periods"):
         quick(small, speech, adversary={"periods": (0,)})
 
@@ -120,16 +126,16 @@ def test_an_optimizers_memory_moves_between_devices_and_its_way_of_computing_doe
     state = other.state_dict()
     for group in state["param_groups"]:  # as a CUDA device has them
         group |= {"lr": torch.tensor(0.5), "fused": True, "capturable": True}
-    load_state(mine, state)
+    load_optimizer_state(mine, state)
     for group in mine.param_groups:
         assert (group["lr"], group["fused"], group["capturable"]) == (0.0, None, False)
-    set_rate(mine, 0.1)
+    set_learning_rate(mine, 0.1)
     assert {group["lr"] for group in mine.param_groups} == {0.1}
 
 
 def test_nothing_is_saved_once_a_gradient_was_no_number(small: str, speech: Path, tmp_path: Path) -> None:
-    one = trainer(small, speech)
-    one.finite.fill_(False)  # as a replayed step leaves it
-    with pytest.raises(Diverged, match="no number any more"):
-        one.save(tmp_path / "state.pt")
+    state = training_state(small, speech)
+    state.finite.fill_(False)  # as a replayed step leaves it
+    with pytest.raises(Diverged, match="not finite"):
+        state.save(tmp_path / "state.pt")
     assert not (tmp_path / "state.pt").exists()

@@ -28,12 +28,12 @@ def test_a_batch_depends_on_its_step_alone(corpus: Corpus) -> None:
 
 
 def test_batches_prepared_ahead_are_the_same_in_any_order(corpus: Corpus) -> None:
-    plain, ahead = mix(corpus), PrefetchingLoader(mix(corpus), last=6, workers=2)
+    plain, prefetched = mix(corpus), PrefetchingLoader(mix(corpus), last=6, workers=2)
     try:
         for step in (0, 1, 2, 5, -1, 3, 4):
-            assert torch.equal(ahead.at(step), plain.at(step))
+            assert torch.equal(prefetched.at(step), plain.at(step))
     finally:
-        ahead.close()
+        prefetched.close()
 
 
 def test_a_signal_to_all_processes_leaves_those_that_prepare_batches_alone(speech: Path) -> None:
@@ -44,10 +44,11 @@ from snac_runner.data.open_corpus import open_corpus
 from snac_runner.pretrain.settings import Augmentation
 from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix
 from snac_runner.train import stoppable
-ahead = PrefetchingLoader(SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1), 40, 1)
+mix = SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1)
+prefetched = PrefetchingLoader(mix, 40, 1)
 with stoppable() as asked:
     for step in range(30):
-        ahead.at(step)
+        prefetched.at(step)
         if step == 2:
             os.killpg(os.getpgrp(), signal.SIGTERM)
     print("asked" if asked.is_set() else "not asked", step)
@@ -61,10 +62,10 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(corpus: Corpus, monkeypat
         raise UserError(f"no audio at step {step}")
 
     monkeypatch.setattr(SpeechMix, "at", broken)
-    ahead = PrefetchingLoader(mix(corpus), last=6, workers=1)
+    prefetched = PrefetchingLoader(mix(corpus), last=6, workers=1)
     with pytest.raises(UserError, match=r"^no audio at step 0$"):
-        ahead.at(0)
-    ahead.close()
+        prefetched.at(0)
+    prefetched.close()
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,13 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         return resources
 
     def quick(name: str, **changes: Any) -> PretrainSettings:
-        few = {"steps": 1, "batch": 1, "crop_seconds": 0.32, "synthetic": 0, "listen_every": 0, "adversary": "none"}
+        few = {"steps": 1, "batch_size": 1, "crop_seconds": 0.32, "synthetic": 0, "validate_every": 0, "adversary": "none"}
         return recipe(name, **{**changes, **few})
 
     monkeypatch.setattr(train, "compose", small)
     monkeypatch.setattr(train, "StudyResources", loaded)
     monkeypatch.setattr("snac_runner.pretrain.settings.recipe", quick)
-    monkeypatch.setattr("snac_runner.pretrain.evaluate.compare", partial(compare, most=1, coarse=False))
+    monkeypatch.setattr("snac_runner.pretrain.evaluate.compare", partial(compare, max_items=1, coarse=False))
     monkeypatch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
     monkeypatch.setattr("snac_core.testing.strategies.COMPILING", [])  # ten seconds; tested elsewhere
     monkeypatch.chdir(tmp_path)

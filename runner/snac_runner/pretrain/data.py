@@ -1,6 +1,4 @@
-"""Other voices out of the ones there are: changes of level, speed (with pitch and formants) and formants alone.
-
-Batches of speech for a base codec: several corpora in fixed shares, changed in level and speed."""
+"""Training batches for a base codec: random crops of several corpora in fixed shares, augmented."""
 
 from __future__ import annotations
 
@@ -21,37 +19,37 @@ from snac_runner.pretrain.settings import Augmentation
 
 
 def augment(audio: Tensor, samples: int, sample_rate: int, how: Augmentation, draw: torch.Generator) -> Tensor:
-    """Change each item by amounts of its own, a pure function of the generator's state.
+    """Change level, speed and formants of each item by random amounts.
 
     Args:
         audio: (B, 1, T') with T' at least `samples * (1 + speed)`.
         samples: T of the result (B, 1, T).
         sample_rate: in Hz.
-        how: by how much.
-        draw: four numbers an item are drawn.
+        how: largest changes.
+        draw: generator of the amounts; four numbers per item are drawn.
     """
     gain, chance, speed, formant = torch.rand(len(audio), 4, generator=draw).T
     changed = chance < how.changed
-    made: Tensor = audio[..., :samples].clone()
+    augmented: Tensor = audio[..., :samples].clone()
     if changed.any():
         moved = read_faster(audio[changed], 1 + (2 * speed[changed] - 1) * how.speed, samples)
         if how.formant:
             moved = move_formants(moved, sample_rate, 1 + (2 * formant[changed] - 1) * how.formant)
-        made[changed] = moved
-    made *= (10 ** ((2 * gain - 1) * how.gain_db / 20)).view(-1, 1, 1)
-    return made / made.abs().amax(dim=-1, keepdim=True).clamp(min=1)
+        augmented[changed] = moved
+    augmented *= (10 ** ((2 * gain - 1) * how.gain_db / 20)).view(-1, 1, 1)
+    return augmented / augmented.abs().amax(dim=-1, keepdim=True).clamp(min=1)
 
 
 class SpeechMix:
-    """Crops from the train splits of several corpora: a pure function of (seed, step).
+    """Batches of crops from the train splits of several corpora. A batch depends on (seed, step) only.
 
     Args:
         corpora: each with its share of every batch.
         sample_rate: in Hz.
-        crop_samples: T.
-        batch: B.
-        augmentation: what happens to the crops.
-        seed: of every draw.
+        crop_samples: T, length of a crop in samples.
+        batch_size: B.
+        augmentation: random changes of the crops.
+        seed: of crops and augmentation.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class SpeechMix:
         corpora: Sequence[tuple[Corpus, float]],
         sample_rate: int,
         crop_samples: int,
-        batch: int,
+        batch_size: int,
         augmentation: Augmentation,
         seed: int,
     ) -> None:
@@ -70,7 +68,7 @@ class SpeechMix:
         longest = crop_samples * (1 + augmentation.speed) / sample_rate
         self.loaders = [
             CropLoader(corpus, "train", sample_rate, longest, count, derive(seed, corpus.name))
-            for (corpus, _), count in zip(corpora, _counts([s for _, s in corpora], batch), strict=True)
+            for (corpus, _), count in zip(corpora, _counts([s for _, s in corpora], batch_size), strict=True)
             if count
         ]
         self.steps_per_epoch = max(loader.steps_per_epoch for loader in self.loaders)
@@ -83,61 +81,61 @@ class SpeechMix:
 
 
 class PrefetchingLoader:
-    """Batches of a pure function of the step, prepared by other processes while the steps before are computed.
+    """Prepares the batches of the next steps in other processes.
 
-    In order, that is: another step than the next one starts the processes anew.
+    The batches equal those of `mix`. Steps are expected in order; any other step restarts the processes.
 
     Args:
-        mix: of speech.
-        last: no step from here on is prepared.
-        workers: how many processes at most; each keeps what it has decoded.
+        mix: source of the batches.
+        last: this step and later ones are not prefetched.
+        workers: largest number of processes; each caches the audio that it decodes.
     """
 
     def __init__(self, mix: SpeechMix, last: int, workers: int) -> None:
         self.mix = mix
         self.last = last
-        free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = min(workers, free)
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = min(workers, cpus)
         self.steps_per_epoch = mix.steps_per_epoch
         self.next = 0
-        self.coming: Iterator[Tensor | UserError] | None = None
+        self.iterator: Iterator[Tensor | UserError] | None = None
 
     def at(self, step: int) -> Tensor:
-        """The batch of a step, (B, 1, T); those of the steps after it are begun."""
+        """The batch of a step, (B, 1, T); prefetching of the next ones continues or starts."""
         if not 0 <= step < self.last:
             return self.mix.at(step)
-        if self.coming is None or step != self.next:
-            self.coming = iter(
+        if self.iterator is None or step != self.next:
+            self.iterator = iter(
                 DataLoader(
-                    _Steps(self.mix),
+                    _StepDataset(self.mix),
                     batch_size=None,
                     sampler=range(step, self.last),
                     num_workers=self.workers,
                     prefetch_factor=4,
                     pin_memory=torch.cuda.is_available(),
-                    worker_init_fn=_leave_stopping,
+                    worker_init_fn=_ignore_group_signals,
                 )
             )
         self.next = step + 1
-        batch = next(self.coming)
+        batch = next(self.iterator)
         if isinstance(batch, UserError):
             raise batch
         return batch
 
     def close(self) -> None:
-        """Prepare no more."""
-        self.coming = None
+        """Stop the processes."""
+        self.iterator = None
 
 
-def _leave_stopping(_worker: int) -> None:
-    """Signals reach a whole group of processes; the one that trains ends the others when it has saved."""
+def _ignore_group_signals(_worker: int) -> None:
+    """Ctrl-C reaches a whole process group. Workers leave it: the training process stops them after its checkpoint."""
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class _Steps(Dataset["Tensor | UserError"]):
-    """What a DataLoader can ask for the batch of a step; an error would come back as a traceback."""
+class _StepDataset(Dataset["Tensor | UserError"]):
+    """Batches by step. A UserError is returned, because DataLoader turns raised ones into a traceback."""
 
     def __init__(self, mix: SpeechMix) -> None:
         self.mix = mix
@@ -149,12 +147,12 @@ class _Steps(Dataset["Tensor | UserError"]):
             return error
 
 
-def _counts(shares: Sequence[float], batch: int) -> list[int]:
-    """Whole numbers that add up to `batch`, near to the shares (largest remainders)."""
+def _counts(shares: Sequence[float], batch_size: int) -> list[int]:
+    """Items of each corpus in a batch, by the largest remainder method."""
     total = sum(shares)
-    exact = [share / total * batch for share in shares]
+    exact = [share / total * batch_size for share in shares]
     counts = [int(e) for e in exact]
-    by_rest = sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])
-    for i in by_rest[: batch - sum(counts)]:
+    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: batch_size - sum(counts)]:
         counts[i] += 1
     return counts

@@ -1,4 +1,4 @@
-"""One process per device, as torchrun starts them; alone without it."""
+"""One process per device if torchrun has started them, else a single process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from snac_core.errors import UserError
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """Which of how many processes this is, and where it computes."""
+    """The device of this process and its place among all processes.
+
+    Attributes:
+        device: of this process.
+        rank: number of this process, from 0.
+        world: number of processes.
+    """
 
     device: torch.device
     rank: int = 0
@@ -24,17 +30,17 @@ class DistributedContext:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and lines."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def describe(self) -> str:
-        """The device in words."""
+        """The devices in words."""
         if self.device.type == "cuda":
             return f"{self.world} x {torch.cuda.get_device_name(self.device)}"
         return f"{self.world} process(es) of {torch.get_num_threads()} CPU thread(s)"
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their means over all processes, in place, in one message."""
+        """Replace tensors by their means over all processes, in place, with one all-reduce."""
         if self.world == 1 or not tensors:
             return
         flat = torch.cat([t.flatten() for t in tensors])
@@ -53,27 +59,27 @@ class DistributedContext:
         dist.all_reduce(moved)
         return moved.to(tensor.device)
 
-    def agree(self, tensors: Sequence[Tensor]) -> None:
-        """Give all processes the first one's tensors."""
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Copy the tensors of rank 0 to all processes, in place."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def distributed_context(device: str) -> Iterator[DistributedContext]:
-    """The place of this process: from torchrun's environment, else alone.
+    """The context of this process, from the environment variables that torchrun sets.
 
     Args:
         device: cpu, cuda, cuda:N, or auto.
 
     Raises:
-        UserError: for a device that is not there.
+        UserError: for a device that is not available.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -82,13 +88,13 @@ def distributed_context(device: str) -> Iterator[DistributedContext]:
     except RuntimeError:
         raise UserError(f"unknown device {device!r}; expected cpu, cuda, cuda:N or auto") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} was asked for, but torch sees no CUDA device; use cpu or auto")
+        raise UserError(f"device {device!r} is requested, but torch finds no CUDA device; use cpu or auto")
     if chosen.type == "cuda" and world > 1:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
     if world == 1:
         if chosen.index is not None and chosen.type == "cuda":
-            torch.cuda.set_device(chosen)  # what is recorded is recorded on the current one
+            torch.cuda.set_device(chosen)  # CUDA graphs are captured on the current device
         yield DistributedContext(chosen)
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

@@ -1,4 +1,4 @@
-"""How far a codec's output is from speech: spectra at several resolutions, on both scales that hearing suggests."""
+"""Reconstruction losses of a codec: multi-resolution spectral distances and a speaker distance."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import torchaudio
 from torch import Tensor, nn
 
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.spectral import magnitude_spectrum, mel_filterbank
 
 FLOOR = 1e-5
-"""Magnitudes below -100 dB re a full-scale sine count as silence."""
-
+"""Floor of magnitudes: -100 dB relative to a full-scale sine."""
 
 BANDS = (10, 20, 40, 80, 128)
-"""Mel bands of each window, short ones first: no band is without a bin."""
+"""Mel bands per window length, shortest window first; every band contains a bin."""
 
 
 def windows(sample_rate: int) -> tuple[int, ...]:
-    """Lengths in samples, short ones first."""
+    """Window lengths in samples, shortest first."""
     shortest = 2 ** math.ceil(math.log2(0.008 * sample_rate))
     return tuple(shortest * 2**i for i in range(len(BANDS)))
 
 
 class SpectralDistance(nn.Module):
-    """Distances between spectra, each the mean over window lengths.
+    """Distances between magnitude spectra, averaged over window lengths.
 
-    Windows of 8 to 128 ms: at 16 kHz 128 to 2048 samples, at higher rates the next powers of two.
+    Windows have 8 to 128 ms, 128 to 2048 samples at 16 kHz; at higher rates the next powers of two.
 
     Args:
         sample_rate: in Hz.
 
-    Source: the mel terms are those of DAC (Kumar et al. 2023, section 3.4), the relative linear ones the spectral
-    convergence of Yamamoto et al. 2020 in L1, item by item, so that quiet speech counts as much as loud.
+    Source: the mel terms follow DAC (Kumar et al. 2023, section 3.4). The linear terms are the spectral convergence of
+    Yamamoto et al. 2020 with L1 norms, per item, so that quiet and loud speech have the same weight.
     """
 
     terms = ("mel_log", "mel_linear", "stft_log", "stft_linear")
@@ -42,16 +42,17 @@ class SpectralDistance(nn.Module):
         super().__init__()
         self.windows = windows(sample_rate)
         for window, count in zip(self.windows, BANDS, strict=True):
-            filters = torchaudio.functional.melscale_fbanks(
-                window // 2 + 1, 0.0, sample_rate / 2, count, sample_rate, norm=None, mel_scale="htk"
-            )
-            assert (filters.sum(0) > 0).all()
-            self.register_buffer(f"filters_{window}", filters.T.contiguous(), persistent=False)
-            # magnitudes are then those of sines, whatever the window
+            filters = mel_filterbank(count, window, sample_rate, scale="htk", area_norm=False)
+            assert (filters.sum(1) > 0).all()
+            self.register_buffer(f"filters_{window}", filters, persistent=False)
             self.register_buffer(f"window_{window}", _hann(window), persistent=False)
 
     def forward(self, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """(B, 1, T) twice to scalars: `mel_log` (in bels), `mel_linear`, `stft_log` (in bels), `stft_linear`."""
+        """Scalars `mel_log` (in bels), `mel_linear`, `stft_log` (in bels), `stft_linear`.
+
+        Args:
+            estimate, target: (B, 1, T).
+        """
         sums: dict[str, Tensor] = {}
         for window in self.windows:
             got, wanted = self._magnitudes(estimate, window), self._magnitudes(target, window)
@@ -64,15 +65,12 @@ class SpectralDistance(nn.Module):
         return {name: total / len(self.windows) for name, total in sums.items()}
 
     def _magnitudes(self, audio: Tensor, window: int) -> Tensor:
-        spectrum = torch.stft(
-            audio.squeeze(1), window, window // 4, window=self.get_buffer(f"window_{window}"), return_complex=True
-        )
-        # abs() of a complex zero has no useful gradient
-        return (spectrum.real.square() + spectrum.imag.square() + (0.1 * FLOOR) ** 2).sqrt()
+        hann = self.get_buffer(f"window_{window}")
+        return magnitude_spectrum(audio.squeeze(1), hann, window // 4, padding="reflect", floor=0.1 * FLOOR)
 
 
 class SpeakerDistance(nn.Module):
-    """How far the voice of an output is from that of its input, as a frozen speaker encoder hears it.
+    """1 - cosine of the embeddings of two signals, by a frozen speaker encoder.
 
     Args:
         encoder: frozen; gradients pass through it to the audio.
@@ -82,11 +80,11 @@ class SpeakerDistance(nn.Module):
     def __init__(self, encoder: SpeakerEncoder, sample_rate: int) -> None:
         super().__init__()
         self.encoder = encoder
-        # made once: the functional form copies a number to the device at each call, which cannot be recorded
+        # functional.resample copies a scalar to the device in each call, which a CUDA graph cannot capture
         self.resample = torchaudio.transforms.Resample(sample_rate, encoder.sample_rate).to(encoder.device)
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
-        """(B, 1, T) twice to a scalar, 0 to 2; no gradient passes to the target."""
+        """A scalar, 0 to 2, for `estimate` and `target` (B, 1, T); no gradient reaches the target."""
         with torch.no_grad():
             wanted = self._embed(target)
         near: Tensor = (self._embed(estimate) * wanted).sum(-1)
@@ -98,5 +96,6 @@ class SpeakerDistance(nn.Module):
 
 
 def _hann(window: int) -> Tensor:
+    """A Hann window with which a full-scale sine has magnitude 1."""
     hann = torch.hann_window(window)
     return hann / (hann.sum() / 2)

@@ -1,8 +1,8 @@
-"""Training a residual quantiser: what keeps its codes alive.
+"""Train a residual quantizer without codebook collapse.
 
-Without care the codes of a new codec collapse: the encoder moves, few entries follow, the others are never chosen and
-never learn. So the latent first passes the projections unrounded; then the codebooks are laid into the data by k-means
-and rounding is blended in; and an entry that nothing chose for a while is moved to where the data is.
+In a new codec the encoder moves so fast that few codebook entries follow it; the others are never chosen and never
+trained. Therefore the latent first passes the projections without quantization. Then the codebooks are initialized by
+k-means, quantization sets in gradually, and entries that are not used are restarted at encodings of the current batch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from snac_core.seeding import generator
 
 
 @dataclass
-class Quantised:
-    """What the quantiser made of a batch.
+class Quantized:
+    """Output of the quantizer for a batch.
 
     Attributes:
-        z_q: (B, C, F), what the decoder gets.
+        z_q: (B, C, F), input of the decoder.
         codes: one (B, F / stride) per level.
-        encodings: what was compared with the codebooks, one (B, D, F / stride) per level, without gradient.
-        commitment, codebook: squared distances per level, pulling encodings to entries and entries to encodings.
+        encodings: what was compared with the codebooks, one (B, D, F / stride) per level, detached.
+        commitment, codebook: mean squared distance of encodings and entries, one scalar per level; its gradient
+            reaches the encodings or the entries.
     """
 
     z_q: Tensor
@@ -35,16 +36,17 @@ class Quantised:
     codebook: list[Tensor]
 
 
-def quantise(quantizer: ResidualVectorQuantize, z: Tensor, *, blend: float, levels: Tensor | None = None) -> Quantised:
-    """The quantiser's forward with its losses (van den Oord et al. 2017, eq. 3, per level).
+def quantize(quantizer: ResidualVectorQuantize, z: Tensor, *, blend: float, levels: Tensor | None = None) -> Quantized:
+    """The forward pass of the quantizer with its losses (van den Oord et al. 2017, equation 3, per level).
 
     Args:
         quantizer: of the codec.
         z: (B, C, F).
-        blend: share of the rounding that is applied: 0 passes encodings unrounded, 1 is the codec as it will be used.
-        levels: (B,) how many levels an item keeps, coarse ones first; None: all (quantiser dropout, SoundStream 3.3).
+        blend: share of the quantization, 0 to 1: 0 passes encodings unchanged, 1 equals `quantizer(z)`.
+        levels: (B,) number of levels that each item uses, coarse ones first; None: all (quantizer dropout, Zeghidour
+            et al. 2021, section III-C).
     """
-    out = Quantised(torch.zeros_like(z), [], [], [], [])
+    out = Quantized(torch.zeros_like(z), [], [], [], [])
     residual = z
     for number, level in enumerate(quantizer.quantizers):
         assert isinstance(level, VectorQuantize)
@@ -65,24 +67,30 @@ def quantise(quantizer: ResidualVectorQuantize, z: Tensor, *, blend: float, leve
 
 
 def codebooks(quantizer: ResidualVectorQuantize) -> list[Tensor]:
-    """The entries (N, D) of every level, themselves."""
+    """The codebook parameters, one (N, D) per level."""
     return [quantizer.get_parameter(f"quantizers.{i}.codebook.weight") for i in range(len(quantizer.quantizers))]
 
 
-class Usage:
-    """How often every entry was chosen since the last count, per level; part of the resumable state."""
+class CodeUsage:
+    """Counts how often each codebook entry is chosen.
+
+    Args:
+        levels: of the quantizer.
+        entries: of each codebook.
+        device: of the counts.
+    """
 
     def __init__(self, levels: int, entries: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(levels, entries, dtype=torch.long, device=device)
 
     def add(self, codes: list[Tensor]) -> None:
-        """Count a batch: one (B, F') per level."""
+        """Count the codes of a batch, one (B, F') per level."""
         for level, chosen in enumerate(codes):
             flat = chosen.flatten()
             self.counts[level].index_add_(0, flat, torch.ones_like(flat))
 
-    def figures(self) -> dict[str, float]:
-        """Per level: the share of entries in use and the perplexity (2 to the entropy in bits)."""
+    def statistics(self) -> dict[str, float]:
+        """Per level i `used_i`, the share of entries in use, and `perplexity_i`, the exponential of the entropy."""
         found = {}
         for level, counts in enumerate(self.counts.cpu()):
             share = counts.double() / counts.sum().clamp(min=1)
@@ -93,8 +101,18 @@ class Usage:
 
 
 @torch.no_grad()
-def lay_codebooks(quantizer: ResidualVectorQuantize, z: Tensor, *, seed: int, rounds: int = 10, first: int = 0) -> None:
-    """Set the codebooks from level `first` on to the k-means of what reaches them, one by one, for z (B, C, F)."""
+def initialize_codebooks(
+    quantizer: ResidualVectorQuantize, z: Tensor, *, seed: int, rounds: int = 10, first: int = 0
+) -> None:
+    """Set codebooks to the k-means centres of their encodings, level by level.
+
+    Args:
+        quantizer: of the codec.
+        z: (B, C, F).
+        seed: of the first centres.
+        rounds: of k-means.
+        first: levels before this one are not changed.
+    """
     residual = z
     for number, level in enumerate(quantizer.quantizers):
         assert isinstance(level, VectorQuantize)
@@ -108,40 +126,40 @@ def lay_codebooks(quantizer: ResidualVectorQuantize, z: Tensor, *, seed: int, ro
 
 
 @torch.no_grad()
-def restart_dead(
+def restart_unused(
     quantizer: ResidualVectorQuantize,
     counts: Tensor,
     encodings: list[Tensor],
     optimizer: torch.optim.Optimizer,
     seed: int,
 ) -> list[int]:
-    """Move entries that nothing chose onto encodings of this batch; returns how many per level.
+    """Move entries that were not chosen to random encodings of this batch; returns their number per level.
 
     Args:
         quantizer: of the codec.
-        counts: (levels, entries) choices since the last call.
+        counts: (levels, entries) since the last restart.
         encodings: of this batch, one (B, D, F') per level.
-        optimizer: what it remembers about a moved entry is forgotten.
+        optimizer: its state for a moved entry is reset to 0.
         seed: decides which encodings.
     """
     moved = []
     for number, level in enumerate(quantizer.quantizers):
         assert isinstance(level, VectorQuantize)
         weight = level.codebook.weight
-        dead = (counts[number] == 0).nonzero().flatten()
+        unused = (counts[number] == 0).nonzero().flatten()
         points = encodings[number].float().transpose(1, 2).flatten(0, 1)
-        order = torch.randperm(len(points), generator=generator(seed, "restart", number))[: len(dead)]
-        dead = dead[: len(order)].to(weight.device)
-        weight[dead] = points[order.to(points.device)].to(weight.dtype)
-        for memory in optimizer.state.get(weight, {}).values():
-            if isinstance(memory, Tensor) and memory.shape == weight.shape:
-                memory[dead] = 0
-        moved.append(len(dead))
+        order = torch.randperm(len(points), generator=generator(seed, "restart", number))[: len(unused)]
+        unused = unused[: len(order)].to(weight.device)
+        weight[unused] = points[order.to(points.device)].to(weight.dtype)
+        for value in optimizer.state.get(weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value[unused] = 0
+        moved.append(len(unused))
     return moved
 
 
 def _kmeans(points: Tensor, count: int, rounds: int, draw: torch.Generator) -> Tensor:
-    """Means (count, D) of the points (N, D) nearest in direction, which is how entries are chosen."""
+    """Centres (count, D), each the mean of the points (N, D) nearest to it by cosine, as in the quantizer."""
     order = torch.randperm(len(points), generator=draw).to(points.device)
     centres = points[order.repeat(-(-count // len(points)))[:count]].clone()
     directions = F.normalize(points)
@@ -149,9 +167,9 @@ def _kmeans(points: Tensor, count: int, rounds: int, draw: torch.Generator) -> T
         nearest = (directions @ F.normalize(centres).T).argmax(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         sizes = torch.bincount(nearest, minlength=count)
-        alive = sizes > 0
-        centres[alive] = sums[alive] / sizes[alive, None].to(sums.dtype)
-        empty = (~alive).nonzero().flatten()
+        occupied = sizes > 0
+        centres[occupied] = sums[occupied] / sizes[occupied, None].to(sums.dtype)
+        empty = (~occupied).nonzero().flatten()
         again = torch.randint(len(points), (len(empty),), generator=draw).to(points.device)
         centres[empty] = points[again]
     return centres

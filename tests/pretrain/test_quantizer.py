@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snac_core.codec.vq import ResidualVectorQuantize
-from snac_runner.pretrain.quantizer import Usage, lay_codebooks, quantise, restart_dead
+from snac_runner.pretrain.quantizer import CodeUsage, initialize_codebooks, quantize, restart_unused
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def quantizer() -> ResidualVectorQuantize:
 
 def test_whole_rounding_is_the_codecs_own_quantiser_bit_for_bit(quantizer: ResidualVectorQuantize) -> None:
     z = torch.randn(3, 12, 8)
-    out = quantise(quantizer, z, blend=1.0)
+    out = quantize(quantizer, z, blend=1.0)
     z_q, codes = quantizer(z)
     assert torch.equal(out.z_q, z_q)
     assert all(torch.equal(a, b) for a, b in zip(out.codes, codes, strict=True))
@@ -24,16 +24,16 @@ def test_whole_rounding_is_the_codecs_own_quantiser_bit_for_bit(quantizer: Resid
 
 def test_without_rounding_a_change_of_the_codebooks_changes_nothing(quantizer: ResidualVectorQuantize) -> None:
     z = torch.randn(3, 12, 8)
-    before = quantise(quantizer, z, blend=0.0).z_q
+    before = quantize(quantizer, z, blend=0.0).z_q
     for level in quantizer.quantizers:
         torch.nn.init.normal_(level.codebook.weight)
-    assert torch.equal(quantise(quantizer, z, blend=0.0).z_q, before)
+    assert torch.equal(quantize(quantizer, z, blend=0.0).z_q, before)
 
 
 def test_an_item_that_keeps_one_level_gets_that_levels_part_alone(quantizer: ResidualVectorQuantize) -> None:
     z = torch.randn(2, 12, 8)
-    whole = quantise(quantizer, z, blend=1.0)
-    fewer = quantise(quantizer, z, blend=1.0, levels=torch.tensor([1, 2]))
+    whole = quantize(quantizer, z, blend=1.0)
+    fewer = quantize(quantizer, z, blend=1.0, levels=torch.tensor([1, 2]))
     first = quantizer.quantizers[0]
     torch.testing.assert_close(fewer.z_q[0], first.expand(first.codebook(whole.codes[0]).transpose(1, 2))[0])
     assert torch.equal(fewer.z_q[1], whole.z_q[1])
@@ -45,7 +45,7 @@ def test_the_losses_reach_the_encoder_by_commitment_and_the_entries_by_the_codeb
 ) -> None:
     z = torch.randn(2, 12, 8, requires_grad=True)
     entries = [level.codebook.weight for level in quantizer.quantizers]
-    out = quantise(quantizer, z, blend=1.0)
+    out = quantize(quantizer, z, blend=1.0)
     to_z, *to_entries = torch.autograd.grad(sum(out.commitment), [z, *entries], allow_unused=True, retain_graph=True)
     assert to_z.abs().sum() > 0
     assert to_entries == [None, None]
@@ -56,18 +56,18 @@ def test_codebooks_laid_into_the_data_use_most_of_their_entries(quantizer: Resid
     z = torch.randn(16, 12, 32)
     for level in quantizer.quantizers:
         torch.nn.init.constant_(level.codebook.weight, 1.0)
-    lay_codebooks(quantizer, z, seed=0)
-    usage = Usage(2, 16)
-    usage.add(quantise(quantizer, z, blend=1.0).codes)
-    found = usage.figures()
+    initialize_codebooks(quantizer, z, seed=0)
+    usage = CodeUsage(2, 16)
+    usage.add(quantize(quantizer, z, blend=1.0).codes)
+    found = usage.statistics()
     assert found["used_0"] == found["used_1"] == 1.0
     assert min(found["perplexity_0"], found["perplexity_1"]) > 10
 
 
 def test_perplexity_is_the_number_of_entries_when_all_are_chosen_alike_and_one_when_one_is() -> None:
-    usage = Usage(2, 8)
+    usage = CodeUsage(2, 8)
     usage.add([torch.arange(8).repeat(3).view(2, 12), torch.zeros(2, 12, dtype=torch.long)])
-    found = usage.figures()
+    found = usage.statistics()
     assert found["perplexity_0"] == pytest.approx(8)
     assert (found["used_0"], found["used_1"]) == (1.0, 0.125)
     assert found["perplexity_1"] == pytest.approx(1)
@@ -78,14 +78,14 @@ def test_only_entries_that_nothing_chose_are_moved_and_their_momentum_is_forgott
 ) -> None:
     weight = quantizer.quantizers[0].codebook.weight
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=1e-3)
-    out = quantise(quantizer, torch.randn(4, 12, 8), blend=1.0)
+    out = quantize(quantizer, torch.randn(4, 12, 8), blend=1.0)
     sum(out.codebook).backward()
     optimizer.step()
     before = weight.detach().clone()
     counts = torch.ones(2, 16, dtype=torch.long)
     counts[0, 5] = 0
     optimizer.state[weight]["exp_avg"].fill_(1.0)
-    assert restart_dead(quantizer, counts, out.encodings, optimizer, seed=0) == [1, 0]
+    assert restart_unused(quantizer, counts, out.encodings, optimizer, seed=0) == [1, 0]
     changed = (weight != before).any(dim=1)
     assert changed.nonzero().flatten().tolist() == [5]
     points = out.encodings[0].transpose(1, 2).flatten(0, 1)
