@@ -1,4 +1,4 @@
-"""snac_core: SNAC with hooks before the quantiser, after it, and in the loss.
+"""snac_core: SNAC with hooks before the quantizer, after it, and in the loss.
 
 Names are imported when first used: `import snac_core` alone imports no torch.
 """

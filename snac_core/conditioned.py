@@ -1,9 +1,8 @@
-"""Which speaker encoder a model is conditioned with, and the refusal of any other.
-
-A frozen codec with strategies attached: the one path of training, negatives, evaluation and conversion."""
+"""A frozen codec with strategies attached: the one signal path of training, evaluation and conversion."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,70 +12,32 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from snac_core import hub
+from snac_core.checkpoint import Description, Stored, load_state, read_tensors, save_strategies
 from snac_core.codec import SNAC
 from snac_core.codec.checks import check_finite
-from snac_core.conditioning import Conditioning
+from snac_core.conditioning import Conditioning, EncoderIdentity
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
-from snac_core.hooks import Edit, edits_at_taps, hook_callers
-from snac_core.plugin_guard import contained
+from snac_core.hooks import Edit, hook_tables
+from snac_core.plugin_guard import guarded
 from snac_core.plugins import Catalogue, discover
 from snac_core.settings import validated
-from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_core.strategy import Strategy
 from snac_core.taps import Taps, is_before_vq
 
-
-@dataclass(frozen=True)
-class EncoderIdentity:
-    """A speaker encoder's name, dimension S, and digest of its weights (None: embeddings from elsewhere)."""
-
-    name: str
-    dim: int
-    digest: str | None
-
-    @classmethod
-    def of(cls, encoder: SpeakerEncoder | str | None, dim: int | None, *, needed: bool) -> Self | None:
-        """From an encoder, its name, or the dimension alone; None where neither is given nor `needed`."""
-        if isinstance(encoder, str):
-            from snac_core.speakers.encoder import load_speaker_encoder
-
-            encoder = load_speaker_encoder(encoder)
-        if encoder is not None:
-            if dim is not None and dim != encoder.dim:
-                raise UserError(f"speaker_dim {dim} beside {encoder.name!r}, which has {encoder.dim}; give one of them")
-            return cls(encoder.name, encoder.dim, encoder.digest)
-        if dim is not None:
-            return cls("custom", dim, None)
-        if needed:
-            raise UserError("strategies need speaker_encoder='ge2e' (or another), or speaker_dim=S of your embeddings")
-        return None
-
-    def check(self, cond: Conditioning) -> None:
-        """Raise UserError for embeddings of another dimension, or known to come from another encoder."""
-        if cond.speaker.shape[1] != self.dim:
-            raise UserError(
-                f"speaker embedding of {cond.speaker.shape[1]} dimensions; this model is conditioned with "
-                f"{self.name!r}, which has {self.dim}"
-            )
-        if cond.encoder and self.digest and cond.encoder != self.digest:
-            raise UserError(
-                f"the embedding comes from another speaker encoder (digest {cond.encoder[:12]}); this model is "
-                f"conditioned with {self.name!r} (digest {self.digest[:12]})"
-            )
-
-
-Seen = Callable[[str, Tensor, Tensor], None]
+EditCallback = Callable[[str, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What the path gives for one batch up to the codes.
+    """One batch up to the codes.
 
     Attributes:
-        z: the latent that was quantised (B, C, F), edited where a strategy acts before VQ.
-        z_q: its quantised value (B, C, F), before any edit after VQ.
-        codes: one integer tensor (B, F / stride) per codebook.
+        z: the latent that was quantized (B, C, F), edited where a strategy acts before VQ.
+        z_q: its quantized value (B, C, F), before any edit after VQ.
+        codes: one integer tensor (B, F / stride) per codebook, coarse first.
     """
 
     z: Tensor
@@ -90,7 +51,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the path gives for one batch.
+    """One batch through the whole path.
 
     Attributes:
         audio: (B, 1, T), of the input's length.
@@ -114,15 +75,18 @@ class ConditionedCodec(nn.Module):
         codec: a `SNAC` (frozen in place) or a name for `SNAC.from_pretrained`.
         strategies: names of registered strategies, or `Strategy` classes, in the order in which they act.
         speaker_encoder: the encoder whose embeddings condition the model, or its name.
-        speaker_dim: S, for embeddings from elsewhere; give this or `speaker_encoder`.
+        speaker_dim: S, for embeddings from another source; give either this or `speaker_encoder`.
         config: settings per strategy name.
-        plugins: the catalogue to look names up in; the installed plugins where not given.
+        plugins: the catalogue to look names up in; defaults to the installed plugins.
 
     Attributes:
-        evaluation: what a judge measured, for the model card; saved as long as the weights are those it measured.
+        codec: the frozen `SNAC`.
+        encoder: identity of the speaker encoder; None without strategies.
+        evaluation: figures of a judge for the model card. They are saved only if the weights have not changed since.
 
     Raises:
-        UserError: unknown strategy, setting or tap; a strategy listed twice; a hook that pluggy does not know.
+        UserError: for an unknown strategy, setting or tap, a strategy listed twice, an invalid hook, or neither a
+            speaker encoder nor a dimension.
     """
 
     def __init__(
@@ -137,100 +101,126 @@ class ConditionedCodec(nn.Module):
     ) -> None:
         super().__init__()
         self.codec = (SNAC.from_pretrained(codec) if isinstance(codec, str) else codec).freeze()
-        self.encoder = EncoderIdentity.of(speaker_encoder, speaker_dim, needed=bool(strategies))
+        self.encoder = _identity(speaker_encoder, speaker_dim, needed=bool(strategies))
         taps = Taps(self.encoder.dim if self.encoder else 0, self.codec.taps)
         self.evaluation: dict[str, Any] | None = None
         self.strategies = nn.ModuleDict()
         settings = dict(config or {})
-        catalogue = plugins
-        for given in strategies:
-            if isinstance(given, str):
-                catalogue = catalogue or discover()
-                cls: type[Strategy] = catalogue.strategies[given]
+        for strategy in strategies:
+            if isinstance(strategy, str):
+                plugins = plugins or discover()
+                cls: type[Strategy] = plugins.strategies[strategy]
             else:
-                cls = given
+                cls = strategy
             if cls.name in self.strategies:
                 raise UserError(f"strategy {cls.name!r} is listed twice; each acts once, in listed order")
             if hasattr(nn.ModuleDict, cls.name):
                 raise UserError(f"strategy {cls.name!r}: torch needs this name for itself; choose another")
             values = validated(cls, settings.pop(cls.name, {}))
-            with contained(f"__init__ of strategy {cls.name!r}"):
+            with guarded(f"__init__ of strategy {cls.name!r}"):
                 self.strategies[cls.name] = cls(values, taps)
         if settings:
             raise UserError(f"settings for {sorted(settings)[0]!r}, which is not among {list(self.strategies)}")
-        self._edits = edits_at_taps(list(self.attached.values()), taps)
-        self._seen: Seen | None = None
+        self._hooks = hook_tables(list(self.attached.values()), taps)
+        self._on_edit: EditCallback | None = None
 
     # ---------------------------------------------------------------- the path
 
     def latents(
-        self, audio: Tensor, cond: Conditioning | None = None, *, bare: FrozenActivations | None = None
+        self, audio: Tensor, cond: Conditioning | None = None, *, frozen: FrozenActivations | None = None
     ) -> Latents:
-        """Encode, edit, quantise: the part of `reconstruct` before the decoder, for what needs no audio.
+        """Encode, edit, quantize: the part of `reconstruct` before the decoder.
 
-        Arguments as in `reconstruct`; the result has B, or k * B, rows.
+        Arguments and errors as in `reconstruct`; the result has B, or k * B, rows.
         """
-        bare = bare or FrozenActivations(self.codec, audio)
+        frozen = frozen or FrozenActivations(self.codec, audio)
         if cond is None:
-            return Latents(bare.at("latent"), bare.at("quantized"), bare.codes)
+            return Latents(frozen.at("latent"), frozen.at("quantized"), frozen.codes)
         cond, copies = self._rows(cond, audio.shape[0])
         if first := self._first(before_vq=True):
-            z = self._fold(bare, first, "latent", cond, copies)
+            z = self._apply_edits(frozen, first, "latent", cond, copies)
             return Latents(z, *self.codec.quantizer(z))
-        codes = [_repeat(level, copies) for level in bare.codes]
-        return Latents(_repeat(bare.at("latent"), copies), _repeat(bare.at("quantized"), copies), codes)
+        codes = [_repeat(level, copies) for level in frozen.codes]
+        return Latents(_repeat(frozen.at("latent"), copies), _repeat(frozen.at("quantized"), copies), codes)
 
     def reconstruct(
         self,
         audio: Tensor,
         cond: Conditioning | None = None,
         *,
-        bare: FrozenActivations | None = None,
+        frozen: FrozenActivations | None = None,
         latents: Latents | None = None,
     ) -> Reconstruction:
-        """Encode, edit, quantise, edit, decode; differentiable through the quantiser (straight-through).
+        """Encode, edit, quantize, edit, decode; differentiable through the quantizer (straight-through).
 
         Args:
-            audio: (B, 1, T) at the codec's rate.
-            cond: one row for all, B rows, or k * B rows (k targets of every item, items fastest). None: the bare codec.
-            bare: the unedited pass over the same `audio`, to share its work.
-            latents: of the same `audio` and `cond`, where they are there already.
+            audio: (B, 1, T) at the codec's sample rate.
+            cond: one row for all items, B rows, or k * B rows (k targets per item; row n * B + b belongs to item b).
+                None: the bare codec.
+            frozen: activations of the bare codec on the same `audio`, to share their computation.
+            latents: of the same `audio` and `cond`, if they have been computed.
 
         Returns:
             a Reconstruction of B, or k * B, rows.
+
+        Raises:
+            UserError: for audio of another shape, dtype or device, embeddings of another dimension or encoder, or
+                another number of rows.
         """
-        bare = bare or FrozenActivations(self.codec, audio)
-        latents = latents or self.latents(audio, cond, bare=bare)
+        frozen = frozen or FrozenActivations(self.codec, audio)
+        latents = latents or self.latents(audio, cond, frozen=frozen)
         if cond is None:
-            return Reconstruction(bare.output, latents.z, latents.z_q, latents.codes)
+            return Reconstruction(frozen.output, latents.z, latents.z_q, latents.codes)
         cond, copies = self._rows(cond, audio.shape[0])
         if self._first(before_vq=True):
             audio_hat = self._decode(latents.z_q, cond)
         elif first := self._first(before_vq=False):
-            audio_hat = self._fold(bare, first, "audio", cond, copies)
+            audio_hat = self._apply_edits(frozen, first, "audio", cond, copies)
         else:
-            audio_hat = _repeat(bare.output, copies)
+            audio_hat = _repeat(frozen.output, copies)
         return Reconstruction(audio_hat[..., : audio.shape[-1]], latents.z, latents.z_q, latents.codes)
 
     def forward(
         self, audio: Tensor, speaker_embedding: Tensor | Conditioning | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Both sides conditioned: audio (B, 1, T) to (audio (B, 1, T), codes); NaN and infinity are refused."""
+        """Encode and decode, conditioned on both sides of the quantizer.
+
+        Args:
+            audio: (B, 1, T) at the codec's sample rate.
+            speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
+
+        Returns:
+            audio (B, 1, T), and codes as `encode` returns them.
+
+        Raises:
+            UserError: as `reconstruct`, and for NaN or infinity in `audio`.
+        """
         check_finite(audio)
-        out = self.reconstruct(audio, None if speaker_embedding is None else _given(speaker_embedding))
+        out = self.reconstruct(audio, None if speaker_embedding is None else _conditioning(speaker_embedding))
         return out.audio, out.codes
 
     def encode(self, audio: Tensor, speaker_embedding: Tensor | Conditioning | None = None) -> list[Tensor]:
-        """Audio (B, 1, T) to codes, conditioned by the strategies that act before VQ."""
+        """Audio to codes, conditioned by the strategies that act before VQ.
+
+        Args:
+            audio: (B, 1, T) at the codec's sample rate.
+            speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
+
+        Returns:
+            one integer tensor (B, F / stride) per codebook, coarse first.
+
+        Raises:
+            UserError: as `forward`, and for an embedding if no strategy acts before VQ.
+        """
         if speaker_embedding is None:
             return self.codec.encode(audio)
         if self._first(before_vq=True) is None:
             raise UserError(
-                f"{self._named()} acts only after VQ, so an embedding has no effect on encode; "
+                f"{self._title()} acts only after VQ, so an embedding has no effect on encode; "
                 f"give it to decode(codes, speaker_embedding=...)"
             )
         check_finite(audio)
-        cond, _ = self._rows(_given(speaker_embedding), audio.shape[0], multiple=False)
+        cond, _ = self._rows(_conditioning(speaker_embedding), audio.shape[0], multiple=False)
         return self.latents(audio, cond).codes
 
     def decode(
@@ -240,55 +230,68 @@ class ConditionedCodec(nn.Module):
         *,
         length: int | None = None,
     ) -> Tensor:
-        """Codes to audio (B, 1, T), conditioned by the strategies that act after VQ; untrimmed without `length`."""
+        """Codes to audio, conditioned by the strategies that act after VQ.
+
+        Args:
+            codes: one integer tensor (B, F / stride) per codebook, coarse first.
+            speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
+            length: number of samples to return; None: all, with the padding of `encode`.
+
+        Returns:
+            (B, 1, T) at the codec's sample rate.
+
+        Raises:
+            UserError: for codes that are not this codec's, a `length` beyond them, an embedding of another dimension
+                or encoder, and for an embedding if no strategy acts after VQ.
+        """
         if speaker_embedding is None:
             return self.codec.decode(list(codes), length=length)
         if self._first(before_vq=False) is None:
             raise UserError(
-                f"{self._named()} acts only before VQ, so an embedding has no effect on decode; "
+                f"{self._title()} acts only before VQ, so an embedding has no effect on decode; "
                 f"give it to encode(audio, speaker_embedding=...)"
             )
         self.codec.check_codes(codes)
-        cond, _ = self._rows(_given(speaker_embedding), codes[0].shape[0], multiple=False)
+        cond, _ = self._rows(_conditioning(speaker_embedding), codes[0].shape[0], multiple=False)
         audio = self._decode(self.codec.quantizer.from_codes(list(codes)), cond)
         if length is not None and not 0 < length <= audio.shape[-1]:
             raise UserError(f"length {length} of audio from codes that hold {audio.shape[-1]} samples")
         return audio[..., :length]
 
     def _decode(self, z_q: Tensor, cond: Conditioning) -> Tensor:
-        """Quantised (B, C, F) to untrimmed audio (B, 1, T), through the edits after VQ."""
-        x, at = z_q, "quantized"
+        """Quantized (B, C, F) to untrimmed audio (B, 1, T), through the edits after VQ."""
+        x, position = z_q, "quantized"
         for tap in self._edited(before_vq=False):
-            x = self.codec.advance(x, at, tap) if tap != at else x
-            x, at = self._edit(x, tap, cond), tap
-        return self.codec.advance(x, at, "audio")
+            x = self.codec.advance(x, position, tap) if tap != position else x
+            x, position = self._edit(x, tap, cond), tap
+        return self.codec.advance(x, position, "audio")
 
-    def _fold(self, bare: FrozenActivations, first: str, upto: str, cond: Conditioning, copies: int) -> Tensor:
-        """Take the unedited activation at the `first` edited tap of a side, edit it, and go on to `upto`."""
-        x, at = _repeat(bare.at(first), copies), first
+    def _apply_edits(self, frozen: FrozenActivations, first: str, end: str, cond: Conditioning, copies: int) -> Tensor:
+        """The activation at `end`, from the bare one at `first`, the first edited tap of that side."""
+        x, position = _repeat(frozen.at(first), copies), first
         for tap in self._edited(before_vq=is_before_vq(first)):
-            x = self.codec.advance(x, at, tap) if tap != at else x
-            x, at = self._edit(x, tap, cond), tap
-        return self.codec.advance(x, at, upto) if at != upto else x
+            x = self.codec.advance(x, position, tap) if tap != position else x
+            x, position = self._edit(x, tap, cond), tap
+        return self.codec.advance(x, position, end) if position != end else x
 
     def _edit(self, x: Tensor, tap: str, cond: Conditioning) -> Tensor:
         edited = x
-        for edit in self._edits[tap]:
+        for edit in self.edits[tap]:
             edited = edit(edited, cond)
-        if self._seen is not None:
-            self._seen(tap, x, edited)
+        if self._on_edit is not None:
+            self._on_edit(tap, x, edited)
         return edited
 
     @contextmanager
-    def observed(self, seen: Seen) -> Iterator[None]:
-        """Within this, `seen(tap, before, after)` is called with every edited activation (B, C, F)."""
-        self._seen = seen
+    def on_edit(self, callback: EditCallback) -> Iterator[None]:
+        """Inside the block, `callback(tap, before, after)` is called with every edited activation (B, C, F)."""
+        self._on_edit = callback
         try:
             yield
         finally:
-            self._seen = None
+            self._on_edit = None
 
-    # ---------------------------------------------------------------- what acts where
+    # ---------------------------------------------------------------- strategies and hooks
 
     @property
     def attached(self) -> dict[str, Strategy]:
@@ -298,14 +301,18 @@ class ConditionedCodec(nn.Module):
     @property
     def edits(self) -> Mapping[str, tuple[Edit, ...]]:
         """Tap name to the edits made there, in order; only taps with an edit, in signal order."""
-        return self._edits
+        return self._hooks.edits
 
     def callers(self, hook: str) -> list[tuple[str, Any]]:
-        """(strategy name, bound implementation) of `hook`, in listed order."""
-        return hook_callers(list(self.attached.values()), hook)
+        """(strategy name, callable) for each implementation of `hook`, in listed order.
+
+        Args:
+            hook: "loss", "discriminator_loss" or "training_start". Call it with the hook's arguments by name.
+        """
+        return [(call.strategy, call) for call in self._hooks.calls[hook]]
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the strategies, discriminators left out."""
+        """Named parameters of the strategies, without those of discriminators."""
         for name, strategy in self.attached.items():
             for parameter_name, parameter in strategy.adapted_parameters():
                 yield f"{name}.{parameter_name}", parameter
@@ -317,16 +324,16 @@ class ConditionedCodec(nn.Module):
                 yield f"{name}.{parameter_name}", parameter
 
     def _edited(self, *, before_vq: bool) -> list[str]:
-        return [tap for tap in self._edits if is_before_vq(tap) == before_vq]
+        return [tap for tap in self.edits if is_before_vq(tap) == before_vq]
 
     def _first(self, *, before_vq: bool) -> str | None:
         return next(iter(self._edited(before_vq=before_vq)), None)
 
-    def _named(self) -> str:
+    def _title(self) -> str:
         return " + ".join(self.strategies) or "a codec without strategies"
 
     def _rows(self, cond: Conditioning, rows: int, *, multiple: bool = True) -> tuple[Conditioning, int]:
-        """Check the embedding against this model; returns it with a row for every item, and the copies of the batch."""
+        """Check `cond` against this model; returns one row per output, and the number of outputs per item."""
         if self.encoder is not None:
             self.encoder.check(cond)
         if multiple and len(cond) > rows and len(cond) % rows == 0:
@@ -336,16 +343,30 @@ class ConditionedCodec(nn.Module):
     # ---------------------------------------------------------------- storage
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the strategies alone: model.safetensors, config.json and a model card (README.md)."""
-        from snac_core.checkpoint import save_strategies
+        """Write the strategies, without the base: model.safetensors, config.json and a model card (README.md).
 
-        save_strategies(self, Path(folder))
+        Args:
+            folder: created if missing; each file is replaced as a whole.
+        """
+        description = Description.of(self.codec, self.encoder, self.attached, self.evaluation)
+        save_strategies(Path(folder), self.attached, description)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes; returns the address. Options: `token`, `private`, `revision`."""
-        from snac_core.checkpoint import push_strategies
+        """Upload what `save_pretrained` writes.
 
-        return push_strategies(self, repo_id, **options)
+        Args:
+            repo_id: "owner/name"; created if missing.
+            options: `token`, `private`, `revision` (a branch, created if missing).
+
+        Returns:
+            the address of the repository.
+
+        Raises:
+            UserError: without a network, a token, or write access.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.push(Path(folder), repo_id, **options)
 
     @classmethod
     def from_pretrained(
@@ -354,21 +375,70 @@ class ConditionedCodec(nn.Module):
         *,
         codec: SNAC | str | Path | None = None,
         plugins: Catalogue | None = None,
+        speaker_encoder: SpeakerEncoder | None = None,
         **options: Any,
-    ) -> ConditionedCodec:
-        """Load strategies, fetch the base they name (or take `codec`), and check its digest.
+    ) -> Self:
+        """Load strategies and the base that they were trained on; in eval mode.
 
-        Options of the hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+        Args:
+            name_or_folder: a folder written by `save_pretrained`, or a hub id.
+            codec: the base, if it cannot be loaded by the name that the strategies state.
+            plugins: the catalogue to look strategies up in; defaults to the installed plugins.
+            speaker_encoder: the encoder that you will condition with, to check it against the stored one.
+            options: of the hub: `revision`, `token`, `cache_dir`, `local_files_only`. All but `revision` apply to the
+                base too.
+
+        Raises:
+            UserError: for a missing or damaged file, another base or speaker encoder than the strategies were trained
+                with, or a strategy that no plugin offers.
         """
-        from snac_core.checkpoint import load_strategies
+        stored = Stored.find(name_or_folder, **options)
+        description, encoder = stored.description, stored.description.encoder
+        codec = stored.base(codec)
+        if speaker_encoder is not None and encoder and encoder.digest not in (None, speaker_encoder.digest):
+            raise UserError(
+                f"{stored.source} is conditioned with {encoder.name!r}, digest {(encoder.digest or '')[:12]}; "
+                f"got {speaker_encoder.name!r}, digest {speaker_encoder.digest[:12]}"
+            )
+        plugins = plugins or discover()
+        for strategy in description.strategies:
+            if strategy.name not in plugins.strategies:
+                raise UserError(
+                    f"{stored.source} needs strategy {strategy.name!r} from module {strategy.module!r}, which no "
+                    f"plugin here offers; install its plugin or name its file (--plugin FILE, discover([file]))"
+                )
+        model = cls(
+            codec,
+            [strategy.name for strategy in description.strategies],
+            speaker_dim=encoder.dim if encoder else None,
+            config={strategy.name: strategy.config for strategy in description.strategies},
+            plugins=plugins,
+        )
+        model.encoder = encoder
+        load_state(model.attached, read_tensors(stored.weights), str(stored.weights))
+        model.evaluation = description.evaluation.model_dump() if description.evaluation else None
+        return model.eval()
 
-        return load_strategies(cls, name_or_folder, codec=codec, plugins=plugins, **options)
+
+def _identity(encoder: SpeakerEncoder | str | None, dim: int | None, *, needed: bool) -> EncoderIdentity | None:
+    """From an encoder, its name, or the dimension alone; None where neither is given nor `needed`."""
+    if isinstance(encoder, str):
+        encoder = load_speaker_encoder(encoder)
+    if encoder is not None:
+        if dim is not None and dim != encoder.dim:
+            raise UserError(f"speaker_dim {dim} and {encoder.name!r}, which has {encoder.dim}; give only one of them")
+        return EncoderIdentity(encoder.name, encoder.dim, encoder.digest)
+    if dim is not None:
+        return EncoderIdentity("custom", dim, None)
+    if needed:
+        raise UserError("strategies need speaker_encoder='ge2e' (or another), or speaker_dim=S of your embeddings")
+    return None
 
 
-def _given(embedding: Tensor | Conditioning) -> Conditioning:
+def _conditioning(embedding: Tensor | Conditioning) -> Conditioning:
     return Conditioning(embedding) if isinstance(embedding, Tensor) else embedding
 
 
 def _repeat(x: Tensor, copies: int) -> Tensor:
-    """(B, ...) to (copies * B, ...), items fastest."""
+    """(B, ...) to (copies * B, ...), item index fastest."""
     return x if copies == 1 else torch.cat([x] * copies)

@@ -1,4 +1,4 @@
-"""What to convert to: a speaker embedding, and whatever else a strategy may want."""
+"""What to convert to: a speaker embedding with optional extras, and the encoder that embeddings must come from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from snac_core.errors import UserError
 
 @dataclass(frozen=True)
 class Conditioning:
-    """A batch of targets.
+    """A batch of conversion targets.
 
     Attributes:
-        speaker: speaker embeddings (B, S), unit norm; (S,) is taken as one row.
-        extras: further tensors (B, ...) by name, for strategies that ask for them.
-        encoder: digest of the speaker encoder that made `speaker`, where known; a model refuses another encoder's.
+        speaker: speaker embeddings (B, S), of unit norm, floating point; (S,) becomes one row.
+        extras: further tensors (B, ...) by name, for strategies that use them.
+        encoder: digest of the speaker encoder that computed `speaker`, if known. A model that is conditioned with
+            another encoder refuses it.
+
+    Raises:
+        UserError: for another shape or dtype, or an extra with another number of rows.
     """
 
     speaker: Tensor
@@ -40,7 +44,11 @@ class Conditioning:
         return self.speaker.shape[0]
 
     def expand(self, rows: int) -> Conditioning:
-        """One row for each of `rows` items; a single row serves them all."""
+        """One row for each of `rows` items; a single row is repeated.
+
+        Raises:
+            UserError: if there are neither `rows` rows nor one.
+        """
         if len(self) == rows:
             return self
         if len(self) != 1:
@@ -50,8 +58,40 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """The rows of all parts, in order; every part has the same extras, and embeddings of one encoder."""
+        """The rows of all parts, in order; all parts must have the same extras.
+
+        Raises:
+            UserError: if the parts come from different speaker encoders.
+        """
         if len({part.encoder for part in parts if part.encoder}) > 1:
             raise UserError("embeddings of two speaker encoders (their digests differ) cannot condition one batch")
         extras = {name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras}
         return Conditioning(torch.cat([part.speaker for part in parts]), extras, parts[0].encoder)
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """The speaker encoder that a model is conditioned with.
+
+    Attributes:
+        name: of the encoder; "custom" for embeddings from another source.
+        dim: S, size of its embeddings.
+        digest: sha256 (hex) of its weights; None where it is not known.
+    """
+
+    name: str
+    dim: int
+    digest: str | None
+
+    def check(self, cond: Conditioning) -> None:
+        """Raise UserError for embeddings of another dimension, or known to come from another encoder."""
+        if cond.speaker.shape[1] != self.dim:
+            raise UserError(
+                f"speaker embedding of {cond.speaker.shape[1]} dimensions; this model is conditioned with "
+                f"{self.name!r}, which has {self.dim}"
+            )
+        if cond.encoder and self.digest and cond.encoder != self.digest:
+            raise UserError(
+                f"the embedding comes from another speaker encoder (digest {cond.encoder[:12]}); this model is "
+                f"conditioned with {self.name!r} (digest {self.digest[:12]})"
+            )

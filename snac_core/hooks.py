@@ -1,24 +1,26 @@
-"""Attaching: pluggy discovers, validates and orders the hooks once; what remains is a plain table of callables."""
+"""Attaching strategies: pluggy validates and orders their hooks once; what remains are plain tables of callables."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pluggy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError, nearest
 from snac_core.hookspecs import PROJECT, StrategyHooks
-from snac_core.plugin_guard import contained
-from snac_core.strategy import Strategy
+from snac_core.plugin_guard import guarded
+from snac_core.strategy import DISCRIMINATOR, Strategy
 from snac_core.taps import Tap, Taps, is_before_vq
 
 HOOKS = tuple(name for name in vars(StrategyHooks) if not name.startswith("_"))
+_RENAMED_HOOKS = {"critic_loss": "discriminator_loss"}  # of API 1
+_RENAMED_ATTRIBUTES = {"critic": DISCRIMINATOR}
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,25 @@ class Edit:
     arguments: tuple[str, ...]
 
     def __call__(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """Edit `x` (B, C, F); raises UserError unless a tensor of the same shape and type comes back."""
+        """Edit one activation.
+
+        Args:
+            x: (B, C, F).
+            cond: of B rows.
+
+        Returns:
+            (B, C, F).
+
+        Raises:
+            UserError: unless the strategy returns a tensor of the shape and dtype of `x`.
+        """
         values = {"x": x, "cond": cond, "tap": self.tap}
-        given = {name: values[name] for name in self.arguments}
-        if torch.compiler.is_compiling():  # torch's settings cannot be read in a graph
-            edited = self.function(**given)
+        arguments = {name: values[name] for name in self.arguments}
+        if torch.compiler.is_compiling():  # torch's global settings cannot be read in a graph
+            edited = self.function(**arguments)
         else:
-            with contained(f"{self.hook} of strategy {self.strategy!r} at tap {self.tap.name!r}"):
-                edited = self.function(**given)
+            with guarded(f"{self.hook} of strategy {self.strategy!r} at tap {self.tap.name!r}"):
+                edited = self.function(**arguments)
         if not isinstance(edited, Tensor) or edited.shape != x.shape or edited.dtype != x.dtype:
             if isinstance(edited, Tensor):
                 got = f"{tuple(edited.shape)} {edited.dtype}"
@@ -60,62 +73,96 @@ class Edit:
         return edited
 
 
-def edits_at_taps(strategies: Sequence[Strategy], taps: Taps) -> dict[str, tuple[Edit, ...]]:
-    """Tap name to its edits, in listed order; only taps that are edited, in signal order.
+@dataclass(frozen=True)
+class HookCall:
+    """One strategy's implementation of `loss`, `discriminator_loss` or `training_start`.
+
+    Attributes:
+        strategy: name of the strategy.
+        hook: name of the hook.
+        function: its bound implementation.
+        arguments: which of the hook's arguments it takes.
+    """
+
+    strategy: str
+    hook: str
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Call it with all arguments of the hook by name; it is given those that it takes."""
+        with guarded(f"{self.hook} of strategy {self.strategy!r}"):
+            return self.function(**{name: arguments[name] for name in self.arguments})
+
+
+@dataclass(frozen=True)
+class HookTables:
+    """All hooks of the attached strategies, in the order in which they are called.
+
+    Attributes:
+        edits: tap name to the edits made there, in listed order; only taps that are edited, in signal order.
+        calls: hook name to its implementations, in listed order, for the hooks that are not edits.
+    """
+
+    edits: Mapping[str, tuple[Edit, ...]]
+    calls: Mapping[str, tuple[HookCall, ...]]
+
+
+_EDITS = {"before_vq": ("before_taps", True), "after_vq": ("after_taps", False)}
+
+
+def hook_tables(strategies: Sequence[Strategy], taps: Taps) -> HookTables:
+    """Validate and order the hooks of `strategies`.
 
     Raises:
-        UserError: for a hook that does not fit its specification, a pattern that matches no tap, a hook asked for on
-            the wrong side of the quantiser, or a strategy without any hook.
+        UserError: for a hook that does not fit its specification, a pattern that matches no tap, a tap on the wrong
+            side of the quantizer, or a strategy without any hook.
     """
     manager = hook_manager(strategies)
+    calls = {
+        hook: tuple(
+            HookCall(implementation.plugin.name, hook, implementation.function, tuple(implementation.argnames))
+            for implementation in _ordered(manager, hook)
+        )
+        for hook in HOOKS
+        if hook not in _EDITS
+    }
+    return HookTables(_edits(manager, taps), calls)
+
+
+def _edits(manager: pluggy.PluginManager, taps: Taps) -> dict[str, tuple[Edit, ...]]:
     table: dict[str, list[Edit]] = {tap.name: [] for tap in taps.all}
-    for hook, patterns_of, before in (("before_vq", "before_taps", True), ("after_vq", "after_taps", False)):
+    for hook, (patterns, before) in _EDITS.items():
         for implementation in _ordered(manager, hook):
             strategy = implementation.plugin
-            for tap in taps.match(getattr(strategy, patterns_of)):
+            for tap in taps.match(getattr(strategy, patterns)):
                 if is_before_vq(tap.name) != before:
                     side = "before" if before else "after"
                     raise UserError(
-                        f"strategy {strategy.name!r}: {patterns_of} names {tap.name!r}, which does not lie {side} VQ"
+                        f"strategy {strategy.name!r}: {patterns} names {tap.name!r}, which does not lie {side} VQ"
                     )
-                table[tap.name].append(
-                    Edit(strategy.name, tap, hook, implementation.function, tuple(implementation.argnames))
-                )
+                edit = Edit(strategy.name, tap, hook, implementation.function, tuple(implementation.argnames))
+                table[tap.name].append(edit)
     return {tap: tuple(edits) for tap, edits in table.items() if edits}
 
 
-def hook_callers(strategies: Sequence[Strategy], hook: str) -> list[tuple[str, Callable[..., Any]]]:
-    """(strategy name, implementation) of a hook, in listed order; call it with the hook's arguments by name."""
-    return [
-        (impl.plugin.name, _accepting(impl.function, impl.argnames, f"{hook} of strategy {impl.plugin.name!r}"))
-        for impl in _ordered(hook_manager(strategies), hook)
-    ]
-
-
-def _accepting(function: Callable[..., Any], names: Sequence[str], who: str) -> Callable[..., Any]:
-    """`function`, called with all arguments of its hook by name, given those that it takes; its faults name `who`."""
-
-    def call(**given: Any) -> Any:
-        with contained(who):
-            return function(**{name: given[name] for name in names})
-
-    return call
-
-
 def hook_manager(strategies: Sequence[Strategy]) -> pluggy.PluginManager:
-    """A plugin manager over these strategies alone, validated."""
+    """A plugin manager over these strategies alone, validated.
+
+    Raises:
+        UserError: for a hook that does not fit its specification, a name of API 1, or a strategy without any hook.
+    """
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(StrategyHooks)
-    for strategy in reversed(strategies):  # pluggy calls the newest first, so that the listed order is its call order
-        _check_marks(type(strategy))
+    for strategy in reversed(strategies):  # pluggy calls the newest first, so this makes the listed order its order
+        _check_names(strategy)
         try:
             manager.register(strategy, name=strategy.name)
             manager.check_pending()
         except pluggy.PluginValidationError as error:
             detail = " ".join(str(error).split())
             raise UserError(f"strategy {strategy.name!r}: {detail}; hooks: {', '.join(HOOKS)}") from error
-        callers = manager.get_hookcallers(strategy)
-        if not callers:
+        if not manager.get_hookcallers(strategy):
             raise UserError(f"strategy {strategy.name!r} implements no hook; expected one of {', '.join(HOOKS)}")
     return manager
 
@@ -125,16 +172,21 @@ def _ordered(manager: pluggy.PluginManager, hook: str) -> list[Any]:
     for implementation in implementations:
         if implementation.wrapper or implementation.hookwrapper:
             raise UserError(
-                f"strategy {implementation.plugin_name!r}: {hook} cannot be a wrapper; return the edit itself"
+                f"strategy {implementation.plugin_name!r}: {hook} cannot be a wrapper; return the result itself"
             )
     return implementations
 
 
-def _check_marks(cls: type[Strategy]) -> None:
-    """A hook without its mark would silently never run, and so would a marked one with a misspelt name."""
-    for name, member in inspect.getmembers(cls, inspect.isfunction):
+def _check_names(strategy: Strategy) -> None:
+    """Refuse what pluggy would silently ignore: unmarked hooks, marked methods of another name, and names of API 1."""
+    for name, member in inspect.getmembers(type(strategy), inspect.isfunction):
         marked = hasattr(member, f"{PROJECT}_impl")
+        if name in _RENAMED_HOOKS:
+            raise UserError(f"strategy {strategy.name!r}: the hook {name!r} is called {_RENAMED_HOOKS[name]!r}")
         if name in HOOKS and not marked:
-            raise UserError(f"strategy {cls.name!r}: {name} lacks the @hookimpl mark, so it would never be called")
+            raise UserError(f"strategy {strategy.name!r}: {name} lacks the @hookimpl mark, so it would never be called")
         if marked and name not in HOOKS:
-            raise UserError(f"strategy {cls.name!r}: unknown hook {name!r}{nearest(name, HOOKS)}")
+            raise UserError(f"strategy {strategy.name!r}: unknown hook {name!r}{nearest(name, HOOKS)}")
+    for old, new in _RENAMED_ATTRIBUTES.items():
+        if isinstance(getattr(strategy, old, None), nn.Module | nn.Parameter):
+            raise UserError(f"strategy {strategy.name!r}: the attribute self.{old} is called self.{new}")

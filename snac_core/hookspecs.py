@@ -7,7 +7,7 @@ implementation with `hookimpl`. An implementation may take fewer arguments than 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pluggy
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from snac_core.conditioning import Conditioning
-    from snac_core.step import Step
-    from snac_core.strategy import TrainingContext
+    from snac_core.step import Step, TrainingContext  # the only import against the direction: the type of an argument
     from snac_core.taps import Tap
 
 
-API_VERSION = 1
+API_VERSION = 2
 PROJECT = "snac_core"
 ENTRY_POINT_GROUP = "snac_core.plugins"
 
@@ -29,7 +28,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class ModuleHooks:
-    """What a plugin module may offer: called once at discovery, all of them."""
+    """What a plugin module may offer. All implementations are called, once, at discovery."""
 
     @hookspec
     def register_strategies(self, register: Callable[[type], None]) -> None:
@@ -45,24 +44,24 @@ class ModuleHooks:
 
 
 class StrategyHooks:
-    """What a strategy may do."""
+    """What a strategy may do. Edits are applied in the listed order of the strategies."""
 
     @hookspec
     def before_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:  # type: ignore[empty-body]
-        """Edit `x` (B, C, F) at an encoder tap or at `latent`; same shape back. Folded in listed order."""
+        """Edit `x` (B, C, F) at an encoder tap or `latent`; `cond.speaker` is (B, S). Return (B, C, F)."""
 
     @hookspec
     def after_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:  # type: ignore[empty-body]
-        """Edit `x` (B, C, F) at `quantized` or a decoder tap; same shape back. Folded in listed order."""
+        """Edit `x` (B, C, F) at `quantized` or a decoder tap; `cond.speaker` is (B, S). Return (B, C, F)."""
 
     @hookspec
     def loss(self, step: Step) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """Raw scalar terms of this training step; `<strategy>/<term>` is what is logged, and weighted once."""
+        """Return unweighted scalar terms (shape ()) by name. They are logged, and weighted, as `<strategy>/<term>`."""
 
     @hookspec
-    def discriminator_loss(self, step: Step) -> dict[str, Any]:  # type: ignore[empty-body]
-        """Raw scalar terms for the parameters under `self.discriminator`, on detached outputs."""
+    def discriminator_loss(self, step: Step) -> dict[str, Tensor]:  # type: ignore[empty-body]
+        """Return scalar terms (shape ()) by name, on detached outputs; they train `self.discriminator` alone."""
 
     @hookspec
     def training_start(self, context: TrainingContext) -> None:
-        """Called once, before step 1."""
+        """Set up what needs the training speakers. Called once, before step 1."""

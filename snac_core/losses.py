@@ -2,7 +2,7 @@
 
 Losses between speaker embeddings of unit norm.
 
-How likely codes are, given a latent: what a latent must become for the quantiser to choose them.
+How likely codes are, given a latent: what a latent must become for the quantizer to choose them.
 
 How far a latent is from what its codes stand for.
 
@@ -72,7 +72,7 @@ def _several(positives: Tensor) -> Tensor:
 def code_entropy(
     quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Tensor], *, temperature: float
 ) -> Tensor:
-    """Cross-entropy of the quantiser's choice against codes that it should choose, per item.
+    """Cross-entropy of the quantizer's choice against codes that it should choose, per item.
 
     A code is chosen by the direction of an encoding, so the logits are the cosines to all entries, divided by the
     temperature. Every level looks at what the wanted codes of the levels before it leave (teacher forcing). Unlike the
@@ -80,7 +80,7 @@ def code_entropy(
 
     Args:
         quantizer: of the codec.
-        z: (B, C, F), the latent to be quantised.
+        z: (B, C, F), the latent to be quantized.
         codes: one (B, F / stride) per level, wanted.
         temperature: of the softmax over entries.
 
@@ -101,12 +101,12 @@ def commitment(quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Ten
     """Squared distance of encodings to their entries, relative to the entries' size: mean over items and levels.
 
     The commitment term of van den Oord et al. 2017 (eq. 3), per level, for a frozen codebook. The straight-through
-    gradient of the quantiser does not see rounding, so nothing else keeps an edited latent where the codebooks are.
+    gradient of the quantizer does not see rounding, so nothing else keeps an edited latent where the codebooks are.
 
     Args:
         quantizer: of the codec.
-        z: (B, C, F), the latent that was quantised.
-        codes: one (B, F / stride) per level, what it was quantised to.
+        z: (B, C, F), the latent that was quantized.
+        codes: one (B, F / stride) per level, what it was quantized to.
 
     Returns:
         a scalar, 0 where every encoding is its entry; its gradient moves `z`, and no entry.

@@ -1,18 +1,15 @@
-"""Model cards: what a hub page says of strategies, or of a base, generated from the model itself."""
+"""Model cards: the README.md of strategies, or of a codec, on the hub."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from snac_core.hub import is_hub_id
-
-if TYPE_CHECKING:
-    from snac_core.codec import SNAC
-
 
 LIBRARY = "snac-conditioning"
 TAGS = ["neural-audio-codec", "snac"]
@@ -23,8 +20,8 @@ def strategies_card(described: Mapping[str, Any], parameters: int) -> str:
     """A README.md for conditioning strategies.
 
     Args:
-        described: what config.json holds; see `snac_core.checkpoint.describe`.
-        parameters: how many are trained.
+        described: the content of config.json; see `snac_core.checkpoint.Description`.
+        parameters: number of trained parameters.
     """
     base = described["base"]
     name, encoder = base["name"] or "unnamed", described["speaker_encoder"] or {"name": "none", "digest": None}
@@ -55,19 +52,26 @@ model = ConditionedCodec.from_pretrained("this folder or repository")
 """
 
 
-def base_card(codec: SNAC) -> str:
-    """A README.md for a codec."""
-    frames = [codec.sampling_rate / codec.hop_length / stride for stride in codec.vq_strides]
+def base_card(name: str, config: Mapping[str, Any], digest: str, parameters: int) -> str:
+    """A README.md for a codec.
+
+    Args:
+        name: of the codec; "" if it has none.
+        config: SNAC's constructor arguments.
+        digest: sha256 (hex) over configuration and weights.
+        parameters: their number.
+    """
+    rate = config["sampling_rate"]
+    frames = [rate / math.prod(config["encoder_rates"]) / stride for stride in config["vq_strides"]]
     rates = ", ".join(f"{rate:.1f}" for rate in frames)
-    parameters = sum(parameter.numel() for parameter in codec.parameters())
-    title = codec.name.rsplit("/", 1)[-1] or "SNAC codec"
+    title = name.rsplit("/", 1)[-1] or "SNAC codec"
     return f"""---
 {_front_matter(title, TAGS, None)}
 ---
 # {title}
 
-A SNAC codec: {codec.sampling_rate:,} Hz, {len(frames)} codebooks of {codec.codebook_size} entries at {rates} Hz,
-{parameters:,} parameters. sha256 over configuration and weights: `{codec.digest}`.
+A SNAC codec: {rate:,} Hz, {len(frames)} codebooks of {config["codebook_size"]} entries at {rates} Hz,
+{parameters:,} parameters. sha256 over configuration and weights: `{digest}`.
 
 ```python
 from snac_core import SNAC
@@ -104,7 +108,8 @@ def _figures(evaluation: Mapping[str, Any] | None) -> str:
     return f"""
 ## Evaluation
 
-Of these very weights, by `runner`: {about}. One run says nothing of the spread over seeds; its study's report does.
+Measured on these weights by `runner`: {about}. These are figures of one run; the report of its study also states the
+spread over seeds.
 
 {_table(("metric", "mean", "unit", "better", "measured"), rows)}
 """

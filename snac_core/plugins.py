@@ -77,6 +77,8 @@ class Registry:
         if api != API_VERSION:
             newer = isinstance(api, int) and api > API_VERSION
             remedy = "a newer snac-conditioning is needed" if newer else "the plugin needs an update"
+            if api == 1:
+                remedy += "; API 2 calls critic_loss discriminator_loss, and self.critic self.discriminator"
             reason = f"{self.kind} {name!r} of {origin} is for hook API {api!r}, this is {API_VERSION}: {remedy}"
             self.refuse(name, reason)
             raise UserError(reason)
@@ -141,7 +143,7 @@ def discover(files: Iterable[str | Path] = (), *, disable: Iterable[str] = ()) -
     Raises:
         UserError: for a file that does not load or claims a name that is taken, and a `disable` that is not installed.
     """
-    from snac_core.plugin_guard import contained, put_back, switches
+    from snac_core.plugin_guard import guarded, restore_settings, torch_settings
 
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(ModuleHooks)
@@ -154,7 +156,7 @@ def discover(files: Iterable[str | Path] = (), *, disable: Iterable[str] = ()) -
         if entry.name in disable:
             continue
         origin = Origin(entry.name, entry.dist.name, entry.dist.version) if entry.dist else Origin(entry.name)
-        before = switches()
+        before = torch_settings()
         try:
             module = entry.load()
             if module not in origins:
@@ -162,9 +164,11 @@ def discover(files: Iterable[str | Path] = (), *, disable: Iterable[str] = ()) -
                 origins[module] = origin
         except (Exception, SystemExit) as error:  # whatever a plugin's import raises must not break the others
             catalogue.failures[str(origin)] = f"{type(error).__name__}: {_one_line(error)}{_other_version(error)}"
-        catalogue.notices += [f"importing {origin} changed torch's {change}; put back" for change in put_back(before)]
+        catalogue.notices += [
+            f"importing {origin} changed torch's {change}; put back" for change in restore_settings(before)
+        ]
     for file in files:
-        with contained(f"plugin file {file}"):
+        with guarded(f"plugin file {file}"):
             module = load_file(file)
         if module not in origins:
             _register(manager, module, str(file))
@@ -225,7 +229,7 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> N
 
 
 def _offer(implementation: pluggy.HookImpl, registry: Registry, origin: Origin, catalogue: Catalogue) -> None:
-    from snac_core.plugin_guard import SettingChanged, contained
+    from snac_core.plugin_guard import TorchSettingChanged, guarded
 
     def register(offered: Any) -> None:
         try:
@@ -237,9 +241,9 @@ def _offer(implementation: pluggy.HookImpl, registry: Registry, origin: Origin, 
 
     arguments: dict[str, Callable[[Any], None]] = {"register": register}
     try:
-        with contained(f"{implementation.function.__name__} of {origin}"):
+        with guarded(f"{implementation.function.__name__} of {origin}"):
             implementation.function(**{name: arguments[name] for name in implementation.argnames})
-    except SettingChanged as error:
+    except TorchSettingChanged as error:
         if origin.file:
             raise
         catalogue.notices.append(str(error))

@@ -1,44 +1,41 @@
-"""What a loss sees: one batch, and the outputs made from it, each computed on first use and once."""
+"""What the hooks of a training see: `loss` one step with its outputs, `training_start` the whole training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from snac_core.conditioned import ConditionedCodec, Latents, Reconstruction
 from snac_core.conditioning import Conditioning
 from snac_core.frozen import FrozenActivations
-
-if TYPE_CHECKING:
-    from snac_core.conditioned import ConditionedCodec, Latents, Reconstruction
-    from snac_core.speakers.encoder import SpeakerEncoder
-    from snac_core.speakers.sampling import SpeakerSampler
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.speakers.sampling import SpeakerSampler
 
 
 class Step:
-    """One training step of one arm.
+    """One training step of one arm; outputs are computed on first use, once.
 
-    Identity and converted outputs come from one batched pass through the path, and their embeddings from one batched
+    Identity and converted outputs come from one batched pass through the model, and their embeddings from one batched
     pass through the conditioning encoder. Gradients flow from all of them to the strategies.
 
     Attributes:
-        model: the conditioned codec that learns.
-        audio: (B, 1, T) at the codec's rate.
+        model: the conditioned codec that is trained.
+        audio: (B, 1, T) at the codec's sample rate.
         sample_rate: of `audio`, in Hz.
         speaker_ids: rows (B,) of the source speakers in the sampler's table.
-        target_ids: rows (N * B,) of the target speakers; N targets of every item, items fastest.
+        target_ids: rows (N * B,) of the target speakers: N targets per item; index n * B + b is target n of item b.
         own: conditioning on the source's own speaker (B rows).
         target: conditioning on the targets (N * B rows).
-        own_reference: (B, S), the own speaker's embedding from other audio than `own`; no gradient.
-        target_reference: (N * B, S), likewise of the targets.
-        speaker_encoder: the frozen speaker encoder.
+        own_reference: (B, S), an embedding of the own speaker from other audio than `own`; no gradient.
+        target_reference: (N * B, S), the same for the targets.
+        speaker_encoder: the frozen conditioning encoder.
         sampler: targets and negatives.
         index: number of the step, from 1.
-        parallel: what the targets say with the same words, where the data has it: audio (N * B, 1, T') and how many of
-            its samples count (N * B,), 0 where there is nothing. None where the data is not parallel.
+        frozen_activations: activations of the bare codec on `audio`, shared by all arms.
     """
 
     def __init__(
@@ -73,40 +70,48 @@ class Step:
 
     @torch.no_grad()
     def conditioning_of(self, audio: Tensor) -> Conditioning:
-        """Conditioning on the voices in audio (B, 1, T), as the conditioning encoder hears them; on wrong ones in a shuffled arm."""
+        """Conditioning on the speakers of `audio` (B, 1, T) at `sample_rate`, B rows, from the conditioning encoder.
+
+        In an arm with shuffled speakers every row has the embedding of another item.
+        """
         embeddings: Tensor = self.speaker_encoder(audio, self.sample_rate)
         table = self.sampler.table
         return Conditioning(embeddings.roll(1, 0) if table.shuffled else embeddings, encoder=table.encoder)
 
     @property
+    def teacher(self) -> SpeakerEncoder:
+        """Alias of `speaker_encoder`."""
+        return self.speaker_encoder
+
+    @property
     def identity(self) -> Reconstruction:
         """The batch conditioned on its own speakers: B rows."""
-        return self._both[0]
+        return self._outputs[0]
 
     @property
     def converted(self) -> Reconstruction:
         """The batch conditioned on the targets: N * B rows."""
-        return self._both[1]
+        return self._outputs[1]
 
     @property
     def decoded(self) -> bool:
-        """Whether `identity` and `converted` are there: decoded, because something asked for them."""
-        return "_both" in self.__dict__
+        """Whether `identity` and `converted` have been computed."""
+        return "_outputs" in self.__dict__
 
     @property
     def identity_latents(self) -> Latents:
-        """`identity` without its audio: nothing is decoded for it."""
+        """`identity` up to the codes, B rows; does not run the decoder."""
         return self._latents[: len(self.audio)]
 
     @property
     def converted_latents(self) -> Latents:
-        """`converted` without its audio: nothing is decoded for it."""
+        """`converted` up to the codes, N * B rows; does not run the decoder."""
         return self._latents[len(self.audio) :]
 
     @cached_property
     def bare(self) -> Reconstruction:
         """The batch through the codec alone: B rows, no gradient."""
-        return self.model.reconstruct(self.audio, bare=self.frozen_activations)
+        return self.model.reconstruct(self.audio, frozen=self.frozen_activations)
 
     @property
     def identity_embedding(self) -> Tensor:
@@ -120,20 +125,26 @@ class Step:
 
     @cached_property
     def parallel(self) -> tuple[Tensor, Tensor] | None:
-        """The targets' own recordings of what is said, looked up on first use."""
+        """The targets' own recordings of the same words, read on first use.
+
+        Audio (N * B, 1, T') at `sample_rate`, and the number of valid samples of each row (N * B,), 0 where there is
+        no recording. None where the data is not parallel.
+        """
         return self._find_parallel() if self._find_parallel else None
 
     @cached_property
-    def _both(self) -> tuple[Reconstruction, Reconstruction]:
-        out = self.model.reconstruct(self.audio, self._conds, bare=self.frozen_activations, latents=self._latents)
+    def _outputs(self) -> tuple[Reconstruction, Reconstruction]:
+        out = self.model.reconstruct(
+            self.audio, self._conditioning, frozen=self.frozen_activations, latents=self._latents
+        )
         return out[: len(self.audio)], out[len(self.audio) :]
 
     @cached_property
     def _latents(self) -> Latents:
-        return self.model.latents(self.audio, self._conds, bare=self.frozen_activations)
+        return self.model.latents(self.audio, self._conditioning, frozen=self.frozen_activations)
 
     @cached_property
-    def _conds(self) -> Conditioning:
+    def _conditioning(self) -> Conditioning:
         return Conditioning.cat([self.own, self.target])
 
     @cached_property
@@ -141,3 +152,20 @@ class Step:
         audio = torch.cat([self.identity.audio, self.converted.audio])
         embeddings: Tensor = self.speaker_encoder(audio, self.sample_rate)
         return embeddings
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What `training_start` sees, once, before step 1.
+
+    Attributes:
+        model: the conditioned codec that will be trained.
+        sampler: targets and negatives of the study.
+        speakers: names of the training speakers.
+        generator: random numbers for the strategy's setup, seeded from (seed, strategy name).
+    """
+
+    model: ConditionedCodec
+    sampler: SpeakerSampler
+    speakers: tuple[str, ...]
+    generator: torch.Generator

@@ -51,5 +51,5 @@ class Taps:
 
 
 def is_before_vq(name: str) -> bool:
-    """Whether the tap lies before the quantiser."""
+    """Whether the tap lies before the quantizer."""
     return name == "latent" or name.startswith("encoder_")

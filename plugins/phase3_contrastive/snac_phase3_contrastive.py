@@ -1,7 +1,7 @@
 """Phase 3: contrastive learning with speaker embeddings.
 
 The converted output must sound more like its target than like other speakers, the source among them. It has a small
-FiLM on the quantised latent, so that it can be trained alone; beside another adapter set `path = false` and it is an
+FiLM on the quantized latent, so that it can be trained alone; beside another adapter set `path = false` and it is an
 objective only.
 """
 
@@ -28,7 +28,7 @@ class Phase3Contrastive(Strategy):
     default_weights = {"contrastive": 0.5}  # noqa: RUF012  (a constant of the class, as in its base)
 
     class Config(Strategy.Config):
-        path: bool = Field(True, description="Edit the quantised latent too; false leaves the loss alone.")
+        path: bool = Field(True, description="Edit the quantized latent too; false leaves the loss alone.")
         form: Literal["infonce", "margin"] = Field("infonce", description="Cross-entropy over cosines, or a hinge.")
         temperature: float = Field(0.1, gt=0, description="Divides the cosines of the infonce form.")
         margin: float = Field(0.1, ge=0, description="Distance by which negatives must be farther, in the margin form.")

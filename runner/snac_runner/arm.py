@@ -22,8 +22,8 @@ from snac_core.frozen import FrozenActivations
 from snac_core.losses import cosine_distance
 from snac_core.seeding import derive, generator
 from snac_core.speakers.sampling import SpeakerSampler
-from snac_core.step import Step
-from snac_core.strategy import DISCRIMINATOR, TrainingContext
+from snac_core.step import Step, TrainingContext
+from snac_core.strategy import DISCRIMINATOR
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
 from snac_runner.schedule import learning_rate
@@ -281,7 +281,7 @@ class Arm:
         state = {
             "progress": vars(self.progress),
             "base": self.model.codec.digest,
-            "model": state_of(self.model),
+            "model": state_of(self.model.attached),
             "discriminator": {name: value.detach() for name, value in self._discriminator_state().items()},
             "optimizer": self.optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer and self.discriminator_optimizer.state_dict(),
@@ -312,7 +312,7 @@ class Arm:
                 f"{self.checkpoint} was trained on a base with digest {base[:12]}; "
                 f"{self.resources.study.base!r} has {self.model.codec.digest[:12]}"
             )
-        load_state(self.model, state["model"], str(self.checkpoint))
+        load_state(self.model.attached, state["model"], str(self.checkpoint))
         discriminators = self._discriminator_state()
         with torch.no_grad():
             for name, value in state["discriminator"].items():

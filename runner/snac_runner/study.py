@@ -21,7 +21,7 @@ from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
 from snac_core.frozen import FrozenActivations
-from snac_core.plugin_guard import described
+from snac_core.plugin_guard import describe_error
 from snac_core.testing import preflight as check_rules
 from snac_runner.arm import Arm, terms_of
 from snac_runner.config import ArmSettings, StudySettings
@@ -122,7 +122,7 @@ def _run_seed(
         except (UserError, OSError):
             raise
         except Exception as error:  # a plugin's own code
-            raise UserError(f"arm {settings.title!r} cannot start: {described(error)}") from error
+            raise UserError(f"arm {settings.title!r} cannot start: {describe_error(error)}") from error
         training.append(arm)
     for arm in training:
         write_json(arm.folder / "config.json", configs[arm.settings.title, seed])
@@ -175,8 +175,8 @@ def _run_seed(
         except OSError:
             raise
         except Exception as error:  # e.g. a strategy that cannot take the length of a test utterance
-            console.line(f"{title}, seed {seed}: failed: {described(error)}")
-            finish(arm, "failed", error=f"in judging: {described(error)}")
+            console.line(f"{title}, seed {seed}: failed: {describe_error(error)}")
+            finish(arm, "failed", error=f"in judging: {describe_error(error)}")
             continue
         arm.model.evaluation = evaluation(arm.model, scores, resources, seed=seed, steps=arm.progress.step)
         arm.model.save_pretrained(arm.folder / "model")  # again: its card now has the figures
@@ -245,7 +245,7 @@ def _cost(arm: Arm) -> dict[str, Any]:
         "seconds_shared": progress.seconds_shared,
         "steps": progress.step,
         "parameters": sum(parameter.numel() for _, parameter in arm.model.trained_parameters()),
-        "bytes": len(save(state_of(arm.model))),
+        "bytes": len(save(state_of(arm.model.attached))),
         "peak_memory_bytes": peak_memory(arm.resources.device),
     }
 

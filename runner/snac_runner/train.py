@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from snac_core.checkpoint import load_state, state_of
-from snac_core.plugin_guard import described
+from snac_core.plugin_guard import describe_error
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_runner.arm import Arm, TrainingFailure
 from snac_runner.evaluate.scoring import score
@@ -90,7 +90,7 @@ def train_side_by_side(
                         if (study.eval_every and index % study.eval_every == 0) or index == study.steps:
                             judged = _judge_on_dev(arm, resources)
                     except Exception as error:  # one arm's failure is its own; KeyboardInterrupt passes
-                        failures[title] = str(error) if isinstance(error, TrainingFailure) else described(error)
+                        failures[title] = str(error) if isinstance(error, TrainingFailure) else describe_error(error)
                         active.remove(arm)
                     if title in logged:  # outside: a full disk is no failure of the arm
                         log.write({"step": index, "seconds": arm.progress.seconds_own, **logged[title]})
@@ -113,7 +113,7 @@ def train_side_by_side(
             log.close()
     for arm in arms:
         if study.select == "best" and arm.best_state:
-            load_state(arm.model, arm.best_state, "the best checkpoint")
+            load_state(arm.model.attached, arm.best_state, "the best checkpoint")
     return failures
 
 
@@ -139,7 +139,7 @@ def _judge_on_dev(arm: Arm, resources: StudyResources) -> dict[str, float]:
     if found < progress.best:
         progress.best, progress.best_step, progress.stale = found, progress.step, 0
         if study.select == "best":
-            arm.best_state = {key: value.clone() for key, value in state_of(arm.model).items()}
+            arm.best_state = {key: value.clone() for key, value in state_of(arm.model.attached).items()}
     else:
         progress.stale += 1
     if progress.step == study.steps or (study.patience and progress.stale >= study.patience):

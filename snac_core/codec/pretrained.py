@@ -1,27 +1,22 @@
-"""Constructor arguments of the released models (hubertsiuzdak/snac, issue 17).
-
-Codecs on disk, in the package, and on the hub."""
+"""Files of a codec on disk, in the package and on the hub, and the configurations of the released models."""
 
 from __future__ import annotations
 
-import inspect
 import json
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from snac_core import hub
-from snac_core.codec.snac import SNAC
 from snac_core.errors import UserError, nearest
-from snac_core.files import write_bytes, write_json, write_text
-from snac_core.model_card import base_card
+from snac_core.files import write_bytes, write_json
 
 _ATTENTIVE: dict[str, Any] = {
     "encoder_dim": 64,
@@ -36,6 +31,7 @@ _ATTENTIVE: dict[str, Any] = {
     "depthwise": True,
 }
 
+# The arguments of the released models are those of hubertsiuzdak/snac, issue 17.
 PRESETS: dict[str, dict[str, Any]] = {
     "snac_24khz": {
         "sampling_rate": 24000,
@@ -58,19 +54,51 @@ PRESETS: dict[str, dict[str, Any]] = {
 ASSETS = Path(__file__).parent.parent / "assets"
 CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 
-Codec = TypeVar("Codec", bound=SNAC)
-
 
 def bundled() -> list[str]:
-    """Names of the bases that come with the package."""
+    """Names of the codecs that are part of this package."""
     return sorted(path.parent.name for path in ASSETS.glob(f"*/{CONFIG}") if "encoder_rates" in path.read_text())
 
 
-def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CodecFiles:
+    """Where a codec's files are.
+
+    Attributes:
+        config, weights: paths on this machine.
+        name: what the codec is called from now on: the hub id, or the last part of a folder's path.
+        revision: commit on the hub; None for a folder.
+    """
+
+    config: Path
+    weights: Path
+    name: str
+    revision: str | None
+
+    @classmethod
+    def find(cls, name_or_folder: str | Path, *, revision: str | None = None, **options: Any) -> CodecFiles:
+        """Files of a bundled name, a folder, or a hub id; see `SNAC.from_pretrained`."""
+        name = name_or_folder
+        folder = ASSETS / name if isinstance(name, str) and name in bundled() else Path(name)
+        if folder.is_dir():
+            if revision is not None:
+                raise UserError(
+                    f"revision {revision!r} of {str(name)!r}, which is a local folder; only hub ids have them"
+                )
+            return cls(*_files_of(folder), folder.resolve().name, None)
+        config, weights = _fetch(str(name), {"revision": revision, **options})
+        return cls(config, weights, str(name), hub.commit_of(weights))
+
+
+def read_config(config: Mapping[str, Any] | str | Path, arguments: Collection[str]) -> dict[str, Any]:
     """Constructor arguments from a mapping, a preset's name or a JSON file.
 
+    Args:
+        config: one of the three.
+        arguments: names that the constructor accepts.
+
     Raises:
-        UserError: for a missing or damaged file, or a key that SNAC does not have.
+        UserError: for a missing or damaged file, or a key that is not among `arguments`.
     """
     if isinstance(config, Mapping):
         values, where = dict(config), "config"
@@ -83,36 +111,21 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         try:
             values = json.loads(Path(config).read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{config} is no JSON file: {error}; expected SNAC's constructor arguments") from error
+            raise UserError(f"{config} is not a JSON file: {error}; expected SNAC's constructor arguments") from error
         if not isinstance(values, dict):
             raise UserError(f"{config} holds a {type(values).__name__}; expected an object of SNAC's arguments")
-    known = [name for name in inspect.signature(SNAC.__init__).parameters if name != "self"]
     for key in values:
-        if key not in known:
-            raise UserError(f"{where}: SNAC has no argument {key!r}{nearest(key, known)}")
+        if key not in arguments:
+            raise UserError(f"{where}: SNAC has no argument {key!r}{nearest(key, arguments)}")
     return values
 
 
-def load_codec(cls: type[Codec], name: str | Path, *, revision: str | None = None, **options: Any) -> Codec:
-    """Build a codec and load its weights; see `SNAC.from_pretrained`."""
-    folder = ASSETS / name if isinstance(name, str) and name in bundled() else Path(name)
-    if folder.is_dir():
-        if revision is not None:
-            raise UserError(f"revision {revision!r} of {str(name)!r}, which is a local folder; only hub ids have them")
-        config, weights = _files_of(folder)
-    else:
-        config, weights = _fetch(str(name), {"revision": revision, **options})
-    with torch.random.fork_rng(devices=[]):  # initial values are thrown away; nobody's stream should move for them
-        codec = cls(**read_config(config))
-    _load(codec, read_weights(weights), weights)
-    # a path means nothing on another machine: of a folder the last part counts, of the hub the commit
-    codec.name = folder.resolve().name if folder.is_dir() else str(name)
-    codec.revision = None if folder.is_dir() else hub.commit_of(weights)
-    return codec
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a torch file by `weights_only`: no pickle is ever executed."""
+    """Tensors of a safetensors file, or of a torch file with `weights_only`: no pickle is executed.
+
+    Raises:
+        UserError: for a damaged file, or one with other content.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -126,22 +139,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} holds no readable weights (truncated, or another format): {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is no state dict; expected tensors by name")
+        raise UserError(f"{path} is not a state dict; expected tensors by name")
     return state
 
 
-def save_codec(codec: SNAC, folder: Path) -> None:
-    """Write config.json and model.safetensors, each whole or not at all."""
+def save_codec(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write config.json and model.safetensors, each as a whole or not at all.
+
+    Raises:
+        UserError: if `folder` is a file.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder to write {CONFIG} and {SAFETENSORS} into")
-    state = {key: value.detach().cpu().contiguous() for key, value in codec.state_dict().items()}
-    write_bytes(folder / SAFETENSORS, save(state, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, codec.config)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_bytes(folder / SAFETENSORS, save(tensors, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, dict(config))
 
 
-def _load(codec: SNAC, state: dict[str, Tensor], path: Path) -> None:
-    """Give `codec` the tensors of `state`; raise UserError naming the first that does not fit."""
-    expected = codec.state_dict()
+def load_weights(codec: nn.Module, path: Path) -> None:
+    """Load the tensors of the file `path` into `codec`.
+
+    Raises:
+        UserError: names the first tensor that is missing, unknown, of another shape, or not finite.
+    """
+    state, expected = read_weights(path), codec.state_dict()
     for key in [*(k for k in expected if k not in state), *(k for k in state if k not in expected)]:
         if key in expected:
             raise UserError(f"{path}: tensor {key!r} is missing; {len(expected)} are expected, {len(state)} are there")
@@ -171,11 +192,3 @@ def _fetch(name: str, options: dict[str, Any]) -> tuple[Path, Path]:
     except UserError as error:
         raise UserError(f"{error}; bundled: {', '.join(bundled())}") from error
     return config, weights
-
-
-def push_codec(codec: SNAC, repo_id: str, **options: Any) -> str:
-    """Upload configuration, weights and a model card; see `snac_core.hub.push`. Returns the repository's address."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_codec(codec, Path(folder))
-        write_text(Path(folder) / "README.md", base_card(codec))
-        return hub.push(Path(folder), repo_id, **options)

@@ -1,24 +1,28 @@
-"""Where the taps of a codec lie among its layers, and what passes there.
-
-SNAC: the multi-scale neural audio codec of Siuzdak et al. 2024, unchanged, with named taps along its path."""
+"""SNAC, the multi-scale neural audio codec of Siuzdak et al. 2024, unchanged, with named taps along its signal path."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
+from snac_core import hub
 from snac_core.codec.checks import check_audio, check_codes, check_finite, resolved_config
 from snac_core.codec.layers import Decoder, Encoder, NoiseSource, WNConv1d, WNConvTranspose1d
+from snac_core.codec.pretrained import CodecFiles, load_weights, read_config, save_codec
 from snac_core.codec.vq import ResidualVectorQuantize
 from snac_core.errors import UserError, nearest
-from snac_core.files import tensor_digest
+from snac_core.files import tensor_digest, write_text
+from snac_core.model_card import base_card
 from snac_core.taps import Tap, is_before_vq
 
 
@@ -63,8 +67,8 @@ class SignalPath:
         before = after is None or is_before_vq(after)
         if before != is_before_vq(upto):
             raise UserError(
-                f"from {after or 'the start'!r} to {upto!r} lies the quantiser; go from the audio to 'latent', call "
-                f"quantizer(z), and go on from 'quantized'"
+                f"the quantizer is between {after or 'the start'!r} and {upto!r}; advance from the audio to 'latent', call "
+                f"quantizer(z), and continue from 'quantized'"
             )
         first, last = 0 if after is None else self._ends[after], self._ends[upto]
         if first > last:
@@ -82,16 +86,18 @@ class SignalPath:
 class SNAC(nn.Module):
     """The codec. Constructor arguments, defaults and parameter names are those of the `snac` package, version 1.2.1.
 
+    Source: Siuzdak et al. 2024, arXiv 2410.14411, and github.com/hubertsiuzdak/snac.
+
     Args:
         sampling_rate: of the audio, in Hz.
         encoder_dim: channels after the first convolution; doubled by every downsampling block.
         encoder_rates: downsampling factors; their product is the hop.
-        latent_dim: C of the latent; must be what the encoder gives.
+        latent_dim: C of the latent; None, or encoder_dim * 2 ** len(encoder_rates).
         decoder_dim: channels before the first upsampling block; halved by every block.
         decoder_rates: upsampling factors; their product must be the hop.
         attn_window_size: frames of an attention window; None: no attention.
         codebook_size, codebook_dim: entries of a codebook, and channels of an entry.
-        vq_strides: frames per code of every level, coarse first.
+        vq_strides: latent frames per code of each codebook, coarse first.
         noise: whether decoder blocks add noise.
         depthwise: whether residual units use depthwise convolutions.
 
@@ -155,7 +161,7 @@ class SNAC(nn.Module):
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """The named places of the path, in signal order, with their channels and frame rates in Hz."""
+        """The taps of this codec, in signal order."""
         return self._path.taps
 
     def preprocess(self, audio: Tensor) -> Tensor:
@@ -169,24 +175,51 @@ class SNAC(nn.Module):
         return nn.functional.pad(audio, (0, -audio.shape[-1] % multiple))
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Audio (B, 1, T) to its reconstruction (B, 1, T) and codes; NaN and infinity are refused."""
+        """Encode and decode.
+
+        Args:
+            audio: (B, 1, T) at `sampling_rate`, full scale 1.
+
+        Returns:
+            the reconstruction (B, 1, T), and codes as `encode` returns them.
+
+        Raises:
+            UserError: for another shape, dtype or device, and for NaN or infinity.
+        """
         padded = self.preprocess(audio)
         check_finite(audio)
         z_q, codes = self.quantizer(self.advance(padded, None, "latent"))
         return self.advance(z_q, "quantized", "audio")[..., : audio.shape[-1]], codes
 
     def encode(self, audio: Tensor) -> list[Tensor]:
-        """Audio (B, 1, T) to codes, one integer tensor (B, F / stride) per codebook, coarse first; NaN is refused."""
+        """Audio to codes.
+
+        Args:
+            audio: (B, 1, T) at `sampling_rate`, full scale 1; padded as in `preprocess`.
+
+        Returns:
+            one integer tensor (B, F / stride) per codebook, coarse first, with F = padded T / hop_length.
+
+        Raises:
+            UserError: for another shape, dtype or device, and for NaN or infinity.
+        """
         padded = self.preprocess(audio)
         check_finite(audio)
         codes: list[Tensor] = self.quantizer(self.advance(padded, None, "latent"))[1]
         return codes
 
     def decode(self, codes: Sequence[Tensor], length: int | None = None) -> Tensor:
-        """Codes to audio (B, 1, T): the first `length` samples, or all, padding included.
+        """Codes to audio.
+
+        Args:
+            codes: one integer tensor (B, F / stride) per codebook, coarse first.
+            length: number of samples to return; None: all, with the padding of `encode`.
+
+        Returns:
+            (B, 1, T) at `sampling_rate`.
 
         Raises:
-            UserError: for codes that are not this codec's, or a `length` beyond what they hold.
+            UserError: for codes that are not this codec's, or a `length` beyond them.
         """
         self.check_codes(codes)
         samples = codes[0].shape[-1] * self.vq_strides[0] * self.hop_length
@@ -195,21 +228,21 @@ class SNAC(nn.Module):
         return self.advance(self.quantizer.from_codes(codes), "quantized", "audio")[..., :length]
 
     def advance(self, x: Tensor, after: str | None, upto: str) -> Tensor:
-        """Run the unedited path from just after tap `after` to tap `upto`, both on one side of the quantiser.
+        """Run the layers from tap `after` to tap `upto`, without edits; both are on one side of the quantizer.
 
-        Advancing piece by piece gives what one run gives, bit for bit.
+        Several short runs give the same result as one run, bit for bit.
 
         Args:
             x: the activation (B, C, F) at `after`; padded audio (B, 1, T) where `after` is None.
-            after: a tap, or None for the start of the encoder. Equal to `upto`, nothing is run.
+            after: a tap, or None for the start of the encoder. If it equals `upto`, `x` is returned.
             upto: a tap, or "audio" for the end of the decoder.
 
         Returns:
             the activation (B, C, F) at `upto`, or audio (B, 1, T).
 
         Raises:
-            UserError: for an unknown tap, taps on two sides of the quantiser or against the signal's direction, and
-                an `x` that is not of the shape at `after`.
+            UserError: for an unknown tap, taps on two sides of the quantizer or in the wrong order, and an `x` of
+                another shape than that at `after`.
         """
         side, first, last = self._path.between(after, upto)
         self._path.check(x, after)
@@ -219,7 +252,10 @@ class SNAC(nn.Module):
 
     @contextmanager
     def fixed_noise(self, seed: int) -> Iterator[None]:
-        """Inside, every decode adds the noise of `seed`, and an item's noise does not depend on its batch."""
+        """Inside the block, every decode starts from `seed`, and an item's noise does not depend on its batch.
+
+        Outside, the decoder's noise comes from torch's global generator, as in upstream.
+        """
         with self.noise.fixed(seed):
             yield
 
@@ -230,7 +266,7 @@ class SNAC(nn.Module):
     # ---------------------------------------------------------------- frozen
 
     def freeze(self) -> Self:
-        """Take the weights out of training for good: eval mode, no gradients, weight norm folded; same state dict."""
+        """Freeze the weights permanently: eval mode, no gradients, weight norm folded; the state dict does not change."""
         self._frozen = True
         self.requires_grad_(False)
         super().train(False)
@@ -245,7 +281,7 @@ class SNAC(nn.Module):
 
     @property
     def digest(self) -> str:
-        """sha256, in hex, over config and state dict; computed anew only after the weights have changed."""
+        """sha256 (hex) over config and state dict; cached until the weights change."""
         state = self.state_dict()
         try:
             stamp: object = [(value.data_ptr(), value._version) for value in state.values()]
@@ -260,39 +296,64 @@ class SNAC(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | str | Path) -> Self:
-        """A codec with random weights, from constructor arguments, a JSON file of them, or a preset's name."""
-        from snac_core.codec.pretrained import read_config
+        """A codec with random weights.
 
-        return cls(**read_config(config))
+        Args:
+            config: constructor arguments, a JSON file of them, or the name of a released model ("snac_24khz").
+
+        Raises:
+            UserError: for a missing or damaged file, an unknown argument, or values that do not fit together.
+        """
+        return cls(**read_config(config, [name for name in inspect.signature(cls).parameters]))
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, revision: str | None = None, **options: Any) -> Self:
-        """A codec with weights, in eval mode: a bundled name ("tiny"), a folder, or a hub id.
+        """A codec with weights, in eval mode.
 
         Args:
-            name_or_folder: a bundled name comes first ("./tiny" is the folder), then a folder, then the hub. A folder
-                holds config.json and model.safetensors or pytorch_model.bin, whose pickled objects are never executed.
+            name_or_folder: a bundled name ("tiny"), a folder, or a hub id; the first that exists, in this order. Write
+                "./tiny" for a folder with a bundled name. A folder contains config.json and model.safetensors or
+                pytorch_model.bin, whose pickled objects are not executed.
             revision: branch, tag or commit on the hub.
             options: of `huggingface_hub.hf_hub_download`: `token`, `cache_dir`, `local_files_only`.
 
         Raises:
-            UserError: for a name that is none of the three, and missing, damaged or foreign files.
+            UserError: for a name that is none of the three, and missing, damaged or other files.
         """
-        from snac_core.codec.pretrained import load_codec
-
-        return load_codec(cls, name_or_folder, revision=revision, **options).eval()
+        files = CodecFiles.find(name_or_folder, revision=revision, **options)
+        with torch.random.fork_rng(devices=[]):  # drawing initial values must not change the caller's random numbers
+            codec = cls.from_config(files.config)
+        load_weights(codec, files.weights)
+        codec.name, codec.revision = files.name, files.revision
+        return codec.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors."""
-        from snac_core.codec.pretrained import save_codec
+        """Write config.json and model.safetensors.
 
-        save_codec(self, Path(folder))
+        Args:
+            folder: created if missing; each file is replaced as a whole.
+
+        Raises:
+            UserError: if `folder` is a file.
+        """
+        save_codec(Path(folder), self.config, self.state_dict())
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes, and a model card; returns the address.
+        """Upload what `save_pretrained` writes, and a model card.
 
-        Options: `token`, `private`, `revision` (a branch, made where it is missing).
+        Args:
+            repo_id: "owner/name"; created if missing.
+            options: `token`, `private`, `revision` (a branch, created if missing).
+
+        Returns:
+            the address of the repository.
+
+        Raises:
+            UserError: without a network, a token, or write access.
         """
-        from snac_core.codec.pretrained import push_codec
-
-        return push_codec(self, repo_id, **options)
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            card = base_card(self.name, self.config, self.digest, parameters)
+            write_text(Path(folder) / "README.md", card)
+            return hub.push(Path(folder), repo_id, **options)

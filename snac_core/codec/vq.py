@@ -1,4 +1,4 @@
-"""Residual vector quantisation at several temporal resolutions: factorised, L2-normalised codebooks (ViT-VQGAN)."""
+"""Residual vector quantization at several temporal resolutions: factorised, L2-normalised codebooks (ViT-VQGAN)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VectorQuantize(nn.Module):
         self.codebook = nn.Embedding(codebook_size, codebook_dim)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, F) to the quantised (B, C, F) and codes (B, F / stride); the gradient passes straight through."""
+        """(B, C, F) to the quantized (B, C, F) and codes (B, F / stride); the gradient passes straight through."""
         z_e = self.project(z)
         indices = self.nearest(z_e)
         z_q = self.codebook(indices).transpose(1, 2)
@@ -63,7 +63,7 @@ class VectorQuantize(nn.Module):
 
 
 class ResidualVectorQuantize(nn.Module):
-    """Levels in a chain, each quantising what the ones before left; coarse first.
+    """Levels in a chain, each quantizing what the ones before left; coarse first.
 
     Args:
         input_dim: C of the latent.

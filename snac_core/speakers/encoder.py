@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 import torchaudio
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from snac_core.errors import UserError
 from snac_core.files import tensor_digest
-
-if TYPE_CHECKING:
-    from snac_core.plugins import Catalogue
+from snac_core.plugin_guard import guarded
+from snac_core.plugins import Catalogue, discover
 
 
 class SpeakerEncoder(nn.Module):
@@ -171,16 +170,11 @@ def load_speaker_encoder(
     Raises:
         UserError: for an unknown name, or weights that are missing or do not fit.
     """
-    if plugins is None:
-        from snac_core.plugins import discover
-
-        plugins = discover()
+    plugins = plugins or discover()
     kind = plugins.speaker_encoders[name]
     if not (isinstance(kind, type) and issubclass(kind, SpeakerEncoder)):
         raise UserError(f"speaker encoder {name!r} is {kind!r}; expected a subclass of SpeakerEncoder")
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"no file {weights} to load the weights of speaker encoder {name!r} from")
-    from snac_core.plugin_guard import contained
-
-    with contained(f"speaker encoder {name!r} of {plugins.speaker_encoders.origins[name]}"):
+    with guarded(f"speaker encoder {name!r} of {plugins.speaker_encoders.origins[name]}"):
         return kind(weights)

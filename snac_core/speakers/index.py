@@ -25,7 +25,7 @@ from snac_core.speakers.bank import Bank
 HEADER = "index.json"
 FORMAT = 1
 FLAT_UP_TO = 200_000
-"""Embeddings up to which all are compared; above, IVF-PQ: cells of a coarse quantiser, and codes of 4 bits a part."""
+"""Embeddings up to which all are compared; above, IVF-PQ: cells of a coarse quantizer, and codes of 4 bits a part."""
 PROBED = 16  # cells searched for a query
 PART = 2  # dimensions that share a code
 TRAINED_ON = 64  # embeddings for each cell

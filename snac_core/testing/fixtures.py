@@ -14,8 +14,7 @@ from snac_core.conditioning import Conditioning
 from snac_core.seeding import derive, generator
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
-from snac_core.step import Step
-from snac_core.strategy import TrainingContext
+from snac_core.step import Step, TrainingContext
 
 ROWS, TARGETS, SPEAKERS = 3, 1, 6
 SECONDS = 0.1

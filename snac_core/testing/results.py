@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 
 from snac_core.errors import UserError
-from snac_core.plugin_guard import put_back, switches
+from snac_core.plugin_guard import restore_settings, torch_settings
 
 Subject = TypeVar("Subject")
 
@@ -90,11 +90,11 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def undisturbed(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, torch's generators start at `seed` and gradients are on; afterwards these and torch's switches are back.
+    """Inside the block, torch's generators start at `seed` and gradients are on; both and torch's settings are restored.
 
     One thread: the tensors are small, and threads that wait for a busy core cost far more than they bring.
     """
-    before = switches()
+    before = torch_settings()
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)
@@ -102,4 +102,4 @@ def undisturbed(seed: int, device: torch.device | None = None) -> Iterator[None]
         try:
             yield
         finally:
-            put_back({**before, "random seed": torch.initial_seed()})  # fork_rng puts the generators back
+            restore_settings({**before, "random seed": torch.initial_seed()})  # fork_rng puts the generators back

@@ -23,7 +23,7 @@ from snac_core.conditioned import ConditionedCodec, Reconstruction
 from snac_core.conditioning import Conditioning
 from snac_core.errors import nearest
 from snac_core.frozen import FrozenActivations
-from snac_core.plugin_guard import SettingChanged, put_back, switches
+from snac_core.plugin_guard import TorchSettingChanged, restore_settings, torch_settings
 from snac_core.step import Step
 from snac_core.testing.fixtures import ROWS
 from snac_core.testing.probes import ROUNDING, SAME, distance, edits_of, flows, gradients, owned_base_tensors, perturbed
@@ -261,7 +261,7 @@ def _global_state(trial: StrategyTrial) -> str:
 
 def _settings(trial: StrategyTrial) -> str:
     """Builds and runs every hook once; errors other than a changed setting are for the rules after this one."""
-    before = switches()
+    before = torch_settings()
     try:
         trial.cls(trial.cls.Config(), trial.taps)
         model = trial.training_model()
@@ -269,11 +269,11 @@ def _settings(trial: StrategyTrial) -> str:
         for hook in ("loss", "discriminator_loss"):
             trial.terms(model, step, hook)
         trial.total(model, step)
-    except SettingChanged as error:
+    except TorchSettingChanged as error:
         raise Broken(str(error)) from error
     except Exception:  # whatever else is wrong has a rule of its own
         return "left alone, as far as it ran"
-    if changed := put_back(before):
+    if changed := restore_settings(before):
         raise Broken(f"it changes torch's {changed[0]}")
     return "left alone by __init__ and every hook"
 

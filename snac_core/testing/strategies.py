@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from snac_core.codec import SNAC
-from snac_core.hooks import edits_at_taps, hook_manager
+from snac_core.hooks import hook_manager, hook_tables
 from snac_core.hookspecs import API_VERSION
 from snac_core.plugins import Catalogue, discover
 from snac_core.strategy import Strategy
@@ -122,7 +122,7 @@ def _hooks(trial: StrategyTrial) -> str:
 
 
 def _taps(trial: StrategyTrial) -> str:
-    edits = edits_at_taps([trial.cls(trial.cls.Config(), trial.taps)], trial.taps)
+    edits = hook_tables([trial.cls(trial.cls.Config(), trial.taps)], trial.taps).edits
     editing = [hook for hook in trial.hooks if hook in ("before_vq", "after_vq")]
     return f"edits {', '.join(edits)}" if edits else f"edits nothing{' by default' if editing else ': an objective'}"
 

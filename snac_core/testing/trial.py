@@ -30,7 +30,7 @@ NOISE = 7
 
 
 class Companion(Strategy):
-    """A plain adapter that objectives are tested on: FiLM on both sides of the quantiser."""
+    """A plain adapter that objectives are tested on: FiLM on both sides of the quantizer."""
 
     name = "conformance_companion"
 

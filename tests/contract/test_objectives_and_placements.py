@@ -1,6 +1,6 @@
 """Every registered objective with every registered adapter: its gradient is that of finite differences.
 
-Rounding to codes has no derivative, so here the codec's quantiser lets everything pass; what is left is smooth, but for
+Rounding to codes has no derivative, so here the codec's quantizer lets everything pass; what is left is smooth, but for
 the corners of a few absolute values. Numbers are of double precision.
 """
 
@@ -40,7 +40,7 @@ EPSILON = 1e-6
 
 
 class Passing(ResidualVectorQuantize):
-    """A quantiser whose rounding changes nothing: (B, C, F) to itself and its codes."""
+    """A quantizer whose rounding changes nothing: (B, C, F) to itself and its codes."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         return z, super().forward(z)[1]
@@ -118,7 +118,7 @@ def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences
 
 @pytest.fixture(scope="module")
 def rounding() -> Fixtures:
-    """With the codec's own quantiser."""
+    """With the codec's own quantizer."""
     return Fixtures(small_codec(encoder_dim=2, decoder_dim=16), SPEAKER_DIM)
 
 

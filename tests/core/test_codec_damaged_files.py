@@ -105,7 +105,7 @@ def test_foreign_weights(saved: Path) -> None:
         SNAC.from_pretrained(saved)
     (saved / "model.safetensors").unlink()
     torch.save([torch.zeros(2)], saved / "pytorch_model.bin")
-    with pytest.raises(UserError, match="is no state dict"):
+    with pytest.raises(UserError, match="is not a state dict"):
         SNAC.from_pretrained(saved)
 
 
@@ -121,7 +121,7 @@ def test_weights_that_are_not_finite(saved: Path) -> None:
     ("text", "message"),
     [
         (json.dumps({**PLAIN, "encoder_rate": [2, 3]}), r"no argument 'encoder_rate'; did you mean 'encoder_rates'\?"),
-        ('{"sampling_rate": ', "is no JSON file"),
+        ('{"sampling_rate": ', "is not a JSON file"),
         ("[1, 2]", "holds a list"),
     ],
 )

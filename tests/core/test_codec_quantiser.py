@@ -1,4 +1,4 @@
-"""The quantiser: what it rounds to, what its gradient passes, and what a code stands for."""
+"""The quantizer: what it rounds to, what its gradient passes, and what a code stands for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def latent(codec: SNAC, frames: int = 8) -> torch.Tensor:
     return torch.randn(2, codec.latent_dim, frames)
 
 
-def test_the_gradient_reaches_the_latent_straight_through_the_quantiser() -> None:
+def test_the_gradient_reaches_the_latent_straight_through_the_quantizer() -> None:
     codec = small().freeze()
     z = latent(codec).requires_grad_()
     z_q, _ = codec.quantizer(z)
@@ -41,7 +41,7 @@ def test_no_gradient_passes_the_codes() -> None:
 
 
 @torch.no_grad()
-def test_codes_stand_for_the_quantised_latent() -> None:
+def test_codes_stand_for_the_quantized_latent() -> None:
     codec = small()
     z_q, codes = codec.quantizer(latent(codec))
     torch.testing.assert_close(codec.quantizer.from_codes(codes), z_q, rtol=0, atol=1e-5)
@@ -59,7 +59,7 @@ def test_a_code_is_the_entry_with_the_largest_cosine() -> None:
 
 
 @torch.no_grad()
-def test_a_coarse_level_is_constant_over_its_stride_and_the_next_quantises_what_is_left() -> None:
+def test_a_coarse_level_is_constant_over_its_stride_and_the_next_quantizes_what_is_left() -> None:
     codec = small()
     z = latent(codec)
     first, second, _ = codec.quantizer.quantizers

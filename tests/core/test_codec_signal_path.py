@@ -85,8 +85,8 @@ def test_the_24_khz_model_has_taps_at_the_published_rates() -> None:
     [
         ("encoder_9", "latent", "no tap 'encoder_9'.*did you mean 'encoder_"),
         (None, "latnet", "did you mean 'latent'"),
-        (None, "audio", "quantiser"),
-        ("latent", "quantized", "quantiser"),
+        (None, "audio", "quantizer"),
+        ("latent", "quantized", "quantizer"),
         ("decoder_1", "decoder_0", "forward only"),
         ("audio", "audio", "nothing comes after"),
     ],

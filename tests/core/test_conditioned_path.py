@@ -109,7 +109,7 @@ def test_a_strategy_after_vq_leaves_the_codes_alone() -> None:
         assert not torch.equal(out, model(audio)[0])
 
 
-def test_a_reconstruction_holds_the_edited_latent_and_what_was_quantised() -> None:
+def test_a_reconstruction_holds_the_edited_latent_and_what_was_quantized() -> None:
     model, audio, target = learned(Shift, Gain), tone(samples=241), speakers(2)
     out = model.reconstruct(audio, Conditioning(target))
     latent = model.codec.advance(model.codec.preprocess(audio), None, "latent")
@@ -143,16 +143,16 @@ def test_a_shared_frozen_activations_changes_nothing_but_the_work() -> None:
         bare = FrozenActivations(codec, audio)
         for strategies in ((Gain,), (Shift,), (Shift, Gain)):
             model = learned(*strategies, codec=codec)
-            alone, shared = model.reconstruct(audio, targets), model.reconstruct(audio, targets, bare=bare)
+            alone, shared = model.reconstruct(audio, targets), model.reconstruct(audio, targets, frozen=bare)
             assert torch.equal(alone.audio, shared.audio)
             assert torch.equal(alone.z, shared.z)
-            assert torch.equal(model.reconstruct(audio, bare=bare).audio, model.reconstruct(audio).audio)
+            assert torch.equal(model.reconstruct(audio, frozen=bare).audio, model.reconstruct(audio).audio)
 
 
 # -------------------------------------------------------------------- gradient
 
 
-def test_the_gradient_passes_the_quantiser_to_an_edit_before_it_and_nothing_frozen() -> None:
+def test_the_gradient_passes_the_quantizer_to_an_edit_before_it_and_nothing_frozen() -> None:
     model = learned(Shift, Gain)
     model.reconstruct(tone(), Conditioning(speakers(2))).audio.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for _, parameter in model.trained_parameters())
@@ -322,7 +322,7 @@ def test_another_encoders_embedding_is_refused_by_digest() -> None:
         ),
         ([Shift], {"config": {"shift": {"taps": ["decoder_1"]}}}, "before_taps names 'decoder_1', .*not lie before VQ"),
         ([Shift], {"speaker_dim": None}, "strategies need speaker_encoder='ge2e'"),
-        ([Shift], {"speaker_encoder": "ge2e"}, "speaker_dim 6 .*beside 'ge2e', which has 256"),
+        ([Shift], {"speaker_encoder": "ge2e"}, "speaker_dim 6 and 'ge2e', which has 256"),
         (
             [Shift],
             {"speaker_encoder": "g2e", "speaker_dim": None},

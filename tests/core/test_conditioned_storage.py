@@ -129,7 +129,7 @@ def test_truncated_weights_are_refused(
     model.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: int(kept * weights.stat().st_size)])
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         ConditionedCodec.from_pretrained(tmp_path, codec=model.codec, plugins=offered)
 
 
@@ -140,7 +140,7 @@ def test_a_pickle_is_refused_and_not_executed(model: ConditionedCodec, offered: 
 
     model.save_pretrained(tmp_path)
     torch.save({"shift": Bomb()}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         ConditionedCodec.from_pretrained(tmp_path, codec=model.codec, plugins=offered)
     assert not (tmp_path / "executed").exists()
 
@@ -167,18 +167,18 @@ def test_weights_that_do_not_fit_name_the_first_wrong_tensor(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "config.json is no config of strategies"),
-        ("[]", "config.json is no config of strategies"),
-        ("{}", "config.json is no config of strategies: format"),
+        ("{", "config.json is not a config of strategies"),
+        ("[]", "config.json is not a config of strategies"),
+        ("{}", "config.json is not a config of strategies: format"),
         ('{"format": 2}', "has format 2; this version reads 1"),
-        ('{"format": 1}', "config.json is no config of strategies"),
+        ('{"format": 1}', "config.json is not a config of strategies"),
         (
             '{"format": 1, "base": 3, "speaker_encoder": null, "strategies": []}',
-            "config.json is no config of strategies",
+            "config.json is not a config of strategies",
         ),
         (
             '{"format": 1, "base": {"name": "", "digest": "0"}, "speaker_encoder": null, "strategies": [{}]}',
-            "config.json is no config of strategies",
+            "config.json is not a config of strategies",
         ),
     ],
 )
@@ -286,7 +286,11 @@ FIGURE = {"mean": 0.5, "n_ok": 3, "n": 4, "unit": "cosine", "direction": "up"}
 def test_the_card_states_what_was_measured_of_these_weights_and_of_no_others(
     model: ConditionedCodec, offered: Catalogue, tmp_path: Path
 ) -> None:
-    model.evaluation = {"weights": digest_of(model), "metrics": {"secs": FIGURE}, "about": {"judge": "ge2e", "seed": 0}}
+    model.evaluation = {
+        "weights": digest_of(model.attached),
+        "metrics": {"secs": FIGURE},
+        "about": {"judge": "ge2e", "seed": 0},
+    }
     model.save_pretrained(tmp_path / "judged")
     card = (tmp_path / "judged" / "README.md").read_text()
     assert "| secs | 0.5 | cosine | ↑ | 3/4 |" in card

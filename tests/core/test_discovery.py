@@ -14,7 +14,7 @@ import torch
 
 from snac_core import UserError, discover
 from snac_core.hookspecs import API_VERSION
-from snac_core.plugin_guard import switches
+from snac_core.plugin_guard import torch_settings
 
 STRATEGY = """
     from snac_core import Strategy, hookimpl
@@ -244,7 +244,7 @@ def test_a_setting_of_torch_that_a_plugin_changes_is_put_back_and_named(
     install: Install, file: Callable[[str], Path], setting: str
 ) -> None:
     torch.manual_seed(1)
-    before = switches()
+    before = torch_settings()
     change = f"    import torch\n    {CHANGES[setting]}\n"
     source = STRATEGY.format(name="still")
     install("acme_import", change + source)
@@ -254,14 +254,14 @@ def test_a_setting_of_torch_that_a_plugin_changes_is_put_back_and_named(
         distribution="other",
     )
     catalogue = discover()
-    assert switches() == before
+    assert torch_settings() == before
     assert {"still", "other"} <= set(catalogue.strategies), "the plugins stay usable"
     importing, registering = catalogue.warnings
     assert f"importing plugin 'acme_import' of acme 1.2 changed torch's {setting} from" in importing
     assert f"register_strategies of plugin 'other_register' of other 1.2 changes torch's {setting} from" in registering
     with pytest.raises(UserError, match=f"plugin file .*my_plugin.py changes torch's {setting}"):
         discover([file(change + source.replace('"still"', '"third"'))])
-    assert switches() == before
+    assert torch_settings() == before
 
 
 def test_a_disabled_plugin_is_not_even_imported(install: Install) -> None:

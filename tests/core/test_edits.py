@@ -10,7 +10,7 @@ from small_codec import small, tone
 from torch import Tensor
 
 from snac_core import ConditionedCodec, Conditioning, Strategy, Taps, UserError, hookimpl
-from snac_core.hooks import edits_at_taps, hook_callers
+from snac_core.hooks import hook_tables
 
 TAPS = Taps(2, small().taps)
 
@@ -32,7 +32,7 @@ def adding(name: str, value: float, *, times: float = 1.0, **options: Any) -> St
 
 def folded(*strategies: Strategy) -> Tensor:
     x = torch.ones(1, 1, 1)
-    for edit in edits_at_taps(strategies, TAPS)["quantized"]:
+    for edit in hook_tables(strategies, TAPS).edits["quantized"]:
         x = edit(x, Conditioning(torch.zeros(1, 2)))
     return x
 
@@ -81,7 +81,7 @@ def test_only_taps_that_are_edited_are_in_the_table_in_signal_order() -> None:
         "both", before_taps=("latent", "encoder_1"), after_taps=("decoder_[12]",), before_vq=edit, after_vq=edit
     )
     late = strategy("late", after_taps=("decoder_2", "quantized"), after_vq=edit)
-    table = edits_at_taps([late, both], TAPS)
+    table = hook_tables([late, both], TAPS).edits
     assert list(table) == ["encoder_1", "latent", "quantized", "decoder_1", "decoder_2"]
     assert [e.strategy for e in table["decoder_2"]] == ["late", "both"]
     assert all(e.tap.name == tap for tap, edits in table.items() for e in edits)
@@ -105,9 +105,9 @@ def test_other_hooks_are_called_in_listed_order_with_what_they_take() -> None:
         return {}
 
     listed = [strategy("b", loss=loss), strategy("a", loss=quiet), adding("c", 1.0), strategy("d", loss=loss)]
-    callers = hook_callers(listed, "loss")
-    assert [name for name, _ in callers] == ["b", "a", "d"]
-    assert [call(step=7) for _, call in callers] == [{"b": 7}, {}, {"d": 7}]
+    calls = hook_tables(listed, TAPS).calls["loss"]
+    assert [call.strategy for call in calls] == ["b", "a", "d"]
+    assert [call(step=7) for call in calls] == [{"b": 7}, {}, {"d": 7}]
 
 
 def test_an_edit_that_returns_something_else_is_named_with_tap_and_both_shapes() -> None:
@@ -123,7 +123,7 @@ def test_an_edit_that_returns_something_else_is_named_with_tap_and_both_shapes()
         def after_vq(self: Strategy, x: Tensor, given: Any = given) -> Any:
             return given
 
-        edit = edits_at_taps([strategy("odd", after_vq=after_vq)], TAPS)["quantized"][0]
+        edit = hook_tables([strategy("odd", after_vq=after_vq)], TAPS).edits["quantized"][0]
         with pytest.raises(UserError, match=rf"strategy 'odd' returned {got} at tap 'quantized'; .*\(2, 3, 4\)"):
             edit(x, cond)
 
@@ -150,6 +150,8 @@ def _wrapper(self: Strategy, x: Tensor):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("members", "words"),
     [
+        ({"critic_loss": _marked}, "strategy 'odd': the hook 'critic_loss' is called 'discriminator_loss'"),
+        ({"critic_loss": _plain}, "strategy 'odd': the hook 'critic_loss' is called 'discriminator_loss'"),
         ({"after_qv": _marked}, "strategy 'odd': unknown hook 'after_qv'; did you mean 'after_vq'"),
         ({"after_vq": _plain}, "after_vq lacks the @hookimpl mark"),
         ({"after_vq": _too_many}, "strategy 'odd': .*speaker.*hooks: before_vq, after_vq"),
@@ -165,12 +167,14 @@ def _wrapper(self: Strategy, x: Tensor):  # type: ignore[no-untyped-def]
 )
 def test_a_hook_that_does_not_fit_is_refused_by_name(members: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        edits_at_taps([strategy("odd", **members)], TAPS)
+        hook_tables([strategy("odd", **members)], TAPS)
     assert "\n" not in str(caught.value)
 
 
 def test_patterns_matter_only_where_the_hook_exists() -> None:
-    assert list(edits_at_taps([strategy("late", before_taps=("nowhere",), after_vq=_marked)], TAPS)) == ["quantized"]
+    assert list(hook_tables([strategy("late", before_taps=("nowhere",), after_vq=_marked)], TAPS).edits) == [
+        "quantized"
+    ]
 
 
 def test_patterns_name_taps_in_signal_order_once_each() -> None:

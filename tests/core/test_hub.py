@@ -180,10 +180,10 @@ def test_a_file_that_is_truncated_misshapen_or_a_pickle_is_refused(
     repository = hub.repositories["me/adapter"]
     whole = repository.commits[repository.branches["main"]]["model.safetensors"]
     damages = {
-        "no whole safetensors file": whole[:100],
+        "not a complete safetensors file": whole[:100],
         "has shape": save({name: tensor.unsqueeze(0) for name, tensor in load(whole).items()}),
         "is missing": save({"gain.other": torch.ones(1)}),
-        "is no whole safetensors file": bomb(tmp_path / "executed"),
+        "is not a complete safetensors file": bomb(tmp_path / "executed"),
     }
     for words, data in damages.items():
         hub.damage("me/adapter", "model.safetensors", data)

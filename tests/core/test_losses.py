@@ -138,7 +138,7 @@ def test_several_positives_count_their_mean_and_never_against_each_other(loss: C
     torch.testing.assert_close(loss(outputs, positives, negatives), torch.stack(each).mean())
 
 
-def quantiser(*strides: int, width: int = 4) -> ResidualVectorQuantize:
+def quantizer(*strides: int, width: int = 4) -> ResidualVectorQuantize:
     """Of double precision, its projections unit matrices, so that entries and latents are of one space."""
     made = ResidualVectorQuantize(width, 16, width, strides).double()
     with torch.no_grad():
@@ -152,7 +152,7 @@ def quantiser(*strides: int, width: int = 4) -> ResidualVectorQuantize:
 
 
 def test_commitment_is_zero_on_the_entries_and_the_square_of_the_way_from_them() -> None:
-    made = quantiser(1)
+    made = quantizer(1)
     codes = torch.randint(16, (3, 10))
     entries = made.from_codes([codes])
     assert commitment(made, entries, [codes]) == pytest.approx(0, abs=1e-20)
@@ -160,8 +160,8 @@ def test_commitment_is_zero_on_the_entries_and_the_square_of_the_way_from_them()
         assert float(commitment(made, scale * entries, [codes])) == pytest.approx((scale - 1) ** 2)
 
 
-def test_commitment_pulls_a_latent_to_what_it_was_quantised_to_and_moves_no_entry() -> None:
-    made = quantiser(2, 1)
+def test_commitment_pulls_a_latent_to_what_it_was_quantized_to_and_moves_no_entry() -> None:
+    made = quantizer(2, 1)
     z = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
     _, codes = made(z)
     assert gradcheck(lambda latent: commitment(made, latent, codes), (z,))

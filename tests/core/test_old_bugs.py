@@ -79,7 +79,7 @@ def test_every_loss_term_reaches_every_placement_and_nothing_frozen(
     assert all(parameter.grad is None for parameter in surroundings.speaker_encoder.parameters())
 
 
-def test_the_speaker_loss_lowers_itself_through_the_speaker_encoder_and_the_quantiser(surroundings: Fixtures) -> None:
+def test_the_speaker_loss_lowers_itself_through_the_speaker_encoder_and_the_quantizer(surroundings: Fixtures) -> None:
     for adapter in ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"):
         model = arm(surroundings, adapter, "voice_conversion")
         losses = []

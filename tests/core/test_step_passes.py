@@ -21,13 +21,13 @@ B, N, SPEAKER_DIM = 3, 2, 8
 
 @contextmanager
 def counted(surroundings: Fixtures) -> Iterator[dict[str, list[int]]]:
-    """Rows of every pass, by part: through the encoder's first layer, the quantiser, the decoder's first and last."""
+    """Rows of every pass, by part: through the encoder's first layer, the quantizer, the decoder's first and last."""
     codec = surroundings.codec
     rows: dict[str, list[int]] = defaultdict(list)
     parts: dict[str, nn.Module] = {
         "encoder": codec.encoder.block[0],
         "encoder end": codec.encoder.block[-1],
-        "quantiser": codec.quantizer,
+        "quantizer": codec.quantizer,
         "decoder": codec.decoder.model[0],
         "decoder end": codec.decoder.model[-1],
         "speaker_encoder": surroundings.speaker_encoder,
@@ -72,16 +72,16 @@ def arm(surroundings: Fixtures, *strategies: str) -> ConditionedCodec:
 
 
 @pytest.mark.parametrize(
-    ("strategies", "quantised", "decoder_start"),
+    ("strategies", "quantized", "decoder_start"),
     [
-        (["phase6_encoder_adapter"], (1 + N) * B, (1 + N) * B),  # edited latents are quantised anew, row by row
+        (["phase6_encoder_adapter"], (1 + N) * B, (1 + N) * B),  # edited latents are quantized anew, row by row
         (["phase3_contrastive"], B, (1 + N) * B),
         (["phase4_decoder_film"], B, B),  # what lies before the first edited tap is common to all targets
         (["phase6_encoder_adapter", "phase4_decoder_film", "phase3_contrastive"], (1 + N) * B, (1 + N) * B),
     ],
 )
 def test_an_arm_makes_one_batched_pass_through_every_part(
-    strategies: list[str], quantised: int, decoder_start: int
+    strategies: list[str], quantized: int, decoder_start: int
 ) -> None:
     surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     model = arm(surroundings, *strategies)
@@ -90,14 +90,14 @@ def test_an_arm_makes_one_batched_pass_through_every_part(
     assert rows == {
         "encoder": [B],
         "encoder end": [B],
-        "quantiser": [quantised],
+        "quantizer": [quantized],
         "decoder": [decoder_start],
         "decoder end": [(1 + N) * B],
         "speaker_encoder": [(1 + N) * B],
     }
 
 
-def test_arms_side_by_side_share_the_encoder_and_the_bare_quantiser() -> None:
+def test_arms_side_by_side_share_the_encoder_and_the_bare_quantizer() -> None:
     surroundings = Fixtures(small_codec(), SPEAKER_DIM)
     names = ["phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"]
     models = [arm(surroundings, name) for name in names]
@@ -106,7 +106,7 @@ def test_arms_side_by_side_share_the_encoder_and_the_bare_quantiser() -> None:
         for model in models:
             train(make_step(model, surroundings, bare))
     assert rows["encoder"] == rows["encoder end"] == [B]
-    assert sorted(rows["quantiser"]) == [B, (1 + N) * B], "once for both arms after VQ, once for the arm before it"
+    assert sorted(rows["quantizer"]) == [B, (1 + N) * B], "once for both arms after VQ, once for the arm before it"
     assert rows["decoder end"] == rows["speaker_encoder"] == [(1 + N) * B] * 3
 
 
@@ -122,7 +122,7 @@ def test_everything_a_step_offers_is_computed_once() -> None:
     assert {part: len(calls) for part, calls in rows.items()} == {
         "encoder": 1,
         "encoder end": 1,
-        "quantiser": 2,
+        "quantizer": 2,
         "decoder": 2,
         "decoder end": 2,
         "speaker_encoder": 1,
@@ -143,7 +143,7 @@ def test_latents_are_had_without_decoding_and_are_those_of_the_outputs() -> None
     with counted(surroundings) as rows:
         own, converted = step.identity_latents, step.converted_latents
         assert (len(own.z), len(converted.z)) == (B, N * B)
-    assert set(rows) == {"encoder", "encoder end", "quantiser"}
+    assert set(rows) == {"encoder", "encoder end", "quantizer"}
     with counted(surroundings) as rows:
         assert step.identity.z is not None
         assert torch.equal(step.identity.z_q, own.z_q)

@@ -192,5 +192,5 @@ def test_an_arm_that_leaves_the_codes_alone_is_refused(surroundings: Fixtures) -
         surroundings.codec, ["phase4_decoder_film", "code_prediction"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE
     )
     start = dict(model.callers("training_start"))["code_prediction"]
-    with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantiser"):
+    with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantizer"):
         start(context=surroundings.context(model))

@@ -1,4 +1,4 @@
-"""Each objective alone teaches an adapter before the quantiser and one after it what it asks for.
+"""Each objective alone teaches an adapter before the quantizer and one after it what it asks for.
 
 What is compared is the objective's own weighted loss on batches that were not trained on, before and after: on speech
 other utterances of other speakers, save for the codebook adversary, whose classifier knows no others. An adversary's
@@ -64,11 +64,11 @@ def fallen(
     start: dict[str, torch.Tensor],
 ) -> tuple[list[float], list[float]]:
     """The loss on held-out batches with the strategies' `start`, and as they are now, under the same discriminators."""
-    now = {key: value.clone() for key, value in state_of(model).items()}
+    now = {key: value.clone() for key, value in state_of(model.attached).items()}
     after = heard(model, steps, objective)
-    load_state(model, start, "the start")
+    load_state(model.attached, start, "the start")
     before = heard(model, steps, objective)
-    load_state(model, now, "the end")
+    load_state(model.attached, now, "the end")
     return before, after
 
 
@@ -117,7 +117,7 @@ def test_an_objective_alone_lowers_itself_on_what_it_was_not_trained_on(
     except UserError:
         assert (adapter, objective) in REFUSED
         return
-    start = {key: value.clone() for key, value in state_of(model).items()}
+    start = {key: value.clone() for key, value in state_of(model.attached).items()}
     discriminator = [parameter for _, parameter in model.discriminator_parameters()]
     own = [parameter for _, parameter in model.trained_parameters()]
     teach(discriminator, 4, 1e-2, lambda index: discriminators_loss(surroundings.step(model, LATE + index)))
@@ -164,7 +164,7 @@ def test_on_the_small_base_an_objective_alone_lowers_itself_on_voices_that_it_ne
     except UserError:
         assert (adapter, objective) in REFUSED
         return
-    start = {key: value.clone() for key, value in state_of(arm.model).items()}
+    start = {key: value.clone() for key, value in state_of(arm.model.attached).items()}
     discriminator = [parameter for _, parameter in arm.model.discriminator_parameters()]
     own = [parameter for _, parameter in arm.model.trained_parameters()]
     teach(

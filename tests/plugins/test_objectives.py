@@ -245,7 +245,7 @@ def test_discriminators_are_as_wide_as_the_decoder(width: int, period: float, sp
 def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(surroundings: Fixtures) -> None:
     step = step_of(surroundings, "adversarial", warmup_steps=4)
     outputs = step.identity.audio.detach().requires_grad_(True)
-    step.__dict__["_both"] = (Reconstruction(outputs, outputs, outputs, []),) * 2
+    step.__dict__["_outputs"] = (Reconstruction(outputs, outputs, outputs, []),) * 2
     found = []
     for step.index in (1, 3, 4, 9):
         term = loss_of(step)["adv"]
@@ -285,5 +285,5 @@ def test_a_codebook_adversary_turns_the_gradient_round(surroundings: Fixtures) -
 
 
 def test_a_codebook_adversary_refuses_an_arm_that_leaves_the_codes_alone(surroundings: Fixtures) -> None:
-    with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantiser"):
+    with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantizer"):
         step_of(surroundings, "codebook_adversary")

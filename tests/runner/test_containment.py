@@ -9,7 +9,7 @@ import torch
 from small_study import PHASES, Bench, arm, plugin, result, runner, weights
 
 from snac_core.errors import UserError
-from snac_core.plugin_guard import switches
+from snac_core.plugin_guard import torch_settings
 
 HOOKS = {
     "__init__": "def __init__(self, config, taps):\n        super().__init__(config, taps)\n        {}",
@@ -43,12 +43,12 @@ def test_an_arm_whose_hook_raises_is_refused_by_hook_and_strategy(bench: Bench, 
 def test_an_arm_whose_hook_changes_torchs_settings_is_refused_and_they_are_put_back(
     bench: Bench, tmp_path: Path, hook: str
 ) -> None:
-    before = switches()
+    before = torch_settings()
     file = faulty(tmp_path, hook, "torch.set_default_dtype(torch.float64); torch.use_deterministic_algorithms(True)")
     words = f"^{hook} of strategy 'faulty'.* changes torch's default dtype from torch.float32 to torch.float64"
     with pytest.raises(UserError, match=words):
         bench.train([arm("faulty")], tmp_path / "out", files=[file])
-    now = switches()
+    now = torch_settings()
     assert {k: v for k, v in now.items() if k != "random seed"} == {
         k: v for k, v in before.items() if k != "random seed"
     }

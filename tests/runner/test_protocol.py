@@ -83,7 +83,7 @@ def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
     scores = {1: 1.5, 2: 0.7, 3: 0.9}
 
     def judging(one: Arm, resources: Any) -> dict[str, float]:
-        states[one.progress.step] = {key: value.clone() for key, value in state_of(one.model).items()}
+        states[one.progress.step] = {key: value.clone() for key, value in state_of(one.model.attached).items()}
         return judged(one, resources)
 
     monkeypatch.setattr(train, "_judge_on_dev", judging)

@@ -12,7 +12,7 @@ from snac_core.augment import change_voice, colour
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import alignment, code_entropy
 from snac_core.seeding import generator
-from snac_core.strategy import TrainingContext
+from snac_core.step import TrainingContext
 from snac_objectives.requirements import parallel_speech, require_edits_before_vq
 
 _CONTEXT = 16  # frames of the latent on either side of a stretch that is encoded by itself
@@ -31,7 +31,7 @@ class CodePrediction(Strategy):
     `parallel`: the source under a target's embedding has the codes of the target's own recording of the same words,
     aligned in time. Only where the data has such recordings: synthetic speakers, VCTK's common sentences.
 
-    The straight-through gradient of a quantiser knows nothing of which entry is chosen; a cross-entropy over the
+    The straight-through gradient of a quantizer knows nothing of which entry is chosen; a cross-entropy over the
     entries does, and it says what to say and whose voice to say it in at once.
     """
 
@@ -54,10 +54,10 @@ class CodePrediction(Strategy):
         """`identity`, `moved`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
         own_codes = step.frozen_activations.codes
         moved, disguised = self.other_voices(step)
-        there = step.model.latents(step.audio, step.conditioning_of(moved), bare=step.frozen_activations)
+        there = step.model.latents(step.audio, step.conditioning_of(moved), frozen=step.frozen_activations)
         as_moved = FrozenActivations(step.model.codec, moved)
         as_disguised = as_moved if disguised is moved else FrozenActivations(step.model.codec, disguised)
-        back = step.model.latents(disguised, step.own, bare=as_disguised)
+        back = step.model.latents(disguised, step.own, frozen=as_disguised)
         terms = {
             "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
             "moved": self._entropy(step, there.z, as_moved.codes).mean(),

@@ -1,4 +1,4 @@
-"""Codes from which nobody can tell who spoke: an adversary on the quantised vectors. Not recommended; see below."""
+"""Codes from which nobody can tell who spoke: an adversary on the quantized vectors. Not recommended; see below."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from snac_core import Step, Strategy, Taps, hookimpl
 from snac_core.discriminators import listening
-from snac_core.strategy import TrainingContext
+from snac_core.step import TrainingContext
 from snac_objectives.requirements import require_edits_before_vq
 
 
@@ -53,8 +53,8 @@ class SpeakerClassifier(nn.Module):
 class CodebookAdversary(Strategy):
     """A classifier learns to tell the source speaker from converted codes; the adapter learns to prevent it.
 
-    It looks at the straight-through quantised vectors, which carry a gradient, not at indices, which carry none, so
-    only adapters before the quantiser can be taught by it. Not recommended: judged beside phase 6 over two seeds,
+    It looks at the straight-through quantized vectors, which carry a gradient, not at indices, which carry none, so
+    only adapters before the quantizer can be taught by it. Not recommended: judged beside phase 6 over two seeds,
     nothing was better than without it (docs/experiments/README.md).
     """
 
@@ -74,7 +74,7 @@ class CodebookAdversary(Strategy):
         """One output of the classifier for every training speaker.
 
         Raises:
-            UserError: where no strategy acts before the quantiser, so that nothing can change the codes.
+            UserError: where no strategy acts before the quantizer, so that nothing can change the codes.
         """
         require_edits_before_vq(self, context.model)
         with torch.random.fork_rng(devices=[]):

@@ -57,7 +57,7 @@ def evaluation(
     """The pooled figures of a run, bound to the weights they were measured on: a `ConditionedCodec.evaluation`."""
     pairs = resources.test_pairs
     return {
-        "weights": digest_of(model),
+        "weights": digest_of(model.attached),
         "metrics": {
             name: {key: figure[key] for key in ("mean", "n_ok", "n", "unit", "direction")}
             for name, figure in scores.pooled.items()

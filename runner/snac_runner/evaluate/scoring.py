@@ -21,7 +21,7 @@ from torch import Tensor
 
 from snac_core.files import write_text
 from snac_core.metric import OUTPUTS, Conversion, Metric
-from snac_core.plugin_guard import described
+from snac_core.plugin_guard import describe_error
 from snac_core.plugins import Catalogue
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
@@ -117,7 +117,7 @@ def available(catalogue: Catalogue, also: Collection[str] = ()) -> tuple[dict[st
             try:
                 metric.prepare()
             except Exception as error:  # a plugin's own code
-                missing[name] = described(error)
+                missing[name] = describe_error(error)
             else:
                 metrics[name] = metric
     return metrics, missing

@@ -66,9 +66,9 @@ def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, synthe
             change = (after[0] - before[0]).square().mean() / before[0].square().mean().clamp(min=1e-20)
             edits[tap] = float(change.sqrt())
 
-        with evaluating(model), model.codec.fixed_noise(noise_seed), model.observed(seen):
+        with evaluating(model), model.codec.fixed_noise(noise_seed), model.on_edit(seen):
             bare = FrozenActivations(model.codec, item.audio.unsqueeze(0).to(device))
-            out = model.reconstruct(bare.audio, Conditioning(speakers), bare=bare)
+            out = model.reconstruct(bare.audio, Conditioning(speakers), frozen=bare)
         moved = None
         if synthetic:
             with evaluating(model), model.codec.fixed_noise(noise_seed):
