@@ -1,4 +1,7 @@
-"""What banks of many embeddings cost on this machine: opening, indexing, and drawing who is easy, medium and hard."""
+"""Cost of large embedding banks on this machine: opening, indexing, and drawing easy, medium and hard speakers.
+
+Example: python benchmarks/scale.py --rows 1000000 --threads 1
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 
 from snac_core.seeding import derive
@@ -175,3 +179,19 @@ def _median(work: Callable[[int], object], rounds: int) -> float:
 def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit
+
+
+def main(
+    rows: Annotated[int, typer.Option(min=1, help="Largest number of embeddings.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement; the median is printed.")] = 7,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: torch's default.")] = 0,
+) -> None:
+    """Print a table of costs by number of embeddings."""
+    if threads:
+        torch.set_num_threads(threads)
+    for line in at_scale(rows, rounds):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

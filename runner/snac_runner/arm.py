@@ -1,6 +1,4 @@
-"""What a step is measured by: raw scalar terms, each under the name of its strategy, and the conditioning encoder's distances.
-
-One arm with one seed: its model, its optimizers, and everything needed to go on exactly where it stopped."""
+"""One arm with one seed: its model, its optimizers, and all that an exact resume needs."""
 
 from __future__ import annotations
 
@@ -18,64 +16,26 @@ from snac_core.checkpoint import load_state, state_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError, nearest
 from snac_core.files import write_bytes
-from snac_core.frozen import FrozenActivations
-from snac_core.losses import cosine_distance
 from snac_core.seeding import derive, generator
 from snac_core.speakers.sampling import SpeakerSampler
-from snac_core.step import Step, TrainingContext
+from snac_core.step import TrainingContext
 from snac_core.strategy import DISCRIMINATOR
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
 from snac_runner.schedule import learning_rate
 
 
-class TrainingFailure(RuntimeError):
-    """This arm cannot go on; the message says at which step and why. The other arms can."""
-
-
-def terms_of(step: Step, hook: str) -> dict[str, Tensor]:
-    """All raw terms of a hook of the step's model, as `<strategy>/<term>`."""
-    terms: dict[str, Tensor] = {}
-    for name, implementation in step.model.callers(hook):
-        found = implementation(step=step)
-        if not isinstance(found, dict) or not all(
-            isinstance(value, Tensor) and value.numel() == 1 for value in found.values()
-        ):
-            raise TrainingFailure(f"{hook} of {name!r} must return a dict of scalar tensors; got {_shape(found)}")
-        terms.update({f"{name}/{term}": value.reshape(()) for term, value in found.items()})
-    return terms
-
-
-def _shape(found: Any) -> str:
-    if not isinstance(found, dict):
-        return "None" if found is None else type(found).__name__
-    shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in found.items()}
-    return f"{shapes}"
-
-
-@torch.no_grad()
-def training_curves(step: Step) -> dict[str, float]:
-    """How far the outputs are from their speakers, by the conditioning encoder: what training curves show beside the losses."""
-    spk_id = float(cosine_distance(step.identity_embedding, step.own_reference).mean())
-    spk_vc = float(cosine_distance(step.converted_embedding, step.target_reference).mean())
-    return {"spk_id": spk_id, "spk_vc": spk_vc, "gap": spk_vc - spk_id}
-
-
-SYNTHETIC = "spk_synth"  # a term of this name is also logged without its strategy's, as spk_id and spk_vc are
-_LISTEN_EVERY = 10  # steps between looks at the conditioning encoder's distances where no loss asks for audio
-
-
 @dataclass
 class Progress:
-    """How far an arm is, beside its weights.
+    """How far the training of an arm is.
 
     Attributes:
         step: steps done.
-        seconds_own, seconds_shared: of training, in s: this arm's work, and what all arms of the batch share.
+        seconds_own, seconds_shared: training time in s: of this arm alone, and of the work that all arms share.
         best: lowest dev score so far; see `snac_runner.train.dev_score`.
-        best_step: where it was reached.
-        stale: judged evaluations since.
-        finished: whether training ended, by its number of steps or by patience.
+        best_step: the step of that score.
+        stale: dev evaluations since then.
+        finished: whether training has ended, after all steps or because patience ran out.
     """
 
     step: int = 0
@@ -89,10 +49,10 @@ class Progress:
 
 @dataclass
 class Arm:
-    """An arm in training.
+    """An arm in training; `snac_runner.train` trains it.
 
     Build it with `Arm.new`. Nothing here reads a shared random stream: initial values come from (seed, "init"), so
-    arms of one seed and the same strategies start alike, and each step's dropout comes from (seed, step).
+    arms of one seed and the same strategies start alike.
     """
 
     settings: ArmSettings
@@ -108,7 +68,11 @@ class Arm:
 
     @classmethod
     def new(cls, settings: ArmSettings, seed: int, folder: Path, resources: StudyResources) -> Arm:
-        """A fresh arm, before step 1."""
+        """A new arm, before step 1.
+
+        Raises:
+            UserError: if none of its strategies has parameters, or a strategy cannot be built.
+        """
         torch.manual_seed(derive(seed, "init"))
         model = ConditionedCodec(
             resources.codec,
@@ -118,9 +82,7 @@ class Arm:
             plugins=resources.catalogue,
         ).to(resources.device)
         table = resources.table
-        if (
-            settings.shuffled_speakers
-        ):  # every speaker is conditioned on as another one, always the same; what scores stays
+        if settings.shuffled_speakers:  # each speaker's conditioning is that of a fixed other speaker; references stay
             shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
             table = replace(table, conditioning=table.conditioning.roll(shift, 0), shuffled=True)
         sampler = SpeakerSampler(table, seed)
@@ -144,83 +106,7 @@ class Arm:
             else None,
         )
 
-    # ---------------------------------------------------------------- one step
-
-    def step(self, index: int, bare: FrozenActivations, speakers: Tensor, targets: Tensor) -> dict[str, float]:
-        """Train on one batch; returns what is logged.
-
-        Args:
-            index: number of the step, from 1.
-            bare: the unedited pass over the batch, shared by all arms.
-            speakers, targets: rows of the sampler's table (B,) and (N * B,).
-
-        Raises:
-            TrainingFailure: if a loss or a gradient is not finite, or a plugin's hook raises.
-        """
-        torch.manual_seed(derive(self.seed, index, "arm"))
-        with self.model.codec.fixed_noise(derive(self.seed, index, "noise")):
-            step = self.make_step(index, bare, speakers, targets)
-            terms = terms_of(step, "loss")
-            curves = training_curves(step) if step.decoded or index % _LISTEN_EVERY == 1 else {}
-            clip, rate = self.settings.grad_clip, self.learning_rate(self.settings.lr, index)
-            loss = self.weighted(terms)
-            self._update(self.optimizer, loss, rate, clip, terms, index)
-            if self.discriminator_optimizer is not None:
-                self.discriminator_optimizer.zero_grad(set_to_none=True)  # what the arm's own loss left there
-                discriminator_terms = terms_of(step, "discriminator_loss")
-                clip, rate = (
-                    self.settings.discriminator_grad_clip,
-                    self.learning_rate(self.settings.discriminator_lr, index),
-                )
-                self._update(
-                    self.discriminator_optimizer,
-                    self.weighted(discriminator_terms),
-                    rate,
-                    clip,
-                    discriminator_terms,
-                    index,
-                )
-                terms |= discriminator_terms
-        self.progress.step = index
-        logged = {name: float(value.detach()) for name, value in terms.items()}
-        return {
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": float(loss.detach()),
-            **logged,
-            **curves,
-            **{SYNTHETIC: logged[name] for name in logged if name.endswith(f"/{SYNTHETIC}")},  # noqa: B035
-        }
-
-    def make_step(
-        self,
-        index: int,
-        bare: FrozenActivations,
-        speakers: Tensor,
-        targets: Tensor,
-        model: ConditionedCodec | None = None,
-    ) -> Step:
-        """What the losses see: of this arm's model, or of a copy of it."""
-        return Step(
-            model or self.model,
-            bare.audio,
-            sample_rate=self.resources.codec.sampling_rate,
-            speaker_ids=speakers,
-            target_ids=targets,
-            speaker_encoder=self.resources.speaker_encoder,
-            sampler=self.sampler,
-            index=index,
-            frozen_activations=bare,
-            parallel=lambda: self.resources.parallel(self.seed, index, targets, len(speakers)),
-        )
-
-    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """The one line where terms are weighted: by the study, else by the strategy's default, else by 1.
-
-        A term of weight 0 is left out, whatever its value.
-        """
-        weights = {name: self.weight(name) for name in terms}
-        counted = [weight * terms[name] for name, weight in weights.items() if weight]
-        return torch.stack(counted).sum() if counted else torch.zeros(())
+    # ---------------------------------------------------------------- settings that a step reads
 
     def weight(self, term: str) -> float:
         """Weight of `<strategy>/<term>`."""
@@ -228,34 +114,11 @@ class Arm:
         return self.settings.weights.get(term, self.model.attached[strategy].default_weights.get(short, 1.0))
 
     def check_weights(self, terms: set[str]) -> None:
-        """Raise UserError for a weight of a term that nothing computes."""
+        """Raise UserError for a weight of a term that no strategy computes."""
         for term in self.settings.weights:
             if term not in terms:
                 raise UserError(f"arm {self.settings.title!r}: weight for {term!r}, which no strategy computes"
                                 f"{nearest(term, terms)}")  # fmt: skip
-
-    def _update(
-        self,
-        optimizer: torch.optim.Optimizer,
-        total: Tensor,
-        rate: float,
-        clip: float,
-        terms: dict[str, Tensor],
-        index: int,
-    ) -> None:
-        if not total.isfinite():
-            bad = next((name for name, value in terms.items() if not value.isfinite()), "the sum")
-            raise TrainingFailure(f"NaN or infinite loss at step {index}, in {bad}")
-        optimizer.zero_grad(set_to_none=True)
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-        if not norm.isfinite():
-            raise TrainingFailure(f"NaN or infinite gradient at step {index}")
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
 
     def learning_rate(self, peak: float, index: int) -> float:
         """Learning rate of a step: the decay begins after the warm-up and ends with the last step."""
@@ -273,11 +136,11 @@ class Arm:
 
     @property
     def checkpoint(self) -> Path:
-        """Where this arm goes on from."""
+        """The file that this arm resumes from."""
         return self.folder / "checkpoint" / "state.pt"
 
     def save(self) -> None:
-        """Write the exact state; what stood there before survives until it is whole."""
+        """Write the exact state; the previous checkpoint is replaced once the new one is complete."""
         state = {
             "progress": vars(self.progress),
             "base": self.model.codec.digest,
@@ -287,12 +150,12 @@ class Arm:
             "discriminator_optimizer": self.discriminator_optimizer and self.discriminator_optimizer.state_dict(),
             "best_state": self.best_state,
         }
-        whole = io.BytesIO()  # torch.save itself says nothing of a full disk but "unexpected pos"
-        torch.save(state, whole)
-        write_bytes(self.checkpoint, whole.getvalue())
+        buffer = io.BytesIO()  # torch.save on a full disk reports only "unexpected pos"
+        torch.save(state, buffer)
+        write_bytes(self.checkpoint, buffer.getvalue())
 
     def load(self) -> bool:
-        """Go on from the checkpoint where there is one; False where there is none.
+        """Restore the state of the checkpoint; False if there is none.
 
         Raises:
             UserError: for a damaged checkpoint, or one that belongs to another base.
@@ -304,8 +167,8 @@ class Arm:
             base, progress = state["base"], Progress(**state["progress"])
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(
-                f"{self.checkpoint} is no whole checkpoint ({type(error).__name__}); "
-                f"delete {self.folder} to start this run anew"
+                f"{self.checkpoint} is not a complete checkpoint ({type(error).__name__}); "
+                f"delete {self.folder} to train this run from the start"
             ) from error
         if base != self.model.codec.digest:
             raise UserError(
@@ -325,7 +188,7 @@ class Arm:
         return True
 
     def _discriminator_state(self) -> dict[str, Tensor]:
-        """`<strategy>.discriminator.<tensor>` to the live parameter or buffer of each discriminator."""
+        """`<strategy>.discriminator.<tensor>` to the parameter or buffer itself, of each discriminator."""
         return {
             f"{name}.{key}": value
             for name, strategy in self.model.attached.items()
@@ -334,7 +197,7 @@ class Arm:
         }
 
     def clock(self) -> float:
-        """Seconds from an arbitrary start, after the device has done what it was given."""
+        """Seconds from an arbitrary start, after the device has finished its queued work."""
         if self.resources.device.type == "cuda":
             torch.cuda.synchronize(self.resources.device)
         return time.perf_counter()

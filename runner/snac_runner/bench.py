@@ -1,6 +1,4 @@
-"""What this project costs on this machine: ratios measured in one run, never bare seconds of another day.
-
-What each objective costs a training step: passes through codec and conditioning encoder, and seconds against the default one."""
+"""`runner bench`: speed and cost on this machine, as ratios of times that are measured in the same run."""
 
 from __future__ import annotations
 
@@ -12,6 +10,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,9 +28,10 @@ from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import peak_memory
+from snac_runner.train import train_step
 
 SECONDS = 4.0  # of audio that the codecs are timed on
-USUAL = 2  # number of a step in which nothing is decoded for curves alone
+USUAL_STEP = 2  # a step that decodes audio only if a loss needs it
 
 
 def codec_against_upstream(base: str, rounds: int) -> list[str]:
@@ -63,28 +65,24 @@ def codec_against_upstream(base: str, rounds: int) -> list[str]:
 
 
 def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: Catalogue, rounds: int) -> list[str]:
-    """One step of all arms together, against the shared work once plus each arm's own; start-up left out."""
+    """One step of all arms together, against the shared work once plus each arm's own work; without start-up."""
     resources = StudyResources(study, catalogue)
     with TemporaryDirectory() as folder:
         trained = [Arm.new(arm, 0, Path(folder) / str(i), resources) for i, arm in enumerate(arms)]
         batches = resources.batches(0)
         shared: dict[str, list[float]] = {}
-        index = 0
+        numbers = count(1)
 
-        def step(arms: Sequence[Arm], kept: list[float]) -> None:
-            nonlocal index
-            index += 1
-            started = time.perf_counter()
-            bare, speakers, targets = resources.drawn(index, batches, trained[0].sampler)
-            drawing = time.perf_counter() - started
+        def step(arms: Sequence[Arm], shared_seconds: list[float]) -> None:
+            batch = resources.draw(next(numbers), batches, trained[0].sampler)
             for arm in arms:
-                arm.step(min(index, study.steps), bare, speakers, targets)
-            kept.append(drawing + bare.seconds)
+                train_step(arm, batch)
+            shared_seconds.append(batch.shared_seconds)
 
         works: dict[str, Callable[[], object]] = {}
         for name, group in {"all": trained, **{arm.settings.title: [arm] for arm in trained}}.items():
-            kept = shared[name] = []
-            works[name] = lambda group=group, kept=kept: step(group, kept)  # type: ignore[misc]
+            shared[name] = []
+            works[name] = partial(step, group, shared[name])
         taken = alternating(works, rounds)
         common = {name: statistics.median(values) for name, values in shared.items()}
         expected = common["all"] + sum(taken[arm.settings.title] - common[arm.settings.title] for arm in trained)
@@ -118,7 +116,7 @@ def start_up() -> list[str]:
 def passes(arm: Arm, resources: StudyResources) -> str:
     """Calls (and rows) of codec encoder, quantiser, decoder and conditioning encoder in one training step.
 
-    That of most steps: where no loss asks for audio, every tenth decodes it for the curves all the same.
+    These are the calls of most steps: if no loss needs audio, every tenth step decodes it for the training curves.
     """
     codec = resources.codec
     watched = {
@@ -127,9 +125,9 @@ def passes(arm: Arm, resources: StudyResources) -> str:
         "decoder": codec.decoder.model[0],
         "speaker_encoder": resources.speaker_encoder,
     }
-    bare, speakers, targets = resources.drawn(USUAL, resources.batches(0), arm.sampler)
+    batch = resources.draw(USUAL_STEP, resources.batches(0), arm.sampler)
     with counting(watched) as counts:
-        arm.step(USUAL, bare, speakers, targets)
+        train_step(arm, batch)
     return ", ".join(f"{name} {len(rows)} ({sum(rows)} items)" for name, rows in counts.items())
 
 
@@ -162,7 +160,7 @@ def alternating(works: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def objectives(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
-    """Every strategy that has a loss and can do without an edit: its name to the settings under which it does."""
+    """Every strategy that has a loss and works without an edit: its name to the settings under which it does."""
     found: dict[str, dict[str, Any]] = {}
     for name in catalogue.strategies:
         strategy = catalogue.strategies[name]
@@ -193,9 +191,9 @@ def _with(adapter: str, resources: StudyResources, rounds: int) -> list[str]:
     lines, works, counted = [], dict[str, Callable[[], object]](), dict[str, str]()
     with TemporaryDirectory() as folder:
         for name, settings in objectives(resources.catalogue).items():
-            settled = ArmSettings(strategies=(adapter,), objectives=(name,), settings={name: settings})
+            settings_of_arm = ArmSettings(strategies=(adapter,), objectives=(name,), settings={name: settings})
             try:
-                arm = Arm.new(settled, 0, Path(folder) / name, resources)
+                arm = Arm.new(settings_of_arm, 0, Path(folder) / name, resources)
             except UserError as refusal:
                 lines.append(f"  {adapter}, {name}: {refusal}")
                 continue
@@ -210,8 +208,8 @@ def _with(adapter: str, resources: StudyResources, rounds: int) -> list[str]:
 
 
 def _step(arm: Arm, resources: StudyResources) -> Callable[[], object]:
-    bare, speakers, targets = resources.drawn(USUAL, resources.batches(0), arm.sampler)
-    return lambda: arm.step(USUAL, FrozenActivations(resources.codec, bare.audio), speakers, targets)
+    batch = resources.draw(USUAL_STEP, resources.batches(0), arm.sampler)
+    return lambda: train_step(arm, replace(batch, frozen=FrozenActivations(resources.codec, batch.frozen.audio)))
 
 
 def _edits(strategy: Any) -> bool:

@@ -1,9 +1,7 @@
-"""Names that a study keeps for itself.
+"""Settings of a study and of its arms, from a TOML or JSON file and `--set key=value`.
 
-Settings of a study: what all arms share, what an arm may differ in, and where they come from.
-
-A study file is TOML; an arm in it is a diff of a few lines. Keys that change what all arms see (data, base, batches,
-steps, conditioning encoder) belong to `[study]`, so that arms differ only in what is compared.
+A study file is TOML; an arm in it is a diff of a few lines. Settings that all arms share (data, base, batches, steps,
+conditioning encoder) belong to `[study]`, so that arms differ only in what is compared.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,44 +20,63 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from snac_core.errors import UserError, nearest
 from snac_core.settings import checked
 
+SCHEMA = 2
+"""Version of config.json, result.json and study.json."""
+
 SHUFFLED = "shuffled"
-"""The control arm, trained under wrong embeddings."""
+"""Name of the control arm that is trained under the embeddings of wrong speakers."""
 
 CONTROL_ROWS = ("source", "floor", "ceiling", "mismatched", "signal_processing", SHUFFLED)
-"""What every report compares the arms with."""
+"""Controls, in the order of the report."""
 
 SYSTEMS = "systems"
-"""Folder of other systems' results."""
+"""Folder of the results of other systems."""
 
 RESERVED = frozenset({"controls", SYSTEMS, "tables", "trials", "export", "votes", SHUFFLED, ".", ".."})
-"""What no arm can be called: folders of a study, and the control arm."""
+"""Names that an arm cannot have: folders of a study, and the control arm."""
 
+RENAMED = {
+    "teacher": "speaker_encoder",
+    "also": "extra_metrics",
+    "without": "exclude_metrics",
+    "targets": "targets_per_item",
+    "shuffled": "shuffled_control",
+    "critic_lr": "discriminator_lr",
+    "critic_grad_clip": "discriminator_grad_clip",
+}
+"""Former names of settings, to the names that replace them."""
+
+RENAMED_IN_ARM = RENAMED | {"shuffled": "shuffled_speakers"}
+"""The same, inside an arm."""
+
+RENAMED_METRICS = {"teacher_secs": "speaker_encoder_secs", "secs_roughened": "secs_degraded"}
+"""Former names of metrics, to the names that replace them."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a TOML key that needs no quotes
 _COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')  # a string of JSON, or a comment outside of one
 
 
 class ArmSettings(BaseModel):
-    """What one arm may differ in."""
+    """Settings in which arms can differ."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("", description="Name of the arm; the strategies joined by + where empty.")
-    strategies: tuple[str, ...] = Field((), description="Strategies, in the order in which they act.")
+    strategies: tuple[str, ...] = Field((), description="Strategies, in the order in which they are applied.")
     objectives: tuple[str, ...] = Field(("voice_conversion",), description="Objectives added after the strategies.")
     settings: dict[str, dict[str, Any]] = Field({}, description="Settings by strategy name.")
     weights: dict[str, float] = Field({}, description='Weight of a loss term by "<strategy>/<term>".')
-    lr: float = Field(1e-3, gt=0, description="Learning rate of AdamW at its highest.")
-    discriminator_lr: float = Field(1e-4, gt=0, description="Learning rate of the discriminators' own AdamW.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    discriminator_lr: float = Field(1e-4, gt=0, description="Peak learning rate of the discriminators' own AdamW.")
     weight_decay: float = Field(1e-5, ge=0, description="Weight decay of AdamW.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Betas of AdamW.")
-    grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of an arm.")
-    discriminator_grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of the discriminators.")
-    warmup_steps: int = Field(10, ge=0, description="Steps over which the rate rises from 0.")
-    lr_min_ratio: float = Field(0.01, ge=0, le=1, description="Where the cosine of the rate ends, as a share of lr.")
-    shuffled_speakers: bool = Field(
-        False, description="Train under the embeddings of wrong speakers: a control, no arm."
+    grad_clip: float = Field(1.0, gt=0, description="Maximum gradient norm of an arm.")
+    discriminator_grad_clip: float = Field(1.0, gt=0, description="Maximum gradient norm of the discriminators.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up of the learning rates.")
+    lr_min_ratio: float = Field(
+        0.01, ge=0, le=1, description="Learning rate after the cosine decay, as a share of the peak."
     )
+    shuffled_speakers: bool = Field(False, description="Train under the embeddings of wrong speakers, as a control.")
 
     @property
     def title(self) -> str:
@@ -76,54 +93,54 @@ class ArmSettings(BaseModel):
         name = self.title
         control = name == SHUFFLED and self.shuffled_speakers
         if (name in RESERVED and not control) or set(name) & set('/\\:*?"<>|\0'):
-            raise ValueError(f"{name!r} cannot be the name of an arm: it is also a folder's")
+            raise ValueError(f"{name!r} cannot be the name of an arm, which is also the name of its folder")
         return self
 
 
 class StudySettings(BaseModel):
-    """What all arms of a study share."""
+    """Settings that all arms of a study share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("study", description="Name of the study.")
     data: str = Field("", description="Folder of speech, or a manifest.")
     base: str = Field("tiny", description="Codec: a bundled name, a folder, or a hub id.")
-    speaker_encoder: str = Field("ecapa_tiny", description="Speaker encoder of conditioning and loss.")
+    speaker_encoder: str = Field("ecapa_tiny", description="Speaker encoder for conditioning and losses.")
     judge: str = Field(
-        "ge2e", description="Speaker encoder of the scores; of another family than the conditioning encoder."
+        "ge2e", description="Speaker encoder for evaluation; its family differs from the conditioning encoder's."
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="One run of every arm for each.")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds; every arm is trained once with each.")
     steps: int = Field(200, ge=1, description="Training steps.")
     batch_size: int = Field(8, ge=1, description="Crops in a batch.")
     crop_seconds: float = Field(1.28, gt=0.1, description="Length of a crop, in s.")
-    targets_per_item: int = Field(1, ge=1, description="Targets drawn for every crop at every step.")
+    targets_per_item: int = Field(1, ge=1, description="Target speakers drawn for every crop at every step.")
     target_choice: Literal["random", "in_batch", "stratified"] = Field(
-        "random", description="How they are drawn: uniformly, from the batch, or easy, medium and hard ones in shares."
+        "random", description="How targets are drawn: uniformly, from the batch, or by similarity (easy, medium, hard)."
     )
-    eval_every: int = Field(0, ge=0, description="Steps between judged conversions of dev speakers; 0: at the end.")
-    dev_pairs: int = Field(16, ge=2, description="Conversions of dev speakers that are judged while training.")
-    test_pairs: int = Field(40, ge=2, description="Conversions of test speakers that the report is about.")
-    pair_seconds: float = Field(4.0, gt=0.5, description="Longest source of a conversion, in s.")
-    pair_seed: int = Field(0, description="Seed of the choice of pairs, the same for all seeds of training.")
+    eval_every: int = Field(0, ge=0, description="Steps between evaluations on dev speakers; 0: only at the end.")
+    dev_pairs: int = Field(16, ge=2, description="Conversions of dev speakers in such an evaluation.")
+    test_pairs: int = Field(40, ge=2, description="Conversions of test speakers for the report.")
+    pair_seconds: float = Field(4.0, gt=0.5, description="Maximum length of a source, in s.")
+    pair_seed: int = Field(0, description="Seed of the choice of pairs, the same for all training seeds.")
     select: Literal["last", "best"] = Field("last", description="Checkpoint to keep: the last, or the best on dev.")
-    patience: int = Field(0, ge=0, description="Judged evaluations without a better one before stopping; 0: never.")
+    patience: int = Field(0, ge=0, description="Stop after this many evaluations without improvement; 0: never.")
     save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     shuffled_control: bool = Field(
-        True, description="Train the first arm once more under wrong embeddings, as a control."
+        True, description="Also train the first arm under the embeddings of wrong speakers, as a control."
     )
-    exclude_metrics: tuple[str, ...] = Field((), description="Metrics that are not measured.")
+    exclude_metrics: tuple[str, ...] = Field((), description="Metrics to leave out.")
     extra_metrics: tuple[str, ...] = Field(
-        (), description="Metrics that are measured only when asked for, as whisper_wer."
+        (), description="Metrics to add that are not measured by default, such as whisper_wer."
     )
-    samples: int = Field(4, ge=0, description="Conversions whose audio is kept for the report.")
+    samples: int = Field(4, ge=0, description="Number of conversions with audio in the report.")
     device: str = Field("cpu", description="cpu, cuda, or cuda:N.")
-    plugins: tuple[str, ...] = Field((), description="Plugin files.")
+    plugins: tuple[str, ...] = Field((), description="Python files with plugins.")
 
     @model_validator(mode="after")
     def _selection_needs_evaluations(self) -> Self:
         if (self.patience or self.select == "best") and not 0 < self.eval_every < self.steps:
             raise ValueError(
-                f"patience and select = 'best' choose among judged evaluations; "
+                f"patience and select = 'best' need evaluations during training; "
                 f"set eval_every between 1 and {self.steps - 1}, got {self.eval_every}"
             )
         return self
@@ -132,12 +149,12 @@ class StudySettings(BaseModel):
     @classmethod
     def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is listed twice; each makes one run of every arm")
+            raise ValueError("a seed is listed twice; every arm is trained once with each seed")
         return seeds
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Plain values of a TOML file, or of a JSON file in which // may begin a comment.
+    """Plain values of a TOML file, or of a JSON file with // comments.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -149,14 +166,14 @@ def read_values(path: Path) -> dict[str, Any]:
         raise UserError(f"no file {path}; expected settings as TOML or JSON") from None
     except (OSError, ValueError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise UserError(f"{path} is no {kind} file: {error}") from error
+        raise UserError(f"{path} is not a valid {kind} file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; expected keys and values")
     return values
 
 
 def _kept(found: re.Match[str]) -> str:
-    """A string of JSON as it is; of a comment nothing."""
+    """A JSON string unchanged; an empty string for a comment."""
     return "" if found[0].startswith("//") else found[0]
 
 
@@ -188,7 +205,17 @@ def to_toml(values: Mapping[str, Any]) -> str:
 def compose(
     shared: Mapping[str, Any], arms: Iterable[Mapping[str, Any]], where: str
 ) -> tuple[StudySettings, list[ArmSettings], list[float]]:
-    """Study and arms from plain values; `shared` may hold arm keys too, as defaults of every arm."""
+    """Study, arms and learning rates to choose from.
+
+    Args:
+        shared: of [study]; keys of an arm in it are defaults of every arm.
+        arms: of each [[arm]].
+        where: the file or command, for errors.
+
+    Raises:
+        UserError: for an unknown or renamed key, or a value that is not allowed.
+    """
+    _check_renamed(shared, RENAMED, where)
     rates = shared.get("lr")
     rates = rates if isinstance(rates, list) else []
     for rate in rates:
@@ -203,18 +230,44 @@ def compose(
     titles = [arm.title for arm in composed]
     for title in titles:
         if titles.count(title) > 1:
-            raise UserError(f"{where}: two arms are called {title!r}; give each a name of its own")
+            raise UserError(f"{where}: two arms are called {title!r}; give each its own name")
     used = {name for arm in composed for name in arm.all_strategies}
     for key in defaults.keys() - ArmSettings.model_fields.keys() - used:
         if isinstance(defaults[key], Mapping):
-            raise UserError(f"{where}: settings for {key!r}, which is in no arm{nearest(key, used)}")
+            raise UserError(f"{where}: settings for {key!r}, which no arm uses{nearest(key, used)}")
         known = [*StudySettings.model_fields, *ArmSettings.model_fields, *used]
         raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
     return study, composed, [float(rate) for rate in rates]
 
 
+def schema_problem(stored: Mapping[str, Any]) -> str:
+    """Why this version cannot read a config.json, result.json or study.json; empty if it can."""
+    found = stored.get("schema", 1)
+    if found == SCHEMA:
+        return ""
+    age = "an earlier" if isinstance(found, int) and found < SCHEMA else "another"
+    return f"written by {age} version of snac-conditioning (schema {found}; this version reads schema {SCHEMA})"
+
+
+def check_schema(stored: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for a file of a run or a study that another version has written."""
+    if problem := schema_problem(stored):
+        raise UserError(
+            f"{path} was {problem}; its model/ can still be used, but a report or more training needs a new run in a "
+            "new folder (--out)"
+        )
+
+
+def _check_renamed(values: Mapping[str, Any], renamed: Mapping[str, str], where: str) -> None:
+    """Raise UserError for a key that has another name now."""
+    for key in values:
+        if key in renamed:
+            raise UserError(f"{where}: {key!r} is now {renamed[key]!r}")
+
+
 def _arm(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> ArmSettings:
-    """One arm from its diff: its own keys over the study's defaults, and tables of settings under strategy names."""
+    """One arm from its diff: its own keys over the study's defaults, and tables of settings by strategy name."""
+    _check_renamed(given, RENAMED_IN_ARM, where)
     for key in given:
         if key in StudySettings.model_fields and key not in ArmSettings.model_fields:
             raise UserError(f"{where}: {key!r} is shared by all arms; set it in [study]")
@@ -234,8 +287,54 @@ def _arm(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> A
     return arm.model_copy(update={"settings": settings})
 
 
+def read_study(path: Path) -> dict[str, Any]:
+    """Plain values of a study file: a table "study", a list of tables "arm".
+
+    Raises:
+        UserError: if the file cannot be read, or has anything else.
+    """
+    return check_tables(read_values(path), str(path))
+
+
+def check_tables(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values of a study file, if they are a [study] and [[arm]]s and nothing else; UserError otherwise."""
+    for key in values:
+        if key not in ("study", "arm"):
+            raise UserError(f"{where}: unknown key {key!r} outside of its tables; expected [study] and [[arm]]")
+    if not isinstance(values.get("study", {}), dict):
+        raise UserError(f"{where}: study = {values['study']!r}; expected a table, [study]")
+    arms = values.get("arm", [])
+    if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
+        raise UserError(f"{where}: arm is not a list of tables; expected [[arm]], with two brackets, for every arm")
+    return {"study": values.get("study", {}), "arm": arms}
+
+
+def stored_study(path: Path) -> StudySettings:
+    """The shared settings of a study.toml."""
+    values = read_study(path)
+    return compose(values["study"], values["arm"], str(path))[0]
+
+
+def with_data(shared: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """The settings with an absolute path of the data, relative to the working folder, else to the settings file."""
+    data = shared.get("data")
+    if not isinstance(data, str) or not data:
+        return dict(shared)
+    places = [Path(data), *([file.parent / data] if file else [])]
+    return {**shared, "data": str(next((p for p in places if p.exists()), places[0]).resolve())}
+
+
+def with_plugins(shared: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
+    """The settings with more plugin files."""
+    given = shared.get("plugins", [])
+    if not isinstance(given, list) or not all(isinstance(file, str) for file in given):
+        raise UserError(f"plugins = {given!r}; expected a list of files: ['my_strategy.py']")
+    files = [*given, *plugins]
+    return {**shared, "plugins": files} if files else dict(shared)
+
+
 def with_overrides(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Apply `--set key=value` to plain values; dots descend into tables, values are TOML (bare words are strings)."""
+    """Apply `--set key=value` to plain values; dots lead into tables, values are TOML (bare words are strings)."""
     values = copy.deepcopy(values)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
@@ -250,13 +349,13 @@ def with_overrides(values: dict[str, Any], assignments: Iterable[str]) -> dict[s
         for part in path[:-1]:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
-                raise UserError(f"--set {assignment!r}: {part!r} is no table")
+                raise UserError(f"--set {assignment!r}: {part!r} is not a table")
         table[path[-1]] = value
     return values
 
 
 def _dotted(key: str) -> list[str]:
-    """`a."b/c".d` to its parts; a weight's `weights.a/b` needs no quotes."""
+    """Parts of `a.b.c`; in `weights.a/b`, the name of the term is one part, with or without quotes."""
     head, _, rest = key.partition(".")
     if head == "weights" and rest:
         return [head, rest.strip("\"'")]

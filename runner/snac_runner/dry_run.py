@@ -1,4 +1,4 @@
-"""`--dry-run`: what a study would do, cost, and be able to see, before anything is spent."""
+"""`--dry-run`: what a study will do, what it will cost, and which effects it can detect."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from snac_runner.arm import Arm
-from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.config import ArmSettings
 from snac_runner.controls import wanted_metrics
 from snac_runner.evaluate.scoring import judged_row
 from snac_runner.evaluate.systems import conditioned
 from snac_runner.evaluate.verdict import Sds, Size, planned_effect, share_kept, shortfalls
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import peak_memory
-from snac_runner.study import preflight
+from snac_runner.train import preflight, train_step
 
 TRIED_STEPS = 3
-# Assumed standard deviations of a difference in normalised SECS between two arms, per factor. They size nothing but the
-# announcement of a dry run; the report computes what its own data could have shown.
+# Assumed standard deviations of a difference in normalised SECS between two arms, per factor. Only the estimates of a dry
+# run use them; the report computes the minimum detectable effect from its own data.
 SPREAD = Sds(seed=0.05, target=0.15, source=0.10, rest=0.20)
-CONTENT_SPREAD = Sds(seed=0.02, target=0.04, source=0.07, rest=0.10)  # likewise, in an error rate
+CONTENT_SPREAD = Sds(seed=0.02, target=0.04, source=0.07, rest=0.10)  # the same for a difference in error rates
 
 
-def describe_plan(
-    study: StudySettings, arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources
-) -> str:
-    """The arms as diffs from the defaults, time, memory, and the smallest effect that this size could detect."""
+def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources) -> str:
+    """The arms as diffs from the defaults, time, memory, and the minimum detectable effect of this size."""
+    study = resources.study
     lines = [f"study {study.name!r}: {len(arms)} arm(s) x {len(study.seeds)} seed(s), {study.steps} steps each"]
     first = ArmSettings().model_dump()
     for arm in arms:
         own = arm.model_dump()
         diff = {k: v for k, v in own.items() if v != first[k] and k not in ("name", "strategies")}
         lines.append(f"  {arm.title}: " + (", ".join(f"{k} = {v}" for k, v in diff.items()) or "default settings"))
-    train, judge = _timed(study, arms, resources)
+    train, judge = _timed(arms, resources)
     runs = len(study.seeds) * len(arms)
     seconds = train * study.steps * len(study.seeds) + judge * study.test_pairs * runs
     if rates:
@@ -42,7 +41,7 @@ def describe_plan(
         seconds += (train * study.steps + judge * study.test_pairs * len(arms)) * len(rates)
     memory = peak_memory(resources.device)
     lines.append(
-        f"time: about {_duration(seconds)} here ({train:.2f} s a step side by side, {judge:.2f} s a judged conversion)"
+        f"time: about {_duration(seconds)} here ({train:.2f} s a step side by side, {judge:.2f} s to evaluate a conversion)"
     )
     lines.append(f"memory: about {memory / 2**30:.1f} GiB")
     pairs = resources.test_pairs
@@ -54,25 +53,25 @@ def describe_plan(
     size = Size(len(study.seeds), targets, sources, len(pairs))
     effect = planned_effect(size, SPREAD, comparisons=comparisons)
     lines.append(
-        f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; smallest difference in "
-        f"normalised SECS that would be seen in 80 % of such studies: about {effect:.2f}"
+        f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; minimum detectable effect "
+        f"in normalised SECS, at a power of 80 %: about {effect:.2f}"
     )
     if content:
         margin = max(metric.margin for metric in content)
         kept = share_kept(size, CONTENT_SPREAD, margin)
         lines.append(
-            f"content: to be called better, an arm must also be shown to lose less than {100 * margin:.0f} points of "
-            f"content errors; about {100 * kept:.0f} % of such studies could show that of an arm that loses none"
+            f"content: to be called better, an arm must also be shown to add less than {100 * margin:.0f} points of "
+            f"content errors; for an arm that adds none, about {100 * kept:.0f} % of such studies can show it"
         )
     missing = shortfalls(targets=targets, seeds=len(study.seeds), ok=1.0, comparisons=comparisons)
     lines += [f"no verdict will be given: {reason}" for reason in missing]
     return "\n".join(lines)
 
 
-def _timed(study: StudySettings, arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[float, float]:
-    """Seconds of one step of all arms, and of one judged conversion; every arm is checked on the way."""
+def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[float, float]:
+    """Seconds of one step of all arms, and of evaluating one conversion; every arm passes the preflight checks."""
     with TemporaryDirectory() as folder:
-        seed = study.seeds[0]
+        seed = resources.study.seeds[0]
         trained = [Arm.new(arm, seed, Path(folder) / str(i), resources) for i, arm in enumerate(arms)]
         for arm in trained:
             preflight(arm)
@@ -80,9 +79,9 @@ def _timed(study: StudySettings, arms: Sequence[ArmSettings], resources: StudyRe
         for index in range(1, TRIED_STEPS + 1):
             if index == 2:  # the first step warms caches
                 started = time.perf_counter()
-            bare, speakers, targets = resources.drawn(index, batches, trained[0].sampler)
+            batch = resources.draw(index, batches, trained[0].sampler)
             for arm in trained:
-                arm.step(index, bare, speakers, targets)
+                train_step(arm, batch)
         step = (time.perf_counter() - started) / (TRIED_STEPS - 1)
 
         metrics, _ = wanted_metrics(resources)

@@ -1,6 +1,4 @@
-"""Other systems on a study's conversions: what they need goes out as wavs, what they return is judged like an arm.
-
-A trained run on other speech than it was trained and judged on."""
+"""Evaluation of what a study did not train: another system's audio on the same pairs, or a run on other speech."""
 
 from __future__ import annotations
 
@@ -14,9 +12,8 @@ from torch import Tensor
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
-from snac_runner.config import SHUFFLED, SYSTEMS, ArmSettings, StudySettings
-from snac_runner.console import Console
-from snac_runner.controls import CONTROLS, fit_metrics, judged, run_controls
+from snac_runner.config import SHUFFLED, SYSTEMS, ArmSettings
+from snac_runner.controls import CONTROLS, evaluate_system, informative_metrics, run_controls
 from snac_runner.data.audio import resample
 from snac_runner.data.corpus import digest_of
 from snac_runner.data.pairs import PairList
@@ -24,21 +21,24 @@ from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import Rendering, System, conditioned
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import check_folder, now, result_status, run_config, write_result, write_wav
+from snac_runner.run_folder import Result, check_folder, result_status, run_config, write_result, write_wav
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-_TOLD = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into a
-folder. pairs.csv says which target belongs to which pair. Then:
+_README = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into one
+folder. pairs.csv lists the target of each pair. Then run:
 
 runner evaluate --audio FOLDER --pairs {pairs} --name SYSTEM
 """
 
 
 def export(resources: StudyResources, folder: Path, pairs_file: str) -> int:
-    """Write what another system needs: sources, references to condition on, and the list; how many pairs.
+    """Write what another system needs: sources, references of the targets, and the list of pairs.
+
+    Returns:
+        the number of pairs.
 
     Raises:
-        UserError: if `folder` holds files already.
+        UserError: if `folder` is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds files; give a new folder to export to")
@@ -48,19 +48,19 @@ def export(resources: StudyResources, folder: Path, pairs_file: str) -> int:
         write_wav(folder / "source" / f"{item.pair.id}.wav", item.audio[0], rate)
         lines.append(f"{item.pair.id},{item.pair.target}")
     for speaker in sorted({item.pair.target for item in resources.test.items}):
-        heard = [resources.test.segment_audio(s)[0] for s in resources.test_pairs.references[speaker]["conditioning"]]
-        write_wav(folder / "reference" / f"{speaker}.wav", torch.cat(heard), rate)
+        parts = [resources.test.segment_audio(s)[0] for s in resources.test_pairs.references[speaker]["conditioning"]]
+        write_wav(folder / "reference" / f"{speaker}.wav", torch.cat(parts), rate)
     write_text(folder / "pairs.csv", "\n".join(lines) + "\n")
     resources.test_pairs.export(folder / "pairs.json")
-    write_text(folder / "README.txt", _TOLD.format(pairs=pairs_file))
+    write_text(folder / "README.txt", _README.format(pairs=pairs_file))
     return len(lines) - 1
 
 
-def returned(folder: Path, pairs: PairList) -> dict[str, Path]:
-    """Pair to the audio file that a system returned for it.
+def converted_files(folder: Path, pairs: PairList) -> dict[str, Path]:
+    """Pair to the audio file that a system made of it.
 
     Raises:
-        UserError: if any is missing, or is no audio.
+        UserError: if a file is missing, or cannot be read as audio.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; expected one with <pair>.wav for every pair of the list")
@@ -69,7 +69,7 @@ def returned(folder: Path, pairs: PairList) -> dict[str, Path]:
     if lacking:
         raise UserError(
             f"{folder} lacks {len(lacking)} of {len(pairs)} conversions, the first {lacking[0]}.wav; "
-            "a system is judged on all pairs of the list"
+            "a system is evaluated on all pairs of the list"
         )
     found = {pair.id: files[pair.id] for pair in pairs.pairs}
     for path in found.values():
@@ -86,7 +86,7 @@ def _read_header(path: Path) -> None:
 
 
 def from_files(files: dict[str, Path]) -> System:
-    """A system whose output lies in files."""
+    """A system with its output in files, by pair."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         return Rendering(converted=_read(files[item.pair.id], conversions.sample_rate))
@@ -95,7 +95,7 @@ def from_files(files: dict[str, Path]) -> System:
 
 
 def _read(path: Path, sample_rate: int) -> Tensor:
-    """Mono audio (T,) at `sample_rate`; none where the file is empty, which scores worst."""
+    """Mono audio (T,) at `sample_rate`; no samples if the file is empty, which gets the worst score."""
     if not path.stat().st_size:
         return torch.zeros(0)
     try:
@@ -106,78 +106,68 @@ def _read(path: Path, sample_rate: int) -> Tensor:
     return resample(audio.unsqueeze(0), rate, sample_rate)[0] if len(audio) else audio
 
 
-def judge_returned(
-    folder: Path, name: str, study_folder: Path, study: StudySettings, resources: StudyResources, console: Console
-) -> Path:
-    """Judge a system's audio on a study's conversions into `study_folder`/systems/<name>; that folder."""
+def evaluate_audio(folder: Path, name: str, study_folder: Path, resources: StudyResources) -> Path:
+    """Score a system's audio on a study's conversions into `study_folder`/systems/<name>.
+
+    Args:
+        folder: `<pair>.wav` for every pair of the study.
+        name: what to call the system.
+        study_folder: of the study.
+        resources: of the study.
+
+    Returns:
+        the folder of the result.
+
+    Raises:
+        UserError: for a name that cannot be used or is taken, or audio that is missing or cannot be read.
+    """
     if not re.fullmatch(r"[\w.+ -]+", name) or name in {".", ".."}:
         raise UserError(f"--name {name!r}: expected letters, digits, spaces and any of . + - _")
     taken = {*CONTROLS, SHUFFLED, *(place.parent.parent.name for place in study_folder.glob("*/seed*/config.json"))}
     if name in taken:
-        raise UserError(f"--name {name!r} is the name of a control or an arm of {study_folder}; give another")
-    files = returned(folder, resources.test_pairs)
-    place = study_folder / SYSTEMS / name
-    if result_status(place) is not None:
-        raise UserError(f"{place} holds the judgement of a system of this name; give another --name")
-    started = now()
-    run_controls(study, study_folder, resources, console)
-    metrics, missing = fit_metrics(study_folder, resources)
-    heard = digest_of([[pair, path.stat().st_size, path.stat().st_mtime_ns] for pair, path in files.items()])
-    scores = judged(
-        f"judging {name}", from_files(files), place / "judged.jsonl", {"system": name, "files": heard},
-        study, resources, console, metrics,
+        raise UserError(f"--name {name!r} is the name of a control or an arm of {study_folder}; give another name")
+    files = converted_files(folder, resources.test_pairs)
+    result = Result(study_folder / SYSTEMS / name, name, "system")
+    if result_status(result.folder) is not None:
+        raise UserError(f"{result.folder} holds the result of a system of this name; give another --name")
+    run_controls(study_folder, resources)
+    audio_digest = digest_of([[pair, path.stat().st_size, path.stat().st_mtime_ns] for pair, path in files.items()])
+    result.scores = evaluate_system(
+        result, from_files(files), {"system": name, "files": audio_digest}, resources,
+        informative_metrics(study_folder, resources),
     )  # fmt: skip
-    scores.missing = missing
-    write_result(
-        place,
-        study=study,
-        resources=resources,
-        status="success",
-        arm=name,
-        kind="system",
-        scores=scores,
-        started=started,
-    )
-    return place
+    write_result(result, resources)
+    return result.folder
 
 
-def judge_elsewhere(
-    run: Path, study: StudySettings, arm: ArmSettings, out: Path, resources: StudyResources, console: Console
-) -> None:
-    """Judge the model of the run at `run` on the test split of the study's data, into `out`; what is there is kept.
+def evaluate_on_other_speech(run: Path, arm: ArmSettings, out: Path, resources: StudyResources) -> None:
+    """Score the model of the run at `run` on the test split of other speech, into `out`; a finished result is kept.
 
     Args:
         run: folder of a trained run.
-        study: its settings, with other data.
         arm: its arm.
         out: folder to write.
-        resources: of `study`.
-        console: where to say how far it is.
+        resources: of the run's study, with other data.
 
     Raises:
         UserError: if the run has no model, or `out` holds something else.
     """
     if not (run / "model" / "config.json").is_file():
         raise UserError(f"{run} has no model; expected the folder of a finished run")
-    seed = study.seeds[0]
-    config = run_config(study, arm, seed, resources)
+    seed = resources.study.seeds[0]
+    config = run_config(arm, seed, resources)
     if check_folder(out, config) == "success":
-        console.line(f"{out}: judged already, left as it is")
+        resources.console.line(f"{out}: already evaluated")
         return
-    started = now()
+    result = Result(out, arm.title, "arm", seed, arm, config)
     model = ConditionedCodec.from_pretrained(run / "model", codec=resources.codec, plugins=resources.catalogue)
     model = model.to(resources.device)
     write_json(out / "config.json", config)
     resources.test_pairs.export(out / "pairs.json")
-    run_controls(study, out, resources, console)
-    metrics, missing = fit_metrics(out, resources)
-    scores = judged(
-        f"judging {arm.title} on {resources.corpus.name}", conditioned(model), out / "judged.jsonl",
-        {"run": config["hash"]}, study, resources, console, metrics,
-    )  # fmt: skip
-    scores.missing = missing
-    write_result(
-        out, study=study, resources=resources, status="success", arm=arm.title, seed=seed, settings=arm, config=config,
-        scores=scores, noise_floor={"secs": noise_floor(model, resources.test, resources.catalogue.metrics["secs"]())},
-        cost={"times_real_time": times_real_time(model, resources.test)}, started=started,
-    )  # fmt: skip
+    run_controls(out, resources)
+    result.scores = evaluate_system(
+        result, conditioned(model), {"run": config["hash"]}, resources, informative_metrics(out, resources)
+    )
+    result.noise_floor = {"secs": noise_floor(model, resources.test, resources.catalogue.metrics["secs"]())}
+    result.cost = {"times_real_time": times_real_time(model, resources.test)}
+    write_result(result, resources)

@@ -1,7 +1,9 @@
-"""What all runs of a study work with: the frozen codec and encoders, the speech, the conversions to judge."""
+"""What all runs of a study share: the frozen codec and encoders, the speech, the batches, the conversions to evaluate."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -26,8 +28,32 @@ from snac_runner.evaluate.conversions import Conversions
 from snac_runner.evaluate.judges import Calibration, calibration_of, check_judge, check_scores
 
 
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What all arms of a seed train on at one step.
+
+    Attributes:
+        index: number of the step, from 1.
+        frozen: the audio (B, 1, T), and the frozen codec's activations of it, computed once for all arms.
+        speakers: rows of the speaker table, of the items (B,).
+        targets: rows of the speaker table, of their targets (N * B,).
+        seconds_to_draw: time that drawing the batch took, in s.
+    """
+
+    index: int
+    frozen: FrozenActivations
+    speakers: Tensor
+    targets: Tensor
+    seconds_to_draw: float = 0.0
+
+    @property
+    def shared_seconds(self) -> float:
+        """Time of the work that all arms share, up to now, in s."""
+        return self.seconds_to_draw + self.frozen.seconds
+
+
 class StudyResources:
-    """Loaded on first use, each once.
+    """Each part is loaded on first use, once.
 
     Args:
         study: the shared settings.
@@ -51,17 +77,17 @@ class StudyResources:
 
     @cached_property
     def codec(self) -> SNAC:
-        """The base, frozen."""
+        """The base codec, frozen."""
         return SNAC.from_pretrained(self.study.base).freeze().to(self.device)
 
     @cached_property
     def speaker_encoder(self) -> SpeakerEncoder:
-        """The encoder of conditioning and loss."""
+        """The conditioning encoder, also used in losses."""
         return load_speaker_encoder(self.study.speaker_encoder, plugins=self.catalogue).to(self.device)
 
     @cached_property
     def judge(self) -> SpeakerEncoder:
-        """The encoder of the scores, checked to be none that the arms learn from."""
+        """The speaker encoder of the scores. It must be independent of what the arms learn from; this is checked."""
         judge = load_speaker_encoder(self.study.judge, plugins=self.catalogue).to(self.device)
         check_judge(judge, self.speaker_encoder, self.catalogue)
         check_scores(judge, self.speaker_encoder, self.corpus, self.catalogue)
@@ -91,7 +117,7 @@ class StudyResources:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of everything that a score depends on beside the arm."""
+        """Digests of everything that a score depends on, except the arm."""
         return {
             "data": self.corpus.digest,
             "base": self.codec.digest,
@@ -104,56 +130,57 @@ class StudyResources:
         study = self.study
         return CropLoader(self.corpus, "train", self.codec.sampling_rate, study.crop_seconds, study.batch_size, seed)
 
+    def draw(self, index: int, batches: CropLoader, sampler: SpeakerSampler) -> TrainingBatch:
+        """What every arm of a seed trains on at step `index`, from 1; a function of (seed, index)."""
+        started = time.perf_counter()
+        crops = batches.at(index)
+        speakers = self.table.rows(crops.speakers)
+        targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
+        frozen = FrozenActivations(self.codec, crops.audio.to(self.device))
+        return TrainingBatch(index, frozen, speakers, targets, time.perf_counter() - started)
+
     def parallel(self, seed: int, step: int, targets: Tensor, items: int) -> tuple[Tensor, Tensor] | None:
-        """What the targets (rows of the table, (N * items,)) say with the words of a step's first items; see `Step`."""
+        """Speech of the targets with the words of a step's first items; see `snac_core.step.Step`.
+
+        Args:
+            seed, step: of the batch.
+            targets: rows of the table (N * items,).
+            items: number of items.
+        """
         if seed not in self._loaders:
             self._loaders[seed] = self.batches(seed)
-        loader = self._loaders[seed]
         names = [self.table.names[row] for row in targets.tolist()]
-        found = parallel_speech(loader, step, names, items)
+        found = parallel_speech(self._loaders[seed], step, names, items)
         return found and (found[0].to(self.device), found[1].to(self.device))
 
     @cached_property
     def _loaders(self) -> dict[int, CropLoader]:
-        """By seed, for what is looked up beside the batches."""
+        """One loader per seed, for parallel speech."""
         return {}
-
-    def drawn(
-        self, index: int, batches: CropLoader, sampler: SpeakerSampler
-    ) -> tuple[FrozenActivations, Tensor, Tensor]:
-        """What every arm of a seed trains on at step `index`.
-
-        Returns:
-            the unedited pass over the batch, and rows of the table: of its speakers (B,) and of their targets (N * B,).
-        """
-        batch = batches.at(index)
-        speakers = self.table.rows(batch.speakers)
-        targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
-        return FrozenActivations(self.codec, batch.audio.to(self.device)), speakers, targets
 
     @cached_property
     def dev(self) -> Conversions:
-        """Conversions of dev speakers, judged while training."""
+        """Conversions of dev speakers, evaluated during training."""
         return self._conversions(self._pairs("dev", self.study.dev_pairs))
 
     @cached_property
     def test(self) -> Conversions:
-        """Conversions of test speakers, which only the report sees."""
+        """Conversions of test speakers, evaluated after training."""
         return self._conversions(self.test_pairs)
 
     @cached_property
     def probe(self) -> SpeakerProbe:
-        """Hears who speaks in the codes of test conversions."""
+        """Linear probe of the speaker in the codes of test conversions."""
         return SpeakerProbe(self.codec, self.test)
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """What `runner evaluate --calibrate` found of this judge, speech and base; None where it was not run."""
+        """Stored result of `runner evaluate --calibrate` for this judge, speech and base; None if there is none."""
         return calibration_of(self.judge, self.corpus, self.codec)
 
     @cached_property
     def test_pairs(self) -> PairList:
-        """What is converted to whom on test speakers; known without hearing any of them."""
+        """The list of test conversions; building it reads no audio."""
         return self._pairs("test", self.study.test_pairs)
 
     def _pairs(self, split: str, n: int) -> PairList:
@@ -170,7 +197,11 @@ class StudyResources:
 
 
 def device_named(name: str) -> torch.device:
-    """A device by name; UserError for one that is not here."""
+    """A device by name.
+
+    Raises:
+        UserError: for an unknown device, or one that this machine does not have.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -178,5 +209,5 @@ def device_named(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device {name!r}; expected cpu, cuda, or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} asked for, but this machine has no CUDA device; expected cpu")
+        raise UserError(f"device {name!r} asked for, but this machine has no CUDA device; use cpu")
     return device

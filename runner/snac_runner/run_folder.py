@@ -1,4 +1,4 @@
-"""Run folders: what a run was asked to do, what came of it, and whether it is finished."""
+"""Run folders: the configuration of a run, its result, and whether it is finished."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import soundfile
 import torch
 
 from snac_core.errors import UserError
 from snac_core.files import write_bytes, write_json
-from snac_runner.config import ArmSettings, StudySettings
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.config import SCHEMA, ArmSettings, StudySettings, check_schema, stored_study
 from snac_runner.evaluate.judges import ACCEPTANCE
 from snac_runner.evaluate.scoring import Scores
 from snac_runner.resources import StudyResources
 
-SCHEMA = 1
-# What does not change the numbers of a run: names, places, and how often it is saved.
-_BESIDE_THE_POINT = {
+# Settings that do not change the numbers of a run: names, places (their digests are compared), how often it is saved.
+_NOT_COMPARED = {
     "study": {
         "name",
         "data",
@@ -47,26 +48,70 @@ _BESIDE_THE_POINT = {
 }
 
 
-def run_config(study: StudySettings, arm: ArmSettings, seed: int, resources: StudyResources) -> dict[str, Any]:
-    """All that decides a run, resolved, with digests in place of names; and its hash."""
+def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[str, Any]:
+    """Everything that determines a run, with defaults written out and digests in place of names; and its hash."""
     strategies = {
         name: resources.catalogue.strategies[name].Config(**arm.settings.get(name, {})).model_dump(mode="json")
         for name in arm.all_strategies
     }
     config: dict[str, Any] = {
-        "study": study.model_dump(mode="json"),
+        "study": resources.study.model_dump(mode="json"),
         "arm": {**arm.model_dump(mode="json"), "settings": strategies},
         "seed": seed,
         "digests": resources.digests,
         "plugin_files": {name: _source_digest(resources, name) for name in arm.all_strategies},
     }
-    deciding = {**config, **{part: _without(config[part], names) for part, names in _BESIDE_THE_POINT.items()}}
-    config["hash"] = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-    return config
+    compared = {**config, **{part: _without(config[part], names) for part, names in _NOT_COMPARED.items()}}
+    config["hash"] = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
+    return {"schema": SCHEMA, **config}
+
+
+def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:
+    """The settings of the run at `folder`.
+
+    Raises:
+        UserError: if there is no run, its config.json is damaged, or another version has written it.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if {"study", "arm", "hash"} <= config.keys():
+            check_schema(config, path)
+        study = StudySettings(**{**config["study"], "seeds": [config["seed"]]})
+        return study, ArmSettings(**config["arm"])
+    except FileNotFoundError:
+        raise UserError(
+            f"no run at {folder}: it has no config.json; expected a folder written by runner train"
+        ) from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the configuration of a run: {' '.join(str(error).split())[:200]}") from error
+
+
+def study_of(folder: Path) -> StudySettings:
+    """The settings of the study, or of the single run, in `folder`.
+
+    Raises:
+        UserError: if there is neither, or another version has written it.
+    """
+    if (folder / "study.toml").is_file():
+        check_study_schema(folder)
+        return stored_study(folder / "study.toml")
+    if (folder / "config.json").is_file():
+        return stored_run(folder)[0]
+    raise UserError(f"{folder} does not hold a study beside the list of pairs; give the pairs.json in a study's folder")
+
+
+def check_study_schema(folder: Path) -> None:
+    """Raise UserError if another version has written the study in `folder`."""
+    path = folder / "study.json"
+    if path.is_file():
+        check_schema(json.loads(path.read_text()), path)
 
 
 def _source_digest(resources: StudyResources, name: str) -> str | None:
-    """sha256 of the file that a strategy came from; None for an installed plugin, which has a version."""
+    """sha256 of the plugin file that defines a strategy; None for an installed plugin, which has a version."""
     file = resources.catalogue.strategies.origins[name].file
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
@@ -80,18 +125,19 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
     path = folder / "config.json"
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds files, but no run; give a new folder with --out")
+            raise UserError(f"{folder} holds files that are not a run; give a new folder with --out")
         return "new"
     try:
         stored = json.loads(path.read_text())
         stored_hash = stored["hash"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no configuration of a run ({error}); give a new folder with --out") from error
+        raise UserError(f"{path} is not the configuration of a run ({error}); give a new folder with --out") from error
+    check_schema(stored, path)
     if stored_hash != config["hash"]:
         different = [
             f"{key}: {old!r} there, {new!r} asked for"
             for key, old, new in _differences(stored, config)
-            if key.split(".")[-1] not in _BESIDE_THE_POINT.get(key.split(".")[0], set()) and key != "hash"
+            if key.split(".")[-1] not in _NOT_COMPARED.get(key.split(".")[0], set()) and key != "hash"
         ]
         raise UserError(
             f"{folder} holds a run of another configuration ({'; '.join(different[:3])}); give a new folder with --out"
@@ -114,78 +160,104 @@ def result_status(folder: Path) -> str | None:
     return read_result(folder).get("status")
 
 
-def write_result(
-    folder: Path,
-    *,
-    study: StudySettings,
-    resources: StudyResources,
-    status: str,
-    arm: str,
-    kind: str = "arm",
-    seed: int | None = None,
-    settings: ArmSettings | None = None,
-    config: dict[str, Any] | None = None,
-    scores: Scores | None = None,
-    cost: dict[str, Any] | None = None,
-    noise_floor: dict[str, float] | None = None,
-    error: str | None = None,
-    started: str = "",
-) -> None:
-    """Write result.json, and the audio of the first conversions under samples/."""
-    encoders = {
-        role: {"name": encoder.name, "family": encoder.family, "digest": encoder.digest}
-        for role, encoder in (("speaker_encoder", resources.speaker_encoder), ("judge", resources.judge))
-    }
-    if scores is not None:
-        for pair, rendering in scores.renderings.items():
-            for part in ("converted", "identity"):
-                audio = getattr(rendering, part)
-                if audio is not None:
-                    name = f"{pair}.wav" if part == "converted" else f"{pair}.identity.wav"
-                    write_wav(folder / "samples" / name, audio, resources.codec.sampling_rate)
-        for pair, parts in scores.worst.items():
-            for part, audio in parts.items():
-                write_wav(folder / "samples" / "worst" / f"{pair}.{part}.wav", audio, resources.codec.sampling_rate)
-    pairs = resources.test_pairs
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Result:
+    """The result of a run, of a control, or of another system; `write_result` writes it.
+
+    Attributes:
+        folder: where result.json is written.
+        arm: name of the arm, the control or the system.
+        kind: what it is.
+        seed, settings, config: of a run; see `run_config`.
+        status: "success", "failed" or "cancelled".
+        error: why it is not a success.
+        scores: pooled and per conversion.
+        cost: time in s, steps, parameters, bytes, memory.
+        noise_floor: metric to its standard deviation over decodes with different noise.
+        started: time in UTC at which the work started.
+    """
+
+    folder: Path
+    arm: str
+    kind: Literal["arm", "control", "system"]
+    seed: int | None = None
+    settings: ArmSettings | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    status: Literal["success", "failed", "cancelled"] = "success"
+    error: str | None = None
+    scores: Scores = field(default_factory=Scores)
+    cost: dict[str, Any] = field(default_factory=dict)
+    noise_floor: dict[str, float] = field(default_factory=dict)
+    started: str = field(default_factory=now)
+
+    @property
+    def journal(self) -> Path:
+        """File of the conversions that have been scored, so that scoring resumes after a stop."""
+        return self.folder / "judged.jsonl"
+
+
+def write_result(result: Result, resources: StudyResources) -> None:
+    """Write result.json, and the audio that the scores kept under samples/."""
+    settings, scores, pairs = result.settings, result.scores, resources.test_pairs
+    _write_samples(result.folder / "samples", scores, resources.codec.sampling_rate)
     write_json(
-        folder / "result.json",
+        result.folder / "result.json",
         {
             "schema": SCHEMA,
-            "study": study.name,
-            "arm": arm,
-            "kind": kind,
-            "seed": seed,
-            "status": status,
-            "error": error,
+            "study": resources.study.name,
+            "arm": result.arm,
+            "kind": result.kind,
+            "seed": result.seed,
+            "status": result.status,
+            "error": result.error,
             "strategies": list(settings.strategies) if settings else [],
             "objectives": list(settings.objectives) if settings else [],
-            "config": config or {},
-            "config_hash": config["hash"] if config else "",
-            "speaker_encoder": encoders["speaker_encoder"],
-            "judges": [encoders["judge"]],
+            "config": result.config,
+            "config_hash": result.config.get("hash", ""),
+            "speaker_encoder": _identity(resources.speaker_encoder),
+            "judges": [_identity(resources.judge)],
             "split": pairs.split,
             "pairs": {"digest": pairs.digest, "n": len(pairs)},
-            "metrics": scores.pooled if scores else {},
-            "missing": scores.missing if scores else {},
-            "utterances": scores.utterances if scores else [],
-            "cost": cost or {},
-            "codes": scores.codes if scores else {},
-            "noise_floor": noise_floor or {},
+            "metrics": scores.pooled,
+            "missing": scores.missing,
+            "utterances": scores.utterances,
+            "cost": result.cost,
+            "codes": scores.codes,
+            "noise_floor": result.noise_floor,
             "calibration": _calibration(resources),
             "versions": versions(resources, settings),
             "hardware": hardware(),
             "git": git_state(),
             "digests": resources.digests,
             "data": {"name": resources.corpus.name, "notes": list(resources.corpus.notes)},
-            "started": started,
+            "started": result.started,
             "ended": now(),
             "command": command_line(),
         },
     )
 
 
+def _write_samples(folder: Path, scores: Scores, sample_rate: int) -> None:
+    for pair, rendering in scores.renderings.items():
+        for suffix, audio in ((".wav", rendering.converted), (".identity.wav", rendering.identity)):
+            if audio is not None:
+                write_wav(folder / f"{pair}{suffix}", audio, sample_rate)
+    for pair, parts in scores.worst.items():
+        for part, audio in parts.items():
+            write_wav(folder / "worst" / f"{pair}.{part}.wav", audio, sample_rate)
+
+
+def _identity(encoder: SpeakerEncoder) -> dict[str, str]:
+    return {"name": encoder.name, "family": encoder.family, "digest": encoder.digest}
+
+
 def _calibration(resources: StudyResources) -> dict[str, Any]:
-    """From which cosine on the judge takes an output for the target, and what it errs by on real speech."""
+    """The judge's threshold for accepting an output as the target, and its equal error rate on real speech."""
     found = resources.calibration
     if found is None:
         return {}
@@ -193,10 +265,10 @@ def _calibration(resources: StudyResources) -> dict[str, Any]:
 
 
 def write_wav(path: Path, audio: torch.Tensor, sample_rate: int) -> None:
-    """Write mono audio (T,) as 16-bit PCM; louder than full scale is clipped."""
-    whole = io.BytesIO()
-    soundfile.write(whole, audio.clamp(-1, 1).numpy(), sample_rate, subtype="PCM_16", format="WAV")
-    write_bytes(path, whole.getvalue())
+    """Write mono audio (T,) as 16-bit PCM; samples beyond full scale are clipped."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio.clamp(-1, 1).numpy(), sample_rate, subtype="PCM_16", format="WAV")
+    write_bytes(path, buffer.getvalue())
 
 
 def versions(resources: StudyResources, settings: ArmSettings | None) -> dict[str, Any]:
@@ -217,7 +289,7 @@ def versions(resources: StudyResources, settings: ArmSettings | None) -> dict[st
 
 
 def hardware() -> dict[str, Any]:
-    """What the run ran on."""
+    """The machine: architecture, operating system, threads of torch, GPU."""
     found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system()}
     found["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
@@ -226,7 +298,7 @@ def hardware() -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the working folder's repository, and whether anything in it is not committed."""
+    """Commit of the working folder's repository, and whether it has uncommitted changes."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
@@ -239,7 +311,7 @@ def git_state() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command that was run, without the path of the program."""
+    """The command line, without the path of the program."""
     return " ".join(["runner", *sys.argv[1:]])
 
 
@@ -249,11 +321,6 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     kilo = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _without(table: dict[str, Any], names: set[str]) -> dict[str, Any]:

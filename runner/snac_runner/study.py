@@ -1,8 +1,4 @@
-"""Before an arm trains: whether it can learn at all, on the real codec and a real batch, without a trace.
-
-A study: arms x seeds into run folders, the controls beside them, the report at the end.
-
-The learning rate of each arm, chosen on dev speakers with equal trials."""
+"""A study: arms x seeds into run folders, with the controls beside them."""
 
 from __future__ import annotations
 
@@ -13,192 +9,201 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor
 
 from snac_core.checkpoint import state_of
-from snac_core.conditioned import ConditionedCodec
-from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
-from snac_core.frozen import FrozenActivations
 from snac_core.plugin_guard import describe_error
-from snac_core.testing import preflight as check_rules
-from snac_runner.arm import Arm, terms_of
-from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.console import Console
-from snac_runner.controls import CONTROLS, fit_metrics, judged, run_controls
+from snac_runner.arm import Arm
+from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
+from snac_runner.controls import CONTROLS, evaluate_system, informative_metrics, run_controls
 from snac_runner.data.pairs import PairList
 from snac_runner.evaluate.model_figures import evaluation, noise_floor, times_real_time
 from snac_runner.evaluate.systems import conditioned
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import check_folder, now, peak_memory, read_result, result_status, run_config, write_result
-from snac_runner.train import train_side_by_side
-
-ROWS = 3
-
-
-def preflight(arm: Arm) -> None:
-    """Refuse an arm with a strategy that gets no gradient, ignores its embedding, mixes the batch, or changes shapes.
-
-    Raises:
-        UserError: naming the strategy and what to change; or a weight for a term that nothing computes.
-    """
-    resources = arm.resources
-    batch = resources.batches(arm.seed).at(0)
-    rows = min(ROWS, len(batch.speakers))
-    audio = batch.audio[:rows].to(resources.device)
-    speakers = resources.table.rows(batch.speakers[:rows])
-    targets = arm.sampler.targets(speakers, 0, 1)
-    cond = Conditioning(resources.table.conditioning[targets].to(resources.device), encoder=resources.table.encoder)
-
-    def loss(model: ConditionedCodec) -> Tensor:
-        step = arm.make_step(0, FrozenActivations(resources.codec, audio), speakers, targets, model)
-        terms = terms_of(step, "loss")
-        arm.check_weights({*terms, *terms_of(step, "discriminator_loss")})
-        return arm.weighted(terms)
-
-    check_rules(arm.model, loss, audio, cond, seed=arm.seed)
-
+from snac_runner.run_folder import (
+    Result,
+    check_folder,
+    check_study_schema,
+    peak_memory,
+    read_result,
+    result_status,
+    run_config,
+    write_result,
+)
+from snac_runner.train import preflight, train_side_by_side
 
 WORST = 10  # conversions least like their target whose audio is kept for the report
 
+Runs = dict[tuple[str, int], Path]
+"""(arm title, seed) to the run folder."""
 
-def run_arms(
-    study: StudySettings,
-    arms: Sequence[ArmSettings],
-    folders: dict[tuple[str, int], Path],
-    resources: StudyResources,
-    console: Console,
-    *,
-    controls: Path | None = None,
-    judge: bool = True,
-) -> None:
-    """Train and judge every (arm, seed) of `folders` that is not finished; finished ones are left alone.
+
+def run_study(
+    folder: Path, arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources, text: str
+) -> list[Path]:
+    """Run a study into `folder`; finished runs are kept, unfinished ones resumed.
 
     Args:
-        study: the shared settings.
+        folder: of the study.
+        arms: what to compare.
+        rates: learning rates to choose from, for each arm; empty: each arm's own.
+        resources: of the study.
+        text: the study as TOML, for study.toml.
+
+    Returns:
+        the run folders of the arms.
+
+    Raises:
+        UserError: if the folder holds something else; see `check_study` and `run_arms`.
+        KeyboardInterrupt: on Ctrl-C; what was done so far is kept.
+    """
+    check_study(folder, arms, rates, resources)
+    write_study(folder, arms, resources, text)
+    if rates:
+        arms = choose_rates(arms, rates, folder, resources)
+    study = resources.study
+    runs = {(arm.title, seed): folder / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
+    control_arms = [shuffled_arm(arms[0])] if study.shuffled_control else []
+    control_runs = {(arm.title, study.seeds[0]): folder / "controls" / arm.title for arm in control_arms}
+    run_arms([*arms, *control_arms], runs | control_runs, resources, controls=folder)
+    run_controls(folder, resources)
+    return list(runs.values())
+
+
+def run_arms(
+    arms: Sequence[ArmSettings],
+    runs: Runs,
+    resources: StudyResources,
+    *,
+    controls: Path | None = None,
+    test: bool = True,
+) -> None:
+    """Train and evaluate every run that is not finished, the arms of a seed side by side; finished runs are kept.
+
+    Args:
         arms: what to train.
-        folders: (arm, seed) to its run folder.
-        resources: what they share.
-        console: where to say how far it is.
-        controls: the folder to judge the controls into, before the first arm is judged; None: no controls.
-        judge: False: train, and hear nothing of the test split.
+        runs: the run folders.
+        resources: of the study.
+        controls: the folder to evaluate the controls into, before the first arm is evaluated; None: no controls.
+        test: False: train only, and do not use the test split.
 
     Raises:
         UserError: if a folder holds a run of another configuration (nothing is trained then), or an arm cannot learn.
-        Interrupted: on Ctrl-C; what was done so far is kept and goes on from there.
+        Interrupted: on Ctrl-C; what was done so far is kept and can be resumed.
     """
     by_title = {arm.title: arm for arm in arms}
-    configs = {key: run_config(study, by_title[key[0]], key[1], resources) for key in folders}
-    states = {key: check_folder(folder, configs[key]) for key, folder in folders.items()}
+    configs = {key: run_config(by_title[key[0]], key[1], resources) for key in runs}
+    states = {key: check_folder(folder, configs[key]) for key, folder in runs.items()}
     for (title, seed), state in states.items():
         if state in ("success", "failed"):
-            console.line(f"{title}, seed {seed}: finished already ({state}), left as it is")
-    for seed in study.seeds:
-        todo = [arm for arm in arms if states.get((arm.title, seed)) in ("new", "unfinished")]
-        if todo:
-            _run_seed(study, todo, seed, folders, configs, resources, console, controls, judge)
-
-
-def _run_seed(
-    study: StudySettings,
-    todo: Sequence[ArmSettings],
-    seed: int,
-    folders: dict[tuple[str, int], Path],
-    configs: dict[tuple[str, int], dict[str, Any]],
-    resources: StudyResources,
-    console: Console,
-    controls: Path | None,
-    judge: bool,
-) -> None:
-    started = now()
-    training = []
-    for settings in todo:
+            resources.console.line(f"{title}, seed {seed}: already finished ({state})")
+    for seed in resources.study.seeds:
+        unfinished = [arm for arm in arms if states.get((arm.title, seed)) in ("new", "unfinished")]
+        if not unfinished:
+            continue
+        results = [
+            Result(
+                runs[arm.title, seed], arm.title, "control" if arm.shuffled_speakers else "arm", seed, arm,
+                configs[arm.title, seed],
+            )
+            for arm in unfinished
+        ]  # fmt: skip
+        trained = [_prepared(settings, seed, runs[settings.title, seed], resources) for settings in unfinished]
+        for arm, result in zip(trained, results, strict=True):
+            write_json(arm.folder / "config.json", result.config)
         try:
-            arm = Arm.new(settings, seed, folders[settings.title, seed], resources)
-            if not arm.load():
-                preflight(arm)
-        except (UserError, OSError):
+            failures = train_side_by_side(trained, resources)
+        except KeyboardInterrupt:
+            for arm, result in zip(trained, results, strict=True):
+                result.status, result.cost = "cancelled", cost_of(arm)
+                result.error = f"interrupted at step {arm.progress.step} of {resources.study.steps}"
+                write_result(result, resources)
             raise
-        except Exception as error:  # a plugin's own code
-            raise UserError(f"arm {settings.title!r} cannot start: {describe_error(error)}") from error
-        training.append(arm)
-    for arm in training:
-        write_json(arm.folder / "config.json", configs[arm.settings.title, seed])
+        if test and controls is not None and len(failures) < len(trained):
+            run_controls(controls, resources)
+        for arm, result in zip(trained, results, strict=True):
+            result.cost = cost_of(arm)
+            if result.arm in failures:
+                result.status, result.error = "failed", failures[result.arm]
+            else:
+                arm.model.save_pretrained(arm.folder / "model")
+                if test:
+                    evaluate_arm(arm, result, controls)
+            if result.status == "failed":
+                resources.console.line(f"{result.arm}, seed {seed}: failed: {result.error}")
+            write_result(result, resources)
 
-    progress = console.progress(f"seed {seed}: training {len(training)} arm(s) side by side")
 
-    def tell(step: int, steps: int, logged: dict[str, dict[str, float]]) -> None:
-        shown = "  ".join(
-            f"{title}: gap {values['gap']:.3f}" if "gap" in values else f"{title}: loss {values['loss']:.3f}"
-            for title, values in logged.items()
-        )
-        progress(step, steps, shown)
-
-    def finish(arm: Arm, status: str, pace: float | None = None, **extra: Any) -> None:
-        title = arm.settings.title
-        write_result(
-            arm.folder, study=study, resources=resources, status=status, arm=title, seed=seed,
-            kind="control" if arm.settings.shuffled_speakers else "arm", settings=arm.settings, config=configs[title, seed],
-            cost=_cost(arm) | {"times_real_time": pace}, started=started, **extra,
-        )  # fmt: skip
-
+def _prepared(settings: ArmSettings, seed: int, folder: Path, resources: StudyResources) -> Arm:
+    """An arm from its checkpoint, or a new one that has passed the preflight checks."""
     try:
-        failures = train_side_by_side(training, resources, tell=tell)
-    except KeyboardInterrupt:
-        for arm in training:
-            finish(arm, "cancelled", error=f"interrupted at step {arm.progress.step} of {study.steps}")
+        arm = Arm.new(settings, seed, folder, resources)
+        if not arm.load():
+            preflight(arm)
+    except (UserError, OSError):
         raise
-    if judge and controls is not None and len(failures) < len(training):
-        run_controls(study, controls, resources, console)
-    for arm in training:
-        title = arm.settings.title
-        if title in failures:
-            console.line(f"{title}, seed {seed}: failed: {failures[title]}")
-            finish(arm, "failed", error=failures[title])
-            continue
-        arm.model.save_pretrained(arm.folder / "model")
-        if not judge:
-            finish(arm, "success")
-            continue
-        try:
-            metrics, missing = fit_metrics(controls, resources)
-            scores = judged(
-                f"judging {title}, seed {seed}", conditioned(arm.model), arm.folder / "judged.jsonl",
-                {"run": configs[title, seed]["hash"]}, study, resources, console, metrics,
-                worst=WORST if study.samples else 0,
-            )  # fmt: skip
-            scores.missing = missing
-            floor = noise_floor(arm.model, resources.test, resources.catalogue.metrics["secs"]())
-            pace = times_real_time(arm.model, resources.test)
-        except OSError:
-            raise
-        except Exception as error:  # e.g. a strategy that cannot take the length of a test utterance
-            console.line(f"{title}, seed {seed}: failed: {describe_error(error)}")
-            finish(arm, "failed", error=f"in judging: {describe_error(error)}")
-            continue
-        arm.model.evaluation = evaluation(arm.model, scores, resources, seed=seed, steps=arm.progress.step)
-        arm.model.save_pretrained(arm.folder / "model")  # again: its card now has the figures
-        finish(arm, "success", pace, scores=scores, noise_floor={"secs": floor})
+    except Exception as error:  # raised by a plugin
+        raise UserError(f"arm {settings.title!r} cannot start: {describe_error(error)}") from error
+    return arm
 
 
-def check_study(
-    folder: Path, study: StudySettings, arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources
-) -> None:
-    """Whether this study may be written into `folder`; nothing is written before it may.
+def evaluate_arm(arm: Arm, result: Result, controls: Path | None) -> None:
+    """Score a trained arm on the test conversions, and write the figures on its model card; fills in `result`."""
+    resources = arm.resources
+    try:
+        scores = evaluate_system(
+            result, conditioned(arm.model), {"run": result.config["hash"]}, resources,
+            informative_metrics(controls, resources), worst=WORST if resources.study.samples else 0,
+        )  # fmt: skip
+        floor = noise_floor(arm.model, resources.test, resources.catalogue.metrics["secs"]())
+        speed = times_real_time(arm.model, resources.test)
+    except OSError:
+        raise
+    except Exception as error:  # e.g. a strategy that cannot process the length of a test utterance
+        result.status, result.error = "failed", f"in evaluation: {describe_error(error)}"
+        return
+    result.scores, result.noise_floor, result.cost["times_real_time"] = scores, {"secs": floor}, speed
+    arm.model.evaluation = evaluation(arm.model, result.scores, resources, seed=arm.seed, steps=arm.progress.step)
+    arm.model.save_pretrained(arm.folder / "model")  # again, for the model card
+
+
+def cost_of(arm: Arm) -> dict[str, Any]:
+    """What a run took: time in s (as if alone = shared + own), steps, trainable parameters, bytes, memory in bytes."""
+    progress = arm.progress
+    return {
+        "seconds_alone": progress.seconds_own + progress.seconds_shared,
+        "seconds_own": progress.seconds_own,
+        "seconds_shared": progress.seconds_shared,
+        "steps": progress.step,
+        "parameters": sum(parameter.numel() for _, parameter in arm.model.trained_parameters()),
+        "bytes": len(save(state_of(arm.model.attached))),
+        "peak_memory_bytes": peak_memory(arm.resources.device),
+        "times_real_time": None,
+    }
+
+
+def shuffled_arm(arm: ArmSettings) -> ArmSettings:
+    """An arm that is trained under the embeddings of wrong speakers: a control."""
+    return arm.model_copy(update={"name": SHUFFLED, "shuffled_speakers": True})
+
+
+def check_study(folder: Path, arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources) -> None:
+    """Check that this study can be written into `folder`; writes nothing.
 
     Raises:
-        UserError: if the folder holds other files, other conversions, controls of another base or judge, or a run of
-            another configuration.
+        UserError: if the folder holds other files, a study of another version, other conversions, controls of another
+            base or judge, or a run of another configuration.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; expected a study's folder, or a new one, with --out")
+        raise UserError(f"{folder} is a file; give the folder of a study, or a new folder, with --out")
     present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if present - {"study.toml"} and "study.json" not in present:
-        raise UserError(f"{folder} holds files, but no study; give a new folder with --out")
+        raise UserError(f"{folder} holds files that are not a study; give a new folder with --out")
+    check_study_schema(folder)
     stored = folder / "pairs.json"
     if stored.is_file() and PairList.load(stored).digest != resources.test_pairs.digest:
         raise UserError(f"{folder} holds a study of other conversions (pairs.json); give a new folder with --out")
@@ -212,20 +217,19 @@ def check_study(
                     f"{digests[what][:12]}); give a new folder with --out"
                 )
     for arm in arms if not rates else ():
-        for seed in study.seeds:
-            check_folder(folder / arm.title / f"seed{seed}", run_config(study, arm, seed, resources))
+        for seed in resources.study.seeds:
+            check_folder(folder / arm.title / f"seed{seed}", run_config(arm, seed, resources))
 
 
-def write_study(
-    folder: Path, study: StudySettings, arms: Sequence[ArmSettings], resources: StudyResources, text: str
-) -> None:
+def write_study(folder: Path, arms: Sequence[ArmSettings], resources: StudyResources, text: str) -> None:
     """Write study.toml, study.json and pairs.json; see check_study."""
-    pairs = resources.test_pairs
+    study, pairs = resources.study, resources.test_pairs
     pairs.export(folder / "pairs.json")
     write_text(folder / "study.toml", text)
     write_json(
         folder / "study.json",
         {
+            "schema": SCHEMA,
             "name": study.name,
             "title": study.name,
             "seeds": list(study.seeds),
@@ -237,63 +241,47 @@ def write_study(
     )
 
 
-def _cost(arm: Arm) -> dict[str, Any]:
-    progress = arm.progress
-    return {
-        "seconds_alone": progress.seconds_own + progress.seconds_shared,
-        "seconds_own": progress.seconds_own,
-        "seconds_shared": progress.seconds_shared,
-        "steps": progress.step,
-        "parameters": sum(parameter.numel() for _, parameter in arm.model.trained_parameters()),
-        "bytes": len(save(state_of(arm.model.attached))),
-        "peak_memory_bytes": peak_memory(arm.resources.device),
-    }
-
-
 def choose_rates(
-    study: StudySettings,
-    arms: Sequence[ArmSettings],
-    rates: Sequence[float],
-    folder: Path,
-    resources: StudyResources,
-    console: Console,
+    arms: Sequence[ArmSettings], rates: Sequence[float], folder: Path, resources: StudyResources
 ) -> list[ArmSettings]:
-    """Give each arm the learning rate with the best dev score, found with equal trials on the first seed.
+    """Give each arm the learning rate with the best dev score, from one trial per rate on the first seed.
 
-    The trials are trained like any run, under trials/, and never judged on test: only the chosen one is, as the arm's
-    run of that seed.
+    The trials are trained like any run, under trials/, and are not evaluated on test speakers: only the chosen trial
+    is, as the arm's run of that seed.
+
+    Raises:
+        UserError: if an arm fails with every rate.
     """
+    study, seed = resources.study, resources.study.seeds[0]
     trials = {
         (arm.title, rate): arm.model_copy(update={"name": f"{arm.title} lr={rate:g}", "lr": rate})
         for arm in arms
         for rate in rates
     }
-    first = study.model_copy(update={"seeds": study.seeds[:1]})
-    seed = first.seeds[0]
-    places = {(trial.title, seed): folder / "trials" / trial.title / f"seed{seed}" for trial in trials.values()}
-    run_arms(first, list(trials.values()), places, resources, console, judge=False)
+    runs = {(trial.title, seed): folder / "trials" / trial.title / f"seed{seed}" for trial in trials.values()}
+    run_arms(list(trials.values()), runs, resources, test=False)
     chosen = []
     for arm in arms:
         scores = {}
         for rate in rates:
-            place = places[trials[arm.title, rate].title, seed]
-            judged = [record["dev"]["score"] for record in read_metrics(place / "metrics.jsonl") if "dev" in record]
-            if result_status(place) == "success" and judged:
-                scores[rate] = min(judged) if study.select == "best" else judged[-1]
+            place = runs[trials[arm.title, rate].title, seed]
+            on_dev = [record["dev"]["score"] for record in read_metrics(place / "metrics.jsonl") if "dev" in record]
+            if result_status(place) == "success" and on_dev:
+                scores[rate] = min(on_dev) if study.select == "best" else on_dev[-1]
         if not scores:
             raise UserError(
                 f"arm {arm.title!r} failed with every learning rate of {list(rates)}; see {folder / 'trials'}"
             )
         best = min(scores, key=scores.__getitem__)
         listed = ", ".join(f"{rate:g}: {value:.4f}" for rate, value in scores.items())
-        console.line(f"{arm.title}: lr {best:g} by dev score ({listed})")
+        resources.console.line(f"{arm.title}: lr {best:g} by dev score ({listed})")
         chosen.append(arm.model_copy(update={"lr": best}))
-        _adopt(places[trials[arm.title, best].title, seed], folder / arm.title / f"seed{seed}", chosen[-1])
+        _adopt(runs[trials[arm.title, best].title, seed], folder / arm.title / f"seed{seed}", chosen[-1])
     return chosen
 
 
 def _adopt(trial: Path, folder: Path, arm: ArmSettings) -> None:
-    """Copy a trained trial to be the arm's run of its seed: the very run that would be made again, not judged yet."""
+    """Copy a trained trial to be the arm's run of its seed, not evaluated yet; training again would give the same."""
     if folder.exists():
         return
     working = folder.with_name(f".{folder.name}.adopted")

@@ -19,11 +19,12 @@ from snac_core import ConditionedCodec, UserError, discover
 from snac_core.checkpoint import load_state, state_of
 from snac_core.step import Step
 from snac_core.testing import Fixtures, small_codec
-from snac_runner.arm import Arm, terms_of
+from snac_runner.arm import Arm
 from snac_runner.bench import objectives
 from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.data.synth import synthesize
 from snac_runner.resources import StudyResources
+from snac_runner.train import loss_terms, make_step, weighted_sum
 
 CATALOGUE = discover()
 OBJECTIVES = objectives(CATALOGUE)
@@ -45,7 +46,7 @@ LONGER = {("phase4_decoder_film", "content"): 200}  # steps; after VQ the way ba
 def own_loss(step: Step, objective: str) -> torch.Tensor:
     """The weighted sum of an objective's terms."""
     weights = CATALOGUE.strategies[objective].default_weights
-    terms = {name: term for name, term in terms_of(step, "loss").items() if name.startswith(f"{objective}/")}
+    terms = {name: term for name, term in loss_terms(step, "loss").items() if name.startswith(f"{objective}/")}
     return torch.stack([weights.get(name.split("/")[1], 1.0) * term for name, term in terms.items()]).sum()
 
 
@@ -74,7 +75,7 @@ def fallen(
 
 def discriminators_loss(step: Step) -> torch.Tensor:
     """The sum of the discriminators' terms."""
-    return torch.stack(list(terms_of(step, "discriminator_loss").values())).sum()
+    return torch.stack(list(loss_terms(step, "discriminator_loss").values())).sum()
 
 
 def teach(
@@ -143,8 +144,8 @@ def heard_and_unheard(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRe
 
 def drawn(arm: Arm, index: int, model: ConditionedCodec) -> Step:
     """A step of a model on the speech of an arm."""
-    bare, speakers, targets = arm.resources.drawn(index, arm.resources.batches(0), arm.sampler)
-    return arm.make_step(index, bare, speakers, targets, model)
+    batch = arm.resources.draw(index, arm.resources.batches(0), arm.sampler)
+    return make_step(arm, batch, model)
 
 
 @pytest.mark.slow
@@ -175,7 +176,7 @@ def test_on_the_small_base_an_objective_alone_lowers_itself_on_voices_that_it_ne
     )
     # with the adapter's own terms beside it, as in any arm
     steps = LONGER.get((adapter, objective), STEPS)
-    teach(own, steps, 1e-3, lambda index: arm.weighted(terms_of(drawn(arm, LATE + index, arm.model), "loss")))
+    teach(own, steps, 1e-3, lambda index: weighted_sum(arm, loss_terms(drawn(arm, LATE + index, arm.model), "loss")))
     judged = arm if objective in RISES else unheard
     before, after = fallen(
         arm.model, lambda m: [drawn(judged, 2 * LATE + i, m) for i in range(HELD_OUT)], objective, start

@@ -39,7 +39,7 @@ def _result(arm: str, seed: int | None, kind: str, utterances: list[dict[str, An
             "direction": "down" if down else "up",
         }
     return {
-        "schema": 1,
+        "schema": 2,
         "study": "simulated",
         "arm": arm,
         "kind": kind,
@@ -168,7 +168,13 @@ def write_study(
         utterances = [item(i, secs=values[i], secs_source=0.93, spk_id=0.10) for i in range(pairs)]
         result = _result(control, None, "control", utterances)
         save(folder / "controls" / control, result, {"source": 160, "floor": 165, "ceiling": 330}[control])
-    plan = {"name": "simulated", "title": "Simulated study", "seeds": list(range(seeds)), "arms": list(gains)}
+    plan = {
+        "schema": 2,
+        "name": "simulated",
+        "title": "Simulated study",
+        "seeds": list(range(seeds)),
+        "arms": list(gains),
+    }
     (folder / "study.json").write_text(json.dumps(plan))
     listed = [
         {

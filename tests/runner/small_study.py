@@ -48,7 +48,7 @@ PHASES = ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter")
 
 
 class RecordedConsole(Console):
-    """Collects lines; `step` is called with the arguments of `show_progress`."""
+    """Collects lines; `step` is called with the arguments of `show_progress` of the training."""
 
     def __init__(self, lines: list[str], step: Callable[..., None] | None = None) -> None:
         self.lines = lines
@@ -112,11 +112,11 @@ class Bench:
         study, arms = self.study(**changes), list(arms)
         resources = self.resources(study, files)
         self.lines = []
-        console = RecordedConsole(self.lines, step)
+        resources.console = RecordedConsole(self.lines, step)
         places = {(arm.title, seed): folder / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
-            run_arms(study, arms, places, resources, console)
+            run_arms(arms, places, resources)
         return {arm.title: folder / arm.title / f"seed{study.seeds[0]}" for arm in arms}
 
     def options(self, **changes: Any) -> list[str]:

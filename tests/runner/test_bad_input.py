@@ -44,7 +44,7 @@ NAMES = [
     ),
     (
         ["--set", f"{PHASES[1]}.hidden_dims=[8]"],
-        f"settings for '{PHASES[1]}', which is in no arm; did you mean '{PHASES[2]}'",
+        f"settings for '{PHASES[1]}', which no arm uses; did you mean '{PHASES[2]}'",
     ),
     (["--set", f"{PHASES[2]}.kernel=0"], "'phase6_encoder_adapter': kernel = 0:"),
     (
@@ -171,13 +171,13 @@ def test_folders_of_others_are_left_as_they_are(bench: Bench, tmp_path: Path, fi
 
 def test_resume_takes_no_other_settings(finished: Path, refused: Refusal) -> None:
     run = finished / PHASES[2] / "seed0"
-    assert "--resume goes on with the run as it was" in refused("train", "--resume", run, "--steps", "9")
+    assert "--resume continues the run as it was" in refused("train", "--resume", run, "--steps", "9")
 
 
 def test_a_damaged_run_configuration_is_named(tmp_path: Path, refused: Refusal) -> None:
     for text in ("{", "[]", "{}", '{"study": {"stpes": 3}, "arm": {}, "seed": 0}'):
         (tmp_path / "config.json").write_text(text)
-        assert "is no configuration of a run" in refused("train", "--resume", tmp_path)
+        assert "is not the configuration of a run" in refused("train", "--resume", tmp_path)
 
 
 def test_a_plugin_file_that_fails_is_an_error(bench: Bench, tmp_path: Path, refused: Refusal) -> None:

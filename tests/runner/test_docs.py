@@ -73,7 +73,14 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         return resources
 
     def quick(name: str, **changes: Any) -> PretrainSettings:
-        few = {"steps": 1, "batch_size": 1, "crop_seconds": 0.32, "synthetic": 0, "validate_every": 0, "adversary": "none"}
+        few = {
+            "steps": 1,
+            "batch_size": 1,
+            "crop_seconds": 0.32,
+            "synthetic": 0,
+            "validate_every": 0,
+            "adversary": "none",
+        }
         return recipe(name, **{**changes, **few})
 
     monkeypatch.setattr(train, "compose", small)

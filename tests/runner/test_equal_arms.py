@@ -12,7 +12,6 @@ import pytest
 
 from snac_core.plugins import discover
 from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.console import SILENT
 from snac_runner.data.synth import synthesize
 from snac_runner.report.estimates import compute
 from snac_runner.report.page import build
@@ -117,10 +116,9 @@ def _study(number: int, folder: Path, plugin: Path) -> tuple[str, float]:
         places = {(title, seed): folder / "study" / title / f"seed{seed}" for title, seed in runs}
         (folder / "study").mkdir(exist_ok=True)
         resources.test_pairs.export(folder / "study" / "pairs.json")
-        console = SILENT
         with pytest.MonkeyPatch.context() as patch:  # the noise of scores decides nothing here
             patch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
-            run_arms(study, arms, places, resources, console, controls=folder / "study")
+            run_arms(arms, places, resources, controls=folder / "study")
         build(folder / "study")
         results = read(folder / "study")
         numbers = compute(results)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from snac_core.plugins import discover
 from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.console import SILENT
-from snac_runner.controls import fit_metrics, run_controls
+from snac_runner.controls import informative_metrics, run_controls
 from snac_runner.data.synth import synthesize
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import mean_log2
@@ -25,7 +24,7 @@ from snac_runner.report.page import build
 from snac_runner.report.results import read
 from snac_runner.report.text import Verdict, verdict
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import write_result
+from snac_runner.run_folder import Result, write_result
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 parselmouth = pytest.importorskip("parselmouth", reason="needs praat-parselmouth (the judges extra)")
@@ -64,7 +63,7 @@ def planted(place: Path, speakers: int, pairs: int, *, heard: int | None = None)
     resources = StudyResources(study, catalogue)
     folder = place / "study"
     folder.mkdir()
-    run_controls(study, folder, resources, SILENT)
+    run_controls(folder, resources)
     resources.test_pairs.export(folder / "pairs.json")
     return Planted(resources, folder)
 
@@ -171,7 +170,7 @@ def attack(resources: StudyResources) -> System:
 def judge(study: Planted, **systems: System) -> tuple[Numbers, Verdict, dict[str, Scores]]:
     """The systems as arms of three seeds each, through the report's own code."""
     resources, folder = study.resources, study.folder
-    metrics, _ = fit_metrics(folder, resources)
+    metrics, _ = informative_metrics(folder, resources)
     kept, nothing = {}, ArmSettings(objectives=())
     for path in folder.iterdir():
         if path.name not in ("controls", "pairs.json") and path.is_dir():
@@ -179,11 +178,9 @@ def judge(study: Planted, **systems: System) -> tuple[Numbers, Verdict, dict[str
     for name, system in systems.items():
         kept[name] = score(system, resources.test, resources.catalogue, only=metrics)
         for seed in range(3):
-            write_result(
-                folder / name / f"seed{seed}", study=resources.study, resources=resources, status="success", arm=name,
-                seed=seed, settings=nothing,
-                scores=kept[name], noise_floor={"secs": 0.0005},
-            )  # fmt: skip
+            result = Result(folder / name / f"seed{seed}", name, "arm", seed, nothing)
+            result.scores, result.noise_floor = kept[name], {"secs": 0.0005}
+            write_result(result, resources)
     build(folder)
     results = read(folder)
     numbers = compute(results)

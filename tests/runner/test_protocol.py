@@ -16,9 +16,9 @@ from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
 from snac_runner.arm import Arm
-from snac_runner.console import SILENT
 from snac_runner.evaluate.scoring import Scores
 from snac_runner.logs import read_metrics
+from snac_runner.resources import TrainingBatch
 from snac_runner.study import choose_rates
 
 
@@ -79,18 +79,18 @@ def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: dict[int, dict[str, torch.Tensor]] = {}
-    judged = train._judge_on_dev
+    judged = train.evaluate_on_dev
     scores = {1: 1.5, 2: 0.7, 3: 0.9}
 
-    def judging(one: Arm, resources: Any) -> dict[str, float]:
+    def judging(one: Arm) -> dict[str, float]:
         states[one.progress.step] = {key: value.clone() for key, value in state_of(one.model.attached).items()}
-        return judged(one, resources)
+        return judged(one)
 
-    monkeypatch.setattr(train, "_judge_on_dev", judging)
+    monkeypatch.setattr(train, "evaluate_on_dev", judging)
     monkeypatch.setattr(train, "dev_score", lambda pooled: scores[len(states)])
     pooled = {name: {"mean": 0.0} for name in train.DEV_METRICS}
     monkeypatch.setattr(train, "score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("snac_runner.study.judged", lambda *_, **_given: Scores())
+    monkeypatch.setattr("snac_runner.study.evaluate_system", lambda *_, **_given: Scores())
     best = bench.train([arm(PHASES[2], lr=0.1)], tmp_path / "best", steps=3, eval_every=1, select="best")
     assert not torch.equal(*(states[step]["phase6_encoder_adapter.adapters.latent.output.weight"] for step in (2, 3)))
     assert all(torch.equal(value, states[2][key]) for key, value in weights(best[PHASES[2]]).items())
@@ -112,21 +112,21 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
     arms, rates, tried = [arm(PHASES[1]), arm(PHASES[2])], [1e-3, 1e-1], []
     wanted = {(PHASES[1], 1e-3): 0.1, (PHASES[1], 1e-1): 0.2, (PHASES[2], 1e-3): 0.4, (PHASES[2], 1e-1): 0.3}
 
-    def judging(one: Arm, _materials: Any) -> dict[str, float]:
+    def judging(one: Arm) -> dict[str, float]:
         tried.append((one.settings.strategies[0], one.settings.lr, one.seed))
         one.progress.finished = True
         return {"score": wanted[one.settings.strategies[0], one.settings.lr]}
 
-    monkeypatch.setattr(train, "_judge_on_dev", judging)
+    monkeypatch.setattr(train, "evaluate_on_dev", judging)
     heard: list[Any] = []  # test speakers have no say in this, and are not heard
-    monkeypatch.setattr("snac_runner.study.judged", lambda *given, **_: heard.append(given))
+    monkeypatch.setattr("snac_runner.study.evaluate_system", lambda *given, **_: heard.append(given))
     monkeypatch.setattr("snac_runner.study.noise_floor", lambda *given: heard.append(given))
-    chosen = choose_rates(study, arms, rates, tmp_path, resources, SILENT)
+    chosen = choose_rates(arms, rates, tmp_path, resources)
     assert sorted(tried) == [(name, rate, 0) for name in PHASES[1:] for rate in rates]  # equal trials, on one seed
     assert [one.lr for one in chosen] == [1e-3, 1e-1]
     assert [one.title for one in chosen] == [one.title for one in arms]
     before = contents(tmp_path)
-    choose_rates(study, arms, rates, tmp_path, resources, SILENT)
+    choose_rates(arms, rates, tmp_path, resources)
     assert contents(tmp_path) == before
     assert all("dev" in read_metrics(path)[-1] for path in tmp_path.rglob("metrics.jsonl"))
     assert not heard
@@ -155,9 +155,9 @@ def test_the_base_and_the_speaker_encoder_are_frozen_whatever_the_mode(bench: Be
     batch = resources.batches(0).at(1)
     speakers = resources.table.rows(batch.speakers)
     for index in (1, 2):
-        one.step(
-            index, FrozenActivations(resources.codec, batch.audio), speakers, one.sampler.targets(speakers, index, 1)
-        )
+        frozen_codec = FrozenActivations(resources.codec, batch.audio)
+        targets = one.sampler.targets(speakers, index, 1)
+        train.train_step(one, TrainingBatch(index, frozen_codec, speakers, targets))
     optimised = {id(p) for group in one.optimizer.param_groups for p in group["params"]}
     for name, module in frozen.items():
         assert not any(part.training for part in module.modules())
@@ -185,7 +185,7 @@ def test_scores_do_not_depend_on_where_the_data_lies(bench: Bench, tmp_path: Pat
     vars(there).pop("corpus")
     from snac_runner.run_folder import run_config
 
-    configs = [run_config(m.study, arm(PHASES[2]), 0, m)["hash"] for m in (here, there)]
+    configs = [run_config(arm(PHASES[2]), 0, m)["hash"] for m in (here, there)]
     assert configs[0] == configs[1]
 
 

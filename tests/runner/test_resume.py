@@ -21,7 +21,7 @@ from small_study import PHASES, Bench, arm, contents, plugin, records, result, r
 from snac_core import files
 from snac_core.errors import UserError
 from snac_runner.arm import Arm
-from snac_runner.train import Interrupted
+from snac_runner.train import Interrupted, train_step
 
 ARMS = [arm(PHASES[2]), arm(PHASES[0])]
 
@@ -100,16 +100,16 @@ def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
         assert runner(*command) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: stopped; nothing was trained yet"
     with monkeypatch.context() as patch:
-        patch.setattr("snac_runner.arm.Arm.step", pressed)
+        patch.setattr("snac_runner.train.train_step", pressed)
         assert runner(*command) == 130
-    resume = f"error: stopped; go on with: runner train --resume {tmp_path / 'run'}"
+    resume = f"error: stopped; continue with: runner train --resume {tmp_path / 'run'}"
     assert capsys.readouterr().err.strip().splitlines()[-1] == resume
     assert result(tmp_path / "run")["status"] == "cancelled"
     study = ["ablate", "--strategies", PHASES[2], "--out", tmp_path / "study", *bench.options(steps=1)]
     with monkeypatch.context() as patch:
         patch.setattr("snac_runner.controls.score", pressed)
         assert runner(*study) == 130
-    again = f"error: stopped; give the same command again to go on in {tmp_path / 'study'}"
+    again = f"error: stopped; give the same command again to continue in {tmp_path / 'study'}"
     assert capsys.readouterr().err.strip().splitlines()[-1] == again
     with monkeypatch.context() as patch:
         patch.setattr("snac_core.plugins.discover", pressed)
@@ -184,9 +184,9 @@ def test_the_learning_rate_is_a_function_of_the_step_alone(
     resources = bench.resources(bench.study(steps=5))
     fresh = Arm.new(arm(PHASES[2]), 0, tmp_path, resources)
     rates = [record["lr"] for record in records(whole[PHASES[2]]) if "dev" not in record]
-    assert rates == [fresh._rate(1e-3, index) for index in range(1, 6)]
+    assert rates == [fresh.learning_rate(1e-3, index) for index in range(1, 6)]
     settings = arm(PHASES[2], warmup_steps=2, lr_min_ratio=0.1)
-    curve = [Arm.new(settings, 0, tmp_path, resources)._rate(1.0, index) for index in range(1, 6)]
+    curve = [Arm.new(settings, 0, tmp_path, resources).learning_rate(1.0, index) for index in range(1, 6)]
     assert curve[:2] == [0.5, 1.0]
     assert curve == sorted(curve[:2]) + sorted(curve[2:], reverse=True)
     assert curve[-1] == pytest.approx(0.1)
@@ -215,17 +215,8 @@ def test_a_discriminator_with_running_statistics_resumes_exactly(bench: Bench, t
     settings = arm("with_discriminator")
 
     def advanced(one: Arm, until: int) -> Arm:
-        from snac_core.frozen import FrozenActivations
-
         for index in range(one.progress.step + 1, until + 1):
-            batch = resources.batches(0).at(index)
-            speakers = resources.table.rows(batch.speakers)
-            one.step(
-                index,
-                FrozenActivations(resources.codec, batch.audio),
-                speakers,
-                one.sampler.targets(speakers, index, 1),
-            )
+            train_step(one, resources.draw(index, resources.batches(0), one.sampler))
         return one
 
     straight = advanced(Arm.new(settings, 0, tmp_path / "a", resources), 4)
@@ -245,7 +236,7 @@ def test_a_truncated_checkpoint_is_named(bench: Bench, tmp_path: Path) -> None:
     one.save()
     data = one.checkpoint.read_bytes()
     one.checkpoint.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"no whole checkpoint.*delete"):
+    with pytest.raises(UserError, match=r"not a complete checkpoint.*delete"):
         one.load()
 
 
@@ -267,7 +258,7 @@ def test_a_checkpoint_executes_no_code(bench: Bench, tmp_path: Path) -> None:
     one = Arm.new(ARMS[0], 0, tmp_path, bench.resources(bench.study()))
     one.checkpoint.parent.mkdir()
     torch.save({"base": Attack()}, one.checkpoint)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="not a complete checkpoint"):
         one.load()
     assert not (tmp_path / "executed").exists()
 

@@ -15,7 +15,6 @@ import torch
 from small_study import Bench, result
 
 from snac_core.metric import Conversion, Metric
-from snac_runner.console import SILENT
 from snac_runner.controls import run_controls
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.content import remembered
@@ -140,9 +139,8 @@ def test_controls_are_judged_once_for_all_arms(bench: Bench, tmp_path: Path, mon
     resources = StudyResources.__new__(StudyResources)
     vars(resources).update(vars(bench.resources(bench.study())))
     monkeypatch.setattr("snac_runner.controls.available", lambda *_: ({"counting": Counting()}, {}))
-    console = SILENT
     for _ in range(2):
-        run_controls(resources.study, tmp_path, resources, console)
+        run_controls(tmp_path, resources)
     judged = len(list((tmp_path / "controls").iterdir()))
     assert judged >= 3
     assert len(Counting.calls) == judged * len(resources.test.items)

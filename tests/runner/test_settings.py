@@ -119,7 +119,7 @@ def test_overrides_descend_into_tables_and_read_toml() -> None:
 
 
 @pytest.mark.parametrize(("override", "message"), [("lr", "expected key=value"), ("=3", "expected key=value"),
-                                                   ("lr.deep=3", "'lr' is no table")])  # fmt: skip
+                                                   ("lr.deep=3", "'lr' is not a table")])  # fmt: skip
 def test_a_malformed_override_is_named(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         with_overrides({"lr": 1}, [override])
@@ -140,8 +140,8 @@ def test_json_files_are_settings_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{,", "is no JSON file"),
-        ("a.toml", "= 3", "is no TOML file"),
+        ("a.json", "{,", "is not a valid JSON file"),
+        ("a.toml", "= 3", "is not a valid TOML file"),
         ("a.json", "[1]", "holds a list; expected keys"),
         ("gone.toml", None, "no file .*gone.toml"),
     ],

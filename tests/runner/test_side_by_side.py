@@ -18,6 +18,8 @@ from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.speakers.simple import Simple
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings
+from snac_runner.resources import TrainingBatch
+from snac_runner.train import train_step
 
 
 def judged(folder: Path) -> list[dict[str, Any]]:
@@ -78,11 +80,11 @@ def test_arms_side_by_side_keep_discriminators_of_their_own_clipped_by_a_bound_o
     before = [parameter.detach().clone() for parameter in bound]
     assert not {id(parameter) for parameter in loose} & {id(parameter) for parameter in bound}
     assert all(torch.equal(one, other) for one, other in zip(loose, before, strict=True)), "of the same seed"
-    bare, speakers, targets = resources.drawn(1, resources.batches(0), free.sampler)
-    free.step(1, bare, speakers, targets)
+    batch = resources.draw(1, resources.batches(0), free.sampler)
+    train_step(free, batch)
     assert not all(torch.equal(one, other) for one, other in zip(loose, before, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(bound, before, strict=True))
-    tight.step(1, bare, speakers, targets)
+    train_step(tight, batch)
     assert norm_of_gradients(loose) > 0.01
     assert norm_of_gradients(bound) == pytest.approx(1e-3, rel=0.01)
 
@@ -137,7 +139,7 @@ def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
     passes.clear()
     bare = FrozenActivations(resources.codec, batch.audio)
     for one in arms:
-        one.step(1, bare, speakers, drawn)
+        train_step(one, TrainingBatch(1, bare, speakers, drawn))
     of = {kind: {n: count for (what, n), count in passes.items() if what == kind} for kind, _ in passes}
     assert of["encoder"] == {rows: 1}  # the frozen encoder's work once for all arms
     assert of["quantiser"] == {rows: 1, all_rows: 1}  # bare for those after VQ; the adapter before VQ its own

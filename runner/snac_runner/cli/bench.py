@@ -16,11 +16,10 @@ def add_to(app: typer.Typer) -> None:
 
 def bench(
     base: Annotated[str, typer.Option(help="Codec: tiny, a folder, or a hub id.")] = "tiny",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement; the median counts.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement; the median is printed.")] = 7,
     strategies: Annotated[str, typer.Option(help="Arms, separated by commas; all adapters when empty.")] = "",
-    speaker_encoder: Annotated[str, typer.Option(help="Speaker encoder of conditioning and loss.")] = "ecapa_tiny",
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it likes.")] = 0,
-    scale: Annotated[int, typer.Option(min=0, help="Measure embedding banks up to this size, and nothing else.")] = 0,
+    speaker_encoder: Annotated[str, typer.Option(help="Speaker encoder for conditioning and losses.")] = "ecapa_tiny",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: torch's default.")] = 0,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -39,12 +38,6 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
-    if scale:
-        from scale import at_scale
-
-        for line in at_scale(scale, rounds):
-            print(line, flush=True)
-        return
     for line in measure.start_up() + measure.codec_against_upstream(base, rounds):
         print(line, flush=True)
     catalogue = catalogue_of(plugin, disable_plugin)

@@ -1,262 +1,29 @@
-"""What `train`, `ablate` and `quickstart` do, from their options to the report.
-
-`runner quickstart`, `train`, `ablate`, `report`."""
+"""`runner quickstart`, `train`, `ablate`, `report`: from options to settings, a study, and its report."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from snac_core.errors import UserError
-from snac_core.plugins import Catalogue
 from snac_runner.cli.console import Disable, Plugin, Stopped, catalogue_of, say, terminal
-from snac_runner.config import ArmSettings, StudySettings, compose, read_values, to_toml, with_overrides
-from snac_runner.console import Console
-from snac_runner.controls import run_controls, shuffled_arm
-from snac_runner.dry_run import describe_plan
-from snac_runner.legacy_config import is_original, translated
-from snac_runner.report.page import build, summary
-from snac_runner.resources import StudyResources
-from snac_runner.run_folder import result_status
-from snac_runner.study import check_study, choose_rates, run_arms, write_study
 
+if TYPE_CHECKING:
+    from snac_core.plugins import Catalogue
+    from snac_runner.config import ArmSettings
+    from snac_runner.console import Console
 
-def quick(out: Path, steps: int, seeds: int, plugins: Sequence[str] = (), disable: Sequence[str] = ()) -> None:
-    """Every adapter side by side on speech made here; the report at the end."""
-    from snac_runner.data.synth import synthesize
-
-    with terminal() as console:
-        catalogue = catalogue_of(plugins, disable, console)
-        speech = synthesize(
-            out / "speech", speakers=40, sentences=12,
-            progress=console.progress("speaking"),
-        )  # fmt: skip
-        values = {
-            "study": {
-                "name": "quickstart", "data": str(speech), "seeds": list(range(seeds)), "steps": steps,
-                "crop_seconds": 0.96, "test_pairs": 16, "dev_pairs": 6, "pair_seconds": 3.0,
-                "exclude_metrics": ["wer", "cer"],  # slow, and no use on these voices; phones are read instead
-                "shuffled_control": False,  # a control that costs as much as an arm
-                "plugins": list(plugins),
-            },
-            "arm": [{"strategies": [name]} for name in adapters(catalogue)],
-        }  # fmt: skip
-        _study(values, out / "study", catalogue, console)
-
-
-def train_one(
-    strategies: Sequence[str],
-    config: Path | None,
-    out: Path | None,
-    resume: Path | None,
-    options: dict[str, Any],
-    assignments: Sequence[str],
-    plugins: Sequence[str],
-    disable: Sequence[str],
-) -> None:
-    """One arm, one seed, one run folder."""
-    with terminal() as console:
-        if resume is not None:
-            if strategies or config or out or options or assignments:
-                raise UserError("--resume goes on with the run as it was configured; give no other settings with it")
-            study, arm = stored_run(resume)
-            out = resume
-        else:
-            values = _original(read_values(config), str(config), console) if config else {}
-            for name in strategies:
-                if "+" in name or "," in name:
-                    raise UserError(f"--strategy {name!r}: give --strategy once for each strategy of the arm")
-            if strategies:
-                values = {**values, "strategies": list(strategies)}
-            if not values.get("strategies"):
-                known = ", ".join(adapters(catalogue_of(plugins, disable, console)))
-                raise UserError(f"no strategy; give --strategy NAME, one of: {known}")
-            values = with_overrides({**values, **options}, assignments)
-            arm_keys = {key: value for key, value in values.items() if key not in StudySettings.model_fields}
-            shared = _located({k: v for k, v in values.items() if k in StudySettings.model_fields}, config)
-            study, arms, _ = compose(_with_plugins(shared, plugins), [arm_keys], str(config or "train"))
-            arm = arms[0]
-            if len(study.seeds) != 1:
-                raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
-        catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugins]), disable, console)
-        seed = study.seeds[0]
-        out = out or Path("runs") / study.name / arm.title / f"seed{seed}"
-        resources = StudyResources(study, catalogue, console=console)
-        _check_names([arm], catalogue)
-        try:
-            run_arms(study, [arm], {(arm.title, seed): out}, resources, console, controls=out)
-        except KeyboardInterrupt as stop:
-            begun = (out / "config.json").is_file()
-            again = f"go on with: runner train --resume {out}" if begun else "nothing was trained yet"
-            raise Stopped(f"{str(stop) or 'stopped'}; {again}") from None
-        run_controls(study, out, resources, console)
-        page = build(out)
-    say(summary(out))
-    say(f"run: {out}")
-    say(f"report: {page}")
-    _fail_if_failed([out])
-
-
-def ablate_study(
-    file: Path | None,
-    strategies: str,
-    out: Path | None,
-    dry_run: bool,
-    options: dict[str, Any],
-    assignments: Sequence[str],
-    plugins: Sequence[str],
-    disable: Sequence[str],
-) -> None:
-    """Arms x seeds, then the report."""
-    if (file is None) == (not strategies):
-        raise UserError("give a study file, or --strategies a,b,a+b (one of the two)")
-    with terminal() as console:
-        if file is not None:
-            values = read_values(file)
-            if is_original(values):
-                flat = _original(values, str(file), console)
-                values = {"study": flat, "arm": [{key: flat.pop(key) for key in ("strategies", "objectives")}]}
-            _check_tables(values, str(file))
-        else:
-            named = [[name.strip() for name in arm.split("+")] for arm in strategies.split(",")]
-            if not all(all(arm) for arm in named):
-                raise UserError(f"--strategies {strategies!r} has an empty name; expected a,b,a+b")
-            arms = [{"strategies": arm} for arm in named]
-            values = {"study": {"name": "ablation"}, "arm": arms}
-        shared = with_overrides({**values.get("study", {}), **options}, assignments)
-        values = {"study": _with_plugins(_located(shared, file), plugins), "arm": values.get("arm", [])}
-        catalogue = catalogue_of(values["study"].get("plugins", []), disable, console)
-        _study(values, out, catalogue, console, dry_run=dry_run, where=str(file or "ablate"))
-
-
-def adapters(catalogue: Catalogue) -> list[str]:
-    """Names of the strategies that edit the signal."""
-    return [
-        name
-        for name in catalogue.strategies
-        if any(hasattr(catalogue.strategies[name], hook) for hook in ("before_vq", "after_vq"))
-    ]
-
-
-def _study(
-    values: dict[str, Any],
-    out: Path | None,
-    catalogue: Catalogue,
-    console: Console,
-    *,
-    dry_run: bool = False,
-    where: str = "study",
-) -> None:
-    study, arms, rates = compose(values["study"], values["arm"], where)
-    if not arms:
-        raise UserError(f"{where} has no [[arm]]; expected at least one, with strategies = [...]")
-    _check_names(arms, catalogue)
-    out = out or Path("runs") / study.name
-    resources = StudyResources(study, catalogue, console=console)
-    if dry_run:
-        say(describe_plan(study, arms, rates, resources))
-        return
-    check_study(out, study, arms, rates, resources)
-    write_study(out, study, arms, resources, to_toml(values))
-    try:
-        if rates:
-            arms = choose_rates(study, arms, rates, out, resources, console)
-        folders = {(arm.title, seed): out / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
-        wrong = shuffled_arm(study, arms)
-        beside = {(arm.title, study.seeds[0]): out / "controls" / arm.title for arm in wrong}
-        run_arms(study, [*arms, *wrong], folders | beside, resources, console, controls=out)
-        run_controls(study, out, resources, console)
-    except KeyboardInterrupt as stop:
-        raise Stopped(f"{str(stop) or 'stopped'}; give the same command again to go on in {out}") from None
-    console.line("writing the report")
-    page = build(out)
-    say(summary(out))
-    say(f"report: {page}")
-    if all(result_status(folder) == "failed" for folder in folders.values()):
-        raise UserError(f"every run of the study failed; {page} says why")
-
-
-def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:
-    """The settings of the run at `folder`."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        study = StudySettings(**{**config["study"], "seeds": [config["seed"]]})
-        return study, ArmSettings(**config["arm"])
-    except FileNotFoundError:
-        raise UserError(
-            f"no run at {folder}: it has no config.json; expected a folder written by runner train"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no configuration of a run: {' '.join(str(error).split())[:200]}") from error
-
-
-def _check_tables(values: dict[str, Any], where: str) -> None:
-    """That a study file has a [study] and [[arm]]s, and nothing else."""
-    for key in values:
-        if key not in ("study", "arm"):
-            raise UserError(f"{where}: unknown key {key!r} outside of its tables; expected [study] and [[arm]]")
-    if not isinstance(values.get("study", {}), dict):
-        raise UserError(f"{where}: study = {values['study']!r}; expected a table, [study]")
-    arms = values.get("arm", [])
-    if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
-        raise UserError(f"{where}: arm is no list of tables; expected [[arm]], with two brackets, for every arm")
-
-
-def _original(values: dict[str, Any], where: str, console: Console) -> dict[str, Any]:
-    """Settings of an original phase 3, 4 or 6 file as those of today; others as they are."""
-    if not is_original(values):
-        return values
-    settings, remarks = translated(values, where)
-    for remark in remarks:
-        console.warning(remark)
-    return settings
-
-
-def _located(shared: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    """The data's place as an absolute path: relative to the working folder, else to the folder of the settings file."""
-    data = shared.get("data")
-    if not isinstance(data, str) or not data:
-        return shared
-    places = [Path(data), *([file.parent / data] if file else [])]
-    return {**shared, "data": str(next((p for p in places if p.exists()), places[0]).resolve())}
-
-
-def _with_plugins(shared: dict[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
-    given = shared.get("plugins", [])
-    if not isinstance(given, list) or not all(isinstance(file, str) for file in given):
-        raise UserError(f"plugins = {given!r}; expected a list of files: ['my_strategy.py']")
-    files = [*given, *plugins]
-    return {**shared, "plugins": files} if files else dict(shared)
-
-
-def _check_names(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:
-    """Name an unknown strategy or setting before anything is loaded."""
-    from snac_core.settings import validated
-
-    for arm in arms:
-        for name in arm.all_strategies:
-            validated(catalogue.strategies[name], arm.settings.get(name, {}))
-
-
-def _fail_if_failed(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        result = json.loads((folder / "result.json").read_text())
-        if result["status"] == "failed":
-            raise UserError(f"the run failed: {result['error']} (see {folder / 'training.log'})")
-
-
-Strategy = Annotated[list[str], typer.Option("--strategy", help="Strategy; give it again to add another.")]
+Strategy = Annotated[list[str], typer.Option("--strategy", help="Strategy of the arm; may be repeated.")]
 Strategies = Annotated[str, typer.Option(help="Arms, separated by commas; a+b is one arm with two strategies.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)]
 Data = Annotated[str | None, typer.Option(help="Folder of speech, or a manifest.", show_default=False)]
 Base = Annotated[str | None, typer.Option(help="Codec: tiny, a folder, or a hub id.", show_default=False)]
-Teacher = Annotated[str | None, typer.Option(help="Speaker encoder of conditioning and loss.", show_default=False)]
-Judge = Annotated[str | None, typer.Option(help="Speaker encoder of the scores.", show_default=False)]
+Encoder = Annotated[str | None, typer.Option(help="Speaker encoder for conditioning and losses.", show_default=False)]
+Judge = Annotated[str | None, typer.Option(help="Speaker encoder for evaluation.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, or cuda:N.", show_default=False)]
 SaveEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default=False)]
@@ -270,7 +37,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: runner quickstart")(quickstart)
     app.command(epilog="Example: runner train --strategy NAME --data speech/ (runner plugins lists the names)")(train)
     app.command(epilog="Example: runner ablate --strategies NAME1,NAME2,NAME1+NAME2 --data speech/ --seeds 2")(ablate)
-    app.command(epilog="Example: runner report runs/quickstart")(report)
+    app.command(epilog="Example: runner report runs/quickstart/study")(report)
 
 
 def quickstart(
@@ -280,9 +47,30 @@ def quickstart(
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Train every adapter that is installed side by side on synthetic speech, and write the comparative report."""
+    """Train every installed adapter side by side on synthetic speech, and write the comparative report."""
+    from snac_runner.config import compose, to_toml
+    from snac_runner.data.synth import synthesize
+    from snac_runner.resources import StudyResources
+    from snac_runner.study import run_study
 
-    quick(out, steps, seeds, plugin, disable_plugin)
+    with terminal() as console:
+        catalogue = catalogue_of(plugin, disable_plugin, console)
+        speech = synthesize(out / "speech", speakers=40, sentences=12, progress=console.progress("speech synthesis"))
+        values: dict[str, Any] = {
+            "study": {
+                "name": "quickstart", "data": str(speech), "seeds": list(range(seeds)), "steps": steps,
+                "crop_seconds": 0.96, "test_pairs": 16, "dev_pairs": 6, "pair_seconds": 3.0,
+                "exclude_metrics": ["wer", "cer"],  # slow and unreliable on these voices; phones are recognised instead
+                "shuffled_control": False,  # a control that takes as long as an arm
+                "plugins": list(plugin),
+            },
+            "arm": [{"strategies": [name]} for name in adapters(catalogue)],
+        }  # fmt: skip
+        study, arms, rates = compose(values["study"], values["arm"], "quickstart")
+        resources = StudyResources(study, catalogue, console=console)
+        with stopping(f"give the same command again to continue in {out / 'study'}"):
+            runs = run_study(out / "study", arms, rates, resources, to_toml(values))
+    print_report(out / "study", runs)
 
 
 def train(
@@ -291,22 +79,58 @@ def train(
     out: Out = None,
     data: Data = None,
     base: Base = None,
-    speaker_encoder: Teacher = None,
+    speaker_encoder: Encoder = None,
     judge: Judge = None,
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=False)] = None,
     device: Device = None,
     save_every: SaveEvery = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.", show_default=False)] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to resume.", show_default=False)] = None,
     set_: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Train one arm, judge it on test speakers, and write its run folder."""
+    """Train one arm with one seed, evaluate it on test speakers, and write its run folder."""
+    from snac_runner.config import StudySettings, compose, with_data, with_overrides, with_plugins
+    from snac_runner.controls import run_controls
+    from snac_runner.resources import StudyResources
+    from snac_runner.run_folder import stored_run
+    from snac_runner.study import run_arms
 
     options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, steps=steps, device=device,
                      save_every=save_every, seeds=None if seed is None else [seed])  # fmt: skip
-    train_one(strategy, config, out, resume, options, set_, plugin, disable_plugin)
+    with terminal() as console:
+        if resume is not None:
+            if strategy or config or out or options or set_:
+                raise UserError("--resume continues the run as it was configured; do not give other settings with it")
+            study, arm = stored_run(resume)
+            out = resume
+        else:
+            values = read_settings(config, console)[0] if config else {}
+            for name in strategy:
+                if "+" in name or "," in name:
+                    raise UserError(f"--strategy {name!r}: give --strategy once for each strategy of the arm")
+            if strategy:
+                values["strategies"] = strategy
+            if not values.get("strategies"):
+                known = ", ".join(adapters(catalogue_of(plugin, disable_plugin, console)))
+                raise UserError(f"no strategy; give --strategy NAME, one of: {known}")
+            values = with_overrides({**values, **options}, set_)
+            of_study = {key: value for key, value in values.items() if key in StudySettings.model_fields}
+            of_arm = {key: value for key, value in values.items() if key not in of_study}
+            of_study = with_plugins(with_data(of_study, config), plugin)
+            study, (arm,), _ = compose(of_study, [of_arm], str(config or "train"))
+            if len(study.seeds) != 1:
+                raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
+        catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugin]), disable_plugin, console)
+        check_strategies([arm], catalogue)
+        resources = StudyResources(study, catalogue, console=console)
+        out = out or Path("runs") / study.name / arm.title / f"seed{study.seeds[0]}"
+        with stopping(f"continue with: runner train --resume {out}", begun=out / "config.json"):
+            run_arms([arm], {(arm.title, study.seeds[0]): out}, resources, controls=out)
+            run_controls(out, resources)
+    say(f"run: {out}")
+    print_report(out, [out])
 
 
 def ablate(
@@ -316,32 +140,65 @@ def ablate(
     out: Out = None,
     data: Data = None,
     base: Base = None,
-    speaker_encoder: Teacher = None,
+    speaker_encoder: Encoder = None,
     judge: Judge = None,
     steps: Steps = None,
     device: Device = None,
     save_every: SaveEvery = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it costs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, then exit.")
+    ] = False,
     set_: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Train arms side by side for every seed, and write the comparative report. Goes on with what is unfinished."""
+    """Train arms side by side for every seed, and write the comparative report. Unfinished runs are resumed."""
+    from snac_runner.config import check_tables, compose, to_toml, with_data, with_overrides, with_plugins
+    from snac_runner.dry_run import describe_plan
+    from snac_runner.resources import StudyResources
+    from snac_runner.study import run_study
 
+    if (study is None) == (not strategies):
+        raise UserError("give a study file, or --strategies a,b,a+b (one of the two)")
     options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, steps=steps, device=device,
                      save_every=save_every, seeds=None if seeds is None else list(range(seeds)))  # fmt: skip
-    ablate_study(study, strategies, out, dry_run, options, set_, plugin, disable_plugin)
+    with terminal() as console:
+        if study is None:
+            named = [[name.strip() for name in arm.split("+")] for arm in strategies.split(",")]
+            if not all(all(arm) for arm in named):
+                raise UserError(f"--strategies {strategies!r} has an empty name; expected a,b,a+b")
+            values: dict[str, Any] = {"study": {"name": "ablation"}, "arm": [{"strategies": arm} for arm in named]}
+        else:
+            values, original = read_settings(study, console)
+            if original:  # the settings of one arm
+                values = {"study": values, "arm": [{k: values.pop(k) for k in ("strategies", "objectives")}]}
+            values = check_tables(values, str(study))
+        shared = with_overrides({**values["study"], **options}, set_)
+        values = {"study": with_plugins(with_data(shared, study), plugin), "arm": values["arm"]}
+        where = str(study or "ablate")
+        settings, arms, rates = compose(values["study"], values["arm"], where)
+        if not arms:
+            raise UserError(f"{where} has no [[arm]]; expected at least one, with strategies = [...]")
+        catalogue = catalogue_of(settings.plugins, disable_plugin, console)
+        check_strategies(arms, catalogue)
+        resources = StudyResources(settings, catalogue, console=console)
+        out = out or Path("runs") / settings.name
+        if dry_run:
+            say(describe_plan(arms, rates, resources))
+            return
+        with stopping(f"give the same command again to continue in {out}"):
+            runs = run_study(out, arms, rates, resources, to_toml(values))
+    print_report(out, runs)
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Study folder, or a run's; several make a leaderboard.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folder of a study or a run; several make a leaderboard.")],
     votes: Annotated[
-        list[Path], typer.Option(help="Votes that abx.html exported; may be repeated.", show_default=False)
+        list[Path], typer.Option(help="File of votes, exported by abx.html; may be repeated.", show_default=False)
     ] = [],  # noqa: B006
-    out: Annotated[Path, typer.Option(help="Folder of a leaderboard.")] = Path("leaderboard"),
+    out: Annotated[Path, typer.Option(help="Folder to write a leaderboard into.")] = Path("leaderboard"),
 ) -> None:
-    """Write report.html, .md, .json and tables from result files: of a study, or of several that can be compared."""
-    from snac_core.errors import UserError
+    """Write report.html, .md, .json and tables from the result files of a study, or of several comparable ones."""
     from snac_runner.report.page import add_votes, build, build_leaderboard, summary
 
     if len(folders) > 1:
@@ -355,6 +212,68 @@ def report(
     page = build(folders[0])
     print(summary(folders[0]))
     print(page)
+
+
+def adapters(catalogue: Catalogue) -> list[str]:
+    """Names of the strategies that edit the signal."""
+    return [
+        name
+        for name in catalogue.strategies
+        if any(hasattr(catalogue.strategies[name], hook) for hook in ("before_vq", "after_vq"))
+    ]
+
+
+def read_settings(file: Path, console: Console) -> tuple[dict[str, Any], bool]:
+    """Plain values of a settings file, and whether it is an original phase 3, 4 or 6 file, which is translated."""
+    from snac_runner.config import read_values
+    from snac_runner.legacy_config import is_original, translated
+
+    values = read_values(file)
+    if not is_original(values):
+        return values, False
+    settings, remarks = translated(values, str(file))
+    for remark in remarks:
+        console.warning(remark)
+    return settings, True
+
+
+def check_strategies(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:
+    """Raise UserError for an unknown strategy, or a wrong setting of one, before anything is loaded."""
+    from snac_core.settings import validated
+
+    for arm in arms:
+        for name in arm.all_strategies:
+            validated(catalogue.strategies[name], arm.settings.get(name, {}))
+
+
+@contextmanager
+def stopping(remedy: str, *, begun: Path | None = None) -> Iterator[None]:
+    """Turn Ctrl-C into `Stopped`, with the command that continues; `begun` exists once there is something to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if begun and not begun.is_file():
+            remedy = "nothing was trained yet"
+        raise Stopped(f"{str(stop) or 'stopped'}; {remedy}") from None
+
+
+def print_report(folder: Path, runs: Sequence[Path] = ()) -> None:
+    """Write the report of a study, or of a single run, and print its summary.
+
+    Raises:
+        UserError: if all of `runs` failed.
+    """
+    from snac_runner.report.page import build, summary
+    from snac_runner.run_folder import read_result
+
+    page = build(folder)
+    say(summary(folder))
+    say(f"report: {page}")
+    results = [read_result(run) for run in runs]
+    if results and all(result.get("status") == "failed" for result in results):
+        if len(runs) > 1:
+            raise UserError(f"every run of the study failed; {page} says why")
+        raise UserError(f"the run failed: {results[0]['error']} (see {runs[0] / 'training.log'})")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -18,9 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from snac_core.errors import UserError
-from snac_runner.config import SYSTEMS
-
-SCHEMA = 1
+from snac_runner.config import SCHEMA, SYSTEMS, check_schema, schema_problem
 
 
 class Measured(BaseModel):
@@ -200,9 +198,10 @@ def read_run(path: Path, arm: str, seed: int | None) -> Run:
     """Read one result.json; a broken one is a run with status "unreadable" that says why."""
     try:
         text = path.read_text(encoding="utf-8")
-        result = Result.model_validate(json.loads(text))
-        if result.schema_ != SCHEMA:
-            raise ValueError(f"schema {result.schema_}, this report reads schema {SCHEMA}")
+        stored = json.loads(text)
+        if isinstance(stored, dict) and (problem := schema_problem(stored)):
+            raise ValueError(problem)
+        result = Result.model_validate(stored)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -230,6 +229,8 @@ def read(folder: str | Path) -> Study:
         return _read_single(folder)
     notes: list[str] = []
     plan = _read_json(folder / "study.json", notes)
+    if plan:
+        check_schema(plan, folder / "study.json")
     found: dict[str, list[Run]] = {}
     for path in sorted(folder.glob("*/seed*/result.json")):
         seed = path.parent.name.removeprefix("seed")
