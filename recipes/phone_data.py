@@ -147,7 +147,7 @@ def say_all(
                 )
                 samples = torch.from_numpy(speaker.say(text).copy())
                 try:
-                    said = spans(speaker.begun)
+                    said = spans(speaker.phoneme_starts)
                 except UserError:  # it holds a foreign word
                     continue
                 wave = resample(samples[: said[-1][2]], speaker.sample_rate, SAMPLE_RATE)

@@ -18,7 +18,7 @@ from snac_core.errors import UserError
 from snac_core.files import write_bytes
 from snac_core.plugins import Catalogue, discover
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
-from snac_runner.data.audio import examine, load_audio
+from snac_runner.data.audio import check_audio, load_audio
 from snac_runner.embeddings import mean_embedding
 from snac_runner.evaluate.systems import NOISE_SEED
 from snac_runner.resources import device_named
@@ -117,7 +117,7 @@ class Converter:
             return None
         rate = self._encoder().sample_rate
         for path in paths:
-            if problem := examine(path).problem:
+            if problem := check_audio(path).problem:
                 raise UserError(f"target {path} {problem}")
         return self._embedding([load_audio(path, rate) for path in paths])
 

@@ -21,7 +21,7 @@ from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.data.crops import CropLoader, parallel_speech
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.pairs import PairList, conversion_pairs
-from snac_runner.data.references import PARTS, References
+from snac_runner.data.references import POSITIVES, References
 from snac_runner.embeddings import speaker_embeddings
 from snac_runner.evaluate.codes import SpeakerProbe
 from snac_runner.evaluate.conversions import Conversions
@@ -110,9 +110,11 @@ class StudyResources:
 
         names = references.speakers
         means = [embedded({name: of(name) for name in names}) for of in (references.conditioning, references.scoring)]
-        single = embedded({f"{name}/{i}": [part] for name in names for i, part in enumerate(references.parts(name))})
+        single = embedded(
+            {f"{name}/{i}": [part] for name in names for i, part in enumerate(references.positives(name))}
+        )
         conditioning, scoring = (torch.stack([mean[name] for name in names]) for mean in means)
-        parts = torch.stack([torch.stack([single[f"{name}/{i}"] for i in range(PARTS)]) for name in names])
+        parts = torch.stack([torch.stack([single[f"{name}/{i}"] for i in range(POSITIVES)]) for name in names])
         return SpeakerTable(tuple(names), conditioning, scoring, self.speaker_encoder.digest, parts)
 
     @property

@@ -12,7 +12,7 @@ import soundfile
 from tones import write_tone
 
 from snac_core.errors import UserError
-from snac_runner.data.audio import examine, load_audio
+from snac_runner.data.audio import check_audio, load_audio
 from snac_runner.data.open_corpus import open_corpus
 
 Speech = Callable[..., Path]
@@ -70,8 +70,8 @@ def test_stereo_and_other_rates_are_used_not_skipped(speech: Speech) -> None:
 def test_an_unreadable_file_is_skipped_with_the_reason(tmp_path: Path) -> None:
     folder = tmp_path / "is_a_folder.wav"
     folder.mkdir()
-    assert examine(folder).problem == "cannot be read: Is a directory"
-    assert examine(tmp_path / "gone.wav").problem == "cannot be read: No such file or directory"
+    assert check_audio(folder).problem == "cannot be read: Is a directory"
+    assert check_audio(tmp_path / "gone.wav").problem == "cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty", "no speakers", "one speaker", "nothing usable"])

@@ -16,7 +16,7 @@ import pytest
 from tones import write_tone
 
 from snac_core.errors import UserError
-from snac_runner.data.download import SOURCES, Archive, Source, fetch
+from snac_runner.data.download import PUBLIC_CORPORA, Archive, PublicCorpus, fetch
 from snac_runner.data.open_corpus import open_corpus
 
 
@@ -76,8 +76,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     folder = tmp_path / "server"
     folder.mkdir()
     site = Site(folder)
-    source = Source({"dev-clean": site.archive(packed(folder))}, ("dev-clean",), "LibriSpeech")
-    monkeypatch.setitem(SOURCES, "librispeech", source)
+    source = PublicCorpus({"dev-clean": site.archive(packed(folder))}, ("dev-clean",), "LibriSpeech")
+    monkeypatch.setitem(PUBLIC_CORPORA, "librispeech", source)
     yield site
     site.server.shutdown()
     site.server.server_close()
@@ -97,7 +97,7 @@ def test_a_corpus_is_downloaded_unpacked_and_opened(site: Site, tmp_path: Path) 
 
 def test_a_download_that_broke_off_goes_on_where_it_was(site: Site, tmp_path: Path) -> None:
     site.limit.append(1000)
-    with pytest.raises(UserError, match=r"broke off after 1000 of \d+ bytes; run it again to go on"):
+    with pytest.raises(UserError, match=r"broke off after 1000 of \d+ bytes; run it again to continue"):
         fetch("librispeech", tmp_path / "data")
     fetch("librispeech", tmp_path / "data", keep_archives=True)
     assert site.asked == ["", "bytes=1000-"]
@@ -123,7 +123,7 @@ def test_without_a_connection_it_says_what_to_do_and_takes_a_copy(site: Site, tm
     with pytest.raises(UserError, match="answers 404"):
         fetch("librispeech", tmp_path / "data")
     archive = Archive("http://127.0.0.1:9/dev-clean.tar.gz", hashlib.sha256(data).hexdigest())
-    SOURCES["librispeech"] = Source({"dev-clean": archive}, ("dev-clean",), "LibriSpeech")
+    PUBLIC_CORPORA["librispeech"] = PublicCorpus({"dev-clean": archive}, ("dev-clean",), "LibriSpeech")
     with pytest.raises(UserError, match=r"cannot download .*put dev-clean.tar.gz into"):
         fetch("librispeech", tmp_path / "data")
     (tmp_path / "data" / "dev-clean.tar.gz").write_bytes(data)
@@ -137,7 +137,7 @@ def test_a_zip_that_brings_no_folder_gets_one(site: Site, tmp_path: Path, monkey
             tone = write_tone(site.folder / "tones" / f"{speaker}.flac")
             pack.write(tone, f"wav48_silence_trimmed/{speaker}/{speaker}_001_mic1.flac")
     archive = site.archive(path, "VCTK-Corpus-0.92", path.as_uri())
-    monkeypatch.setitem(SOURCES, "vctk", Source({"0.92": archive}, ("0.92",), "VCTK-Corpus-0.92"))
+    monkeypatch.setitem(PUBLIC_CORPORA, "vctk", PublicCorpus({"0.92": archive}, ("0.92",), "VCTK-Corpus-0.92"))
     assert open_corpus(fetch("vctk", tmp_path / "data")).speakers("train") == ["p225", "p226"]
 
 
@@ -151,7 +151,7 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(
         if evil == "link":
             entry.type, entry.linkname = tarfile.SYMTYPE, "/etc"
         pack.addfile(entry, io.BytesIO(b""))
-    monkeypatch.setitem(SOURCES, "librispeech", Source({"x": site.archive(path)}, ("x",), "LibriSpeech"))
+    monkeypatch.setitem(PUBLIC_CORPORA, "librispeech", PublicCorpus({"x": site.archive(path)}, ("x",), "LibriSpeech"))
     with pytest.raises(UserError, match="is not unpacked"):
         fetch("librispeech", tmp_path / "data")
     assert not (tmp_path / "outside.txt").exists()
@@ -172,4 +172,4 @@ def test_the_checksums_are_those_of_torchaudio() -> None:
 
     for name, module in {"librispeech": librispeech, "libritts": libritts, "vctk": vctk}.items():
         theirs = {url.rsplit("/", 1)[1]: digest for url, digest in module._CHECKSUMS.items()}
-        assert {a.name: a.sha256 for a in SOURCES[name].parts.values()} == theirs
+        assert {a.name: a.sha256 for a in PUBLIC_CORPORA[name].parts.values()} == theirs

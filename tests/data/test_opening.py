@@ -103,7 +103,7 @@ def test_a_written_manifest_opens_as_the_same_corpus(speech: Speech, tmp_path: P
     assert after.digest == before.digest
     scan(root)
     assert open_corpus(root).digest == before.digest
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         scan(root)
 
 
@@ -164,7 +164,7 @@ def test_the_second_look_decodes_nothing(speech: Speech, monkeypatch: pytest.Mon
     seen: list[tuple[int, int]] = []
     first = open_corpus(root, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4, 4)
-    monkeypatch.setattr("snac_runner.data.audio.examine", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("snac_runner.data.audio.check_audio", lambda *_: pytest.fail("decoded again"))
     assert open_corpus(root).digest == first.digest
 
 

@@ -14,7 +14,7 @@ from snac_core.errors import UserError
 from snac_runner.data.corpus import Corpus, Segment, Utterance
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.pairs import PairList, conversion_pairs
-from snac_runner.data.references import PARTS, References
+from snac_runner.data.references import POSITIVES, References
 
 
 def made_up(counts: list[int], seconds: float = 3.0, texts: bool = False, sexes: str = "") -> Corpus:
@@ -60,8 +60,8 @@ def test_scoring_parts_overlap_neither_conditioning_nor_sources(counts: list[int
         assert not clash(scoring, source)
         assert not clash(scoring, [references.ceiling(speaker), references.ceiling(speaker, 0.3)])
         assert count < 3 or not clash(conditioning, source)
-        parts = references.parts(speaker)
-        assert len(parts) == PARTS
+        parts = references.positives(speaker)
+        assert len(parts) == POSITIVES
         assert all(any(_within(part, whole) for whole in scoring) for part in parts)
         for part in (*conditioning, *scoring, *source, *parts):
             assert part.start >= 0
@@ -162,7 +162,7 @@ def test_an_exported_list_comes_back_and_a_changed_one_is_refused(tmp_path: Path
     with pytest.raises(UserError, match="was changed after it was exported"):
         PairList.load(tmp_path / "changed.json")
     (tmp_path / "other.json").write_text('{"pairs": 3}')
-    with pytest.raises(UserError, match="is no list of pairs"):
+    with pytest.raises(UserError, match="is not a list of pairs"):
         PairList.load(tmp_path / "other.json")
     with pytest.raises(UserError, match="no list of pairs"):
         PairList.load(tmp_path / "none.json")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snac_core.errors import UserError
-from snac_runner.data.corpus import DEV_SHARE, LEAST, TEST_SHARE, check_disjoint, position, split_speakers
+from snac_runner.data.corpus import DEV_SHARE, MIN_SPEAKERS, TEST_SHARE, check_disjoint, hash_fraction, split_speakers
 
 names = st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=40)
 
@@ -20,9 +20,9 @@ def test_every_speaker_is_in_one_split_and_train_keeps_two(speakers: set[str], s
     chosen = split_speakers(speakers, seed=seed)
     counts = Counter(chosen.values())
     assert set(chosen) == speakers
-    assert counts["train"] >= LEAST
-    assert all(counts[s] == 0 or counts[s] >= LEAST for s in ("dev", "test"))
-    assert len(speakers) < 6 or min(counts["dev"], counts["test"]) >= LEAST
+    assert counts["train"] >= MIN_SPEAKERS
+    assert all(counts[s] == 0 or counts[s] >= MIN_SPEAKERS for s in ("dev", "test"))
+    assert len(speakers) < 6 or min(counts["dev"], counts["test"]) >= MIN_SPEAKERS
 
 
 @settings(deadline=None)
@@ -30,11 +30,11 @@ def test_every_speaker_is_in_one_split_and_train_keeps_two(speakers: set[str], s
 def test_a_new_speaker_moves_nobody_once_dev_and_test_are_filled_by_themselves(
     speakers: set[str], more: set[str], seed: int
 ) -> None:
-    places = [position(s, seed) for s in speakers]
+    places = [hash_fraction(s, seed) for s in speakers]
     full = (
-        sum(p < TEST_SHARE for p in places) >= LEAST
-        and sum(TEST_SHARE <= p < TEST_SHARE + DEV_SHARE for p in places) >= LEAST
-        and sum(p >= TEST_SHARE + DEV_SHARE for p in places) >= LEAST
+        sum(p < TEST_SHARE for p in places) >= MIN_SPEAKERS
+        and sum(TEST_SHARE <= p < TEST_SHARE + DEV_SHARE for p in places) >= MIN_SPEAKERS
+        and sum(p >= TEST_SHARE + DEV_SHARE for p in places) >= MIN_SPEAKERS
     )
     if full:
         before, after = split_speakers(speakers, seed=seed), split_speakers(speakers | more, seed=seed)

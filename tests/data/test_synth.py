@@ -16,7 +16,7 @@ from snac_runner.data.audio import load_audio
 from snac_runner.data.espeak import variants, voice
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.pairs import conversion_pairs
-from snac_runner.data.synth import FEWEST, HELD_OUT, MOST, SENTENCES, TRAIN, choose_voices, synthesize
+from snac_runner.data.synth import HELD_OUT, MAX_VOICES, MIN_VOICES, SENTENCES, TRAIN, choose_voices, synthesize
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_held_out_voices_are_never_in_train_and_no_voice_changes_sides() -> None
     assert not set(HELD_OUT) & set(TRAIN)
     for seed in range(3):
         home: dict[str, str] = {}
-        for speakers in range(FEWEST, MOST + 1):
+        for speakers in range(MIN_VOICES, MAX_VOICES + 1):
             for split, voices in choose_voices(speakers, seed).items():
                 assert set(voices) <= set(TRAIN if split == "train" else HELD_OUT)
                 assert all(home.setdefault(name, split) == split for name in voices)
@@ -115,7 +115,7 @@ def test_held_out_sentences_are_said_by_no_voice_of_train_and_by_all_others(tmp_
     assert set(said["dev"]) == set(said["test"])
     assert not set(said["train"]) & set(said["test"])
     assert all(set(counts.values()) == {len(corpus.speakers(split))} for split, counts in said.items())
-    assert "by no voice of train" in (tmp_path / "apart" / "README.md").read_text()
+    assert "different ones in train than in dev and test" in (tmp_path / "apart" / "README.md").read_text()
     with pytest.raises(UserError, match="made with other arguments"):
         synthesize(tmp_path / "apart", speakers=8, sentences=5)
 
@@ -147,13 +147,13 @@ def test_an_interrupted_synthesis_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"speakers": 7}, "7 synthetic speakers were asked for; 8 to 80 are possible"),
+        ({"speakers": 7}, "got 7 synthetic speakers; expected 8 to 80"),
         ({"speakers": 81}, "8 to 80"),
-        ({"sentences": 0}, "1 to 48 are built in"),
-        ({"sentences": ["a", " a"]}, "the same sentence is given twice"),
-        ({"sentences": []}, "no sentences"),
-        ({"sentences": 3, "held_out": 3}, "3 of 3 sentences were to be held out; expected 0 to 2"),
-        ({"speakers": 8, "sentences": ["..."]}, "made no speech of voice"),
+        ({"sentences": 0}, "expected 1 to 48"),
+        ({"sentences": ["a", " a"]}, "sentences contains a text twice"),
+        ({"sentences": []}, "sentences is empty"),
+        ({"sentences": 3, "held_out": 3}, "held_out is 3 of 3 sentences; expected 0 to 2"),
+        ({"speakers": 8, "sentences": ["..."]}, "synthesized no speech for"),
     ],
 )
 def test_what_cannot_be_spoken_is_an_error(tmp_path: Path, arguments: dict[str, Any], complaint: str) -> None:

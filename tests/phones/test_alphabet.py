@@ -49,7 +49,7 @@ def test_a_voice_says_the_phones_of_the_text_in_order_one_after_the_other(name: 
     text = SENTENCES[4]
     with voice(name) as speaker:
         samples = speaker.say(text)
-        said = spans(speaker.begun)
+        said = spans(speaker.phoneme_starts)
     assert tuple(phone for phone, _ in groupby(phone for phone, _, _ in said)) == phones_of(text)
     assert all(start <= end for _, start, end in said)
     assert all(before[2] <= after[1] for before, after in pairwise(said))
@@ -62,5 +62,7 @@ def test_a_faster_voice_says_the_same_in_less_time() -> None:
         for rate in (120, 240):
             speaker.adjust(rate=rate)
             lengths.append(len(speaker.say(SENTENCES[0])))
-            assert tuple(p for p, _ in groupby(p for p, _, _ in spans(speaker.begun))) == phones_of(SENTENCES[0])
+            assert tuple(p for p, _ in groupby(p for p, _, _ in spans(speaker.phoneme_starts))) == phones_of(
+                SENTENCES[0]
+            )
     assert lengths[1] < 0.65 * lengths[0]

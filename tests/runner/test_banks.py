@@ -19,17 +19,11 @@ from small_study import Bench, runner
 from snac_core.errors import UserError
 from snac_core.speakers.bank import open_bank
 from snac_core.speakers.encoder import load_speaker_encoder
+from snac_runner.bank_build import EncoderSpec, build_bank
 from snac_runner.data.audio import load_audio
 from snac_runner.data.open_corpus import open_corpus
-from snac_runner.data.references import References, whole_of
-from snac_runner.embeddings import (
-    EncoderSource,
-    bank_folder,
-    build_bank,
-    mean_embedding,
-    segment_embedding,
-    speaker_embeddings,
-)
+from snac_runner.data.references import References, whole_segment
+from snac_runner.embeddings import bank_folder, mean_embedding, segment_embedding, speaker_embeddings
 
 ENCODER = '''
 import os
@@ -87,8 +81,8 @@ def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def source(plugin: Path) -> EncoderSource:
-    return EncoderSource("slow", plugins=(str(plugin),))
+def source(plugin: Path) -> EncoderSpec:
+    return EncoderSpec("slow", plugins=(str(plugin),))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -122,7 +116,7 @@ def speech(tmp_path: Path) -> Path:
 
 def test_a_bank_holds_bit_for_bit_what_training_computes(bench: Bench, tmp_path: Path) -> None:
     corpus, encoder = open_corpus(bench.speech), load_speaker_encoder("ecapa_tiny")
-    bank = build_bank(corpus, tmp_path / "bank", EncoderSource("ecapa_tiny"), workers=1).bank
+    bank = build_bank(corpus, tmp_path / "bank", EncoderSpec("ecapa_tiny"), workers=1).bank
     resources = bench.resources(bench.study(speaker_encoder="ecapa_tiny"))
     vars(resources).pop("speaker_encoder")
     vars(resources).pop("table")
@@ -134,7 +128,7 @@ def test_a_bank_holds_bit_for_bit_what_training_computes(bench: Bench, tmp_path:
     assert torch.equal(table.reference, trained.reference)
     rows = {u: row for row, u in enumerate(bank.ids)}
     for utterance in corpus.split("train")[:5]:
-        wave = load_audio(utterance, encoder.sample_rate, seconds=whole_of(utterance).seconds)
+        wave = load_audio(utterance, encoder.sample_rate, seconds=whole_segment(utterance).seconds)
         row = torch.from_numpy(np.array(bank.embeddings[rows[utterance.id]]))
         assert torch.equal(row, mean_embedding(encoder, [wave]))
 
@@ -146,7 +140,7 @@ def test_the_number_of_threads_changes_no_bit(bench: Bench) -> None:
     for threads in (1, 3):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        embeddings.append(segment_embedding(encoder, utterance, whole_of(utterance)))
+        embeddings.append(segment_embedding(encoder, utterance, whole_segment(utterance)))
         assert torch.get_num_threads() == threads
         torch.set_num_threads(before)
     assert torch.equal(*embeddings)
@@ -247,7 +241,7 @@ def test_a_folder_with_another_encoders_bank_is_refused(speech: Path, plugin: Pa
     built = build_bank(open_corpus(speech), tmp_path / "bank", source(plugin), workers=1)
     before = files(built.bank.folder)
     with pytest.raises(UserError, match=r"is a bank of speaker encoder 'slow' .*expected 'ecapa_tiny'"):
-        build_bank(open_corpus(speech), tmp_path / "bank", EncoderSource("ecapa_tiny"), workers=1)
+        build_bank(open_corpus(speech), tmp_path / "bank", EncoderSpec("ecapa_tiny"), workers=1)
     assert files(built.bank.folder) == before
 
 
@@ -264,7 +258,7 @@ def test_an_encoder_that_gives_nan_names_the_file_and_keeps_what_is_done(
     speech: Path, plugin: Path, heard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROKEN", str(round(1.3 * 16000)))
-    with pytest.raises(UserError, match=r"'slow' gives NaN or infinite values for .*/c/0\.wav; leave the file out"):
+    with pytest.raises(UserError, match=r"'slow' returns NaN or infinite values for .*/c/0\.wav; exclude the file"):
         build_bank(open_corpus(speech), tmp_path / "bank", source(plugin), workers=1)
     assert not (tmp_path / "bank" / "bank.json").exists()
 
@@ -277,7 +271,7 @@ def test_the_command_builds_shows_and_refuses_what_is_stale(
     assert "make one with `runner index build`" in capsys.readouterr().err
     assert runner("index", "build", *options) == 0
     said = capsys.readouterr().out
-    assert "embedded: 18; there already: 0" in said, "14 utterances, and the halves of two single ones"
+    assert "embedded: 18; reused: 0" in said, "14 utterances, and the halves of two single ones"
     assert "14 utterances, 5 speakers, 4 dimensions by slow" in said
     assert "index: Flat" in said
     assert "recall@100 1.000, built in" in said
@@ -287,5 +281,5 @@ def test_the_command_builds_shows_and_refuses_what_is_stale(
     assert runner("index", "show", *options) == 2
     assert "is stale: it was made of other audio" in capsys.readouterr().err
     assert runner("index", "build", *options) == 0
-    assert "embedded: 1; there already: 14" in capsys.readouterr().out
+    assert "embedded: 1; reused: 14" in capsys.readouterr().out
     assert len(open_bank(tmp_path / "bank")) == 15

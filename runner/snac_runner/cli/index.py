@@ -1,4 +1,4 @@
-"""`runner index build / show`."""
+"""`runner index build` and `runner index show`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer(help="Embedding bank and FAISS index of a data folder.", no_ar
 
 Data = Annotated[Path, typer.Option(help="Folder of speech, or a manifest.")]
 Encoder = Annotated[str, typer.Option(help="Speaker encoder.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of the bank; in the cache folder when empty.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the bank. Default: in the cache folder.", show_default=False)]
 Weights = Annotated[Path | None, typer.Option(help="Weights of the encoder, instead of its own.", show_default=False)]
 
 
@@ -28,41 +28,38 @@ def build(
     encoder: Encoder = "ecapa_tiny",
     out: Out = None,
     weights: Weights = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0: one per core.")] = 0,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Embed every utterance and speaker, and index them; goes on where it was stopped, and embeds new files only."""
+    """Embed all utterances and speakers of a data folder, and index them.
+
+    An interrupted build continues where it stopped. A second build embeds only new files.
+    """
     from snac_core.errors import UserError
     from snac_core.speakers.index import build_index, open_index
+    from snac_runner.bank_build import EncoderSpec, build_bank
     from snac_runner.cli.console import Stopped, say, terminal
     from snac_runner.data.open_corpus import open_corpus
-    from snac_runner.embeddings import EncoderSource, bank_folder, build_bank
+    from snac_runner.embeddings import bank_folder
 
-    source = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin))
+    spec = EncoderSpec(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin))
     with terminal() as console:
-        corpus = open_corpus(
-            data,
-            warn=console.warning,
-            progress=console.progress("reading the audio files"),
-        )
-        folder = out or bank_folder(corpus, source.load())
+        corpus = open_corpus(data, warn=console.warning, progress=console.progress("reading the audio files"))
+        folder = out or bank_folder(corpus, spec.load())
+        progress = console.progress(f"{encoder} on {corpus.name}")
         try:
-            built = build_bank(
-                corpus, folder, source, workers=workers,
-                progress=console.progress(f"{encoder} on {corpus.name}"),
-            )  # fmt: skip
+            result = build_bank(corpus, folder, spec, workers=workers, progress=progress)
         except KeyboardInterrupt:
-            raise Stopped(f"stopped; the same command goes on from what stands in {folder}") from None
-        bank = built.bank
+            raise Stopped(f"interrupted; run the same command again to continue from {folder}") from None
         try:
-            index, taken = open_index(bank), ""
+            index, duration = open_index(result.bank), ""
         except UserError:
-            console.line(f"indexing {len(bank)} embeddings")
-            index, seconds = build_index(bank)
-            taken = f", built in {seconds:.1f} s"
-    say(f"embedded: {built.embedded}; there already: {built.reused}")
-    say(_described(bank, index) + taken)
+            console.line(f"indexing {len(result.bank)} embeddings")
+            index, seconds = build_index(result.bank)
+            duration = f", built in {seconds:.1f} s"
+    say(f"embedded: {result.embedded}; reused: {result.reused}")
+    say(_description(result.bank, index) + duration)
 
 
 @app.command(epilog="Example: runner index show --data speech/ --encoder ge2e")
@@ -74,26 +71,27 @@ def show(
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Check that a bank and its index are whole, of this encoder, and of the folder as it is now; and describe them."""
+    """Check that a bank and its index are complete and match the encoder and the data folder; and describe them."""
     from snac_core.speakers.bank import audio_digest, open_bank
     from snac_core.speakers.index import open_index
+    from snac_runner.bank_build import BankContents, EncoderSpec
     from snac_runner.cli.console import say, terminal
     from snac_runner.data.open_corpus import open_corpus
-    from snac_runner.embeddings import EncoderSource, Wanted, bank_folder
+    from snac_runner.embeddings import bank_folder
 
+    spec = EncoderSpec(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin))
     with terminal() as console:
         corpus = open_corpus(data, warn=console.warning)
-        loaded = EncoderSource(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin)).load()
-        wanted = Wanted.of(corpus)
-        bank = open_bank(
-            out or bank_folder(corpus, loaded), encoder=loaded, audio=audio_digest(wanted.keys, wanted.labels)
-        )
+        loaded = spec.load()
+        contents = BankContents.of(corpus)
+        audio = audio_digest(contents.keys, contents.labels)
+        bank = open_bank(out or bank_folder(corpus, loaded), encoder=loaded, audio=audio)
         bank.verify()
         index = open_index(bank)
-    say(_described(bank, index))
+    say(_description(bank, index))
 
 
-def _described(bank: Bank, index: SpeakerIndex) -> str:
+def _description(bank: Bank, index: SpeakerIndex) -> str:
     header = index.header
     return (
         f"bank: {bank.folder}\n"

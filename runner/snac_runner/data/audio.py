@@ -1,6 +1,4 @@
-"""Audio files to tensors: decoded, mixed to mono, resampled.
-
-What is in an audio file: how much usable speech, or why none. Decoded once; the answer is remembered on disk."""
+"""Audio files: read them as mono tensors at any sample rate, and check once which of them are usable."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from platformdirs import user_cache_dir
 from torch import Tensor
 from torchaudio.transforms import Resample
 
@@ -28,7 +28,7 @@ from snac_runner.data.corpus import Utterance
 def _resampler(source: int, target: int) -> Resample:
     """A windowed-sinc resampler with the parameters that torchaudio's documentation calls kaiser_best.
 
-    Images and aliases are more than 100 dB down; the passband ends at 0.948 of the lower Nyquist frequency.
+    Images and aliases are attenuated by more than 100 dB; the passband ends at 0.948 of the lower Nyquist frequency.
     """
     return Resample(
         source,
@@ -41,10 +41,9 @@ def _resampler(source: int, target: int) -> Resample:
 
 
 def resample(audio: Tensor, source: int, target: int) -> Tensor:
-    """Audio (..., T) at `source` Hz to (..., round(T * target / source)) at `target` Hz.
+    """Resample audio (..., T) from `source` Hz to (..., round(T * target / source)) at `target` Hz.
 
-    Runs on one thread: an utterance is too short to be worth sharing out, and so the samples do not depend on how many
-    threads there are.
+    Runs on one thread, so that the samples do not depend on the number of threads; an utterance is too short for more.
     """
     if source == target:
         return audio
@@ -65,19 +64,19 @@ def load_audio(
 
     Args:
         source: an utterance, or the path of a wav, flac, ogg, mp3 or opus file.
-        sample_rate: wanted, in Hz.
-        start: where to begin, in s from the utterance's (or the file's) beginning.
-        seconds: how much to read, in s; None: to the end. What lies past the end is not there: the result is shorter.
+        sample_rate: sample rate of the result, in Hz.
+        start: where to begin, in s from the start of the utterance (or the file).
+        seconds: how much to read, in s; None: to the end. The result is shorter if the audio ends earlier.
 
     Returns:
-        Tensor (1, T), float32; channels are averaged, the gain is untouched.
+        Tensor (1, T), float32; channels are averaged, the gain is not changed.
 
     Raises:
-        UserError: if the file is missing, cannot be decoded, or has nothing at that place.
+        UserError: if the file is missing, cannot be decoded, or has no audio at that position.
     """
     if isinstance(source, Utterance):
-        path, left = source.path, source.seconds - start
-        seconds = left if seconds is None else min(seconds, left)
+        remaining = source.seconds - start
+        path, seconds = source.path, remaining if seconds is None else min(seconds, remaining)
         start = source.start + start
     else:
         path = Path(source)
@@ -97,20 +96,22 @@ def load_audio(
     return resample(torch.from_numpy(samples.mean(axis=1)).unsqueeze(0), rate, sample_rate)
 
 
-MIN_SECONDS = 0.5  # the least usable length of an utterance, in s
-SILENCE_DB = -60.0  # dB re full scale: an utterance whose loudest 0.1 s is below has no speech in it
-_VERSION = 1  # of the rules below: a cache made by other rules is not read
+MIN_SECONDS = 0.5  # minimum usable length of an utterance, in s
+SILENCE_DB = -60.0  # dB re full scale: an utterance is silent if its loudest 0.1 s is below
+_CACHE_VERSION = 1  # of the checks below; results of other versions are ignored
+
+FileSegment = tuple[Path, float, float | None]  # file, start in s, length in s (None: to the end)
 
 
 @dataclass(frozen=True)
-class Content:
-    """What was heard in a stretch of a file.
+class AudioCheck:
+    """The result of checking a segment of a file.
 
     Attributes:
-        seconds: length of the stretch, in s.
+        seconds: length of the segment, in s.
         sample_rate: of the file, in Hz.
         digest: sha256 of the file's bytes.
-        problem: why it cannot be used; "" if it can.
+        problem: why the segment is unusable, as a predicate ("is silent: ..."); "" if it is usable.
     """
 
     seconds: float
@@ -119,41 +120,62 @@ class Content:
     problem: str = ""
 
 
-def examine(path: Path, start: float = 0.0, seconds: float | None = None) -> Content:
-    """Decode a file, or a stretch of it, and say what is there. Never raises for what a file holds."""
+def check_audio(path: Path, start: float = 0.0, seconds: float | None = None) -> AudioCheck:
+    """Decode a file, or `seconds` of it from `start` (in s), and check it. Never raises for the content of a file."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        return Content(0.0, 0, "", f"cannot be read: {error.strerror}")
+        return AudioCheck(0.0, 0, "", f"cannot be read: {error.strerror}")
     digest = hashlib.sha256(data).hexdigest()
     if not data:
-        return Content(0.0, 0, digest, "is empty (0 bytes)")
+        return AudioCheck(0.0, 0, digest, "is empty (0 bytes)")
     try:
         with soundfile.SoundFile(str(path)) as file:
-            rate, promised, kind = file.samplerate, file.frames, file.format
-            file.seek(min(round(start * rate), promised))
+            rate, total, container = file.samplerate, file.frames, file.format
+            file.seek(min(round(start * rate), total))
             samples = file.read(-1 if seconds is None else round(seconds * rate), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        return Content(0.0, 0, digest, f"cannot be decoded: {_said(error)}")
+        message = str(error.error_string).removeprefix("Error : ").rstrip(".")
+        return AudioCheck(0.0, 0, digest, f"cannot be decoded: {message}")
     if seconds is None:
-        problem = _cut_off(data, kind)
-        if not problem and start == 0.0 and 0 < len(samples) < promised:
-            problem = f"is cut off: {len(samples)} of {promised} samples can be decoded"
+        problem = _truncation(data, container)
+        if not problem and start == 0.0 and 0 < len(samples) < total:
+            problem = f"is cut off: {len(samples)} of {total} samples can be decoded"
     elif len(samples) < round(seconds * rate) - 1:
-        problem = f"ends at {promised / rate:.2f} s, before the stretch from {start:.2f} to {start + seconds:.2f} s"
+        problem = f"ends at {total / rate:.2f} s, before the stretch from {start:.2f} to {start + seconds:.2f} s"
     else:
         problem = ""
-    problem = problem or _unusable(samples, rate)
-    return Content(len(samples) / rate, rate, digest, problem)
+    return AudioCheck(len(samples) / rate, rate, digest, problem or _signal_problem(samples, rate))
 
 
-def _said(error: soundfile.LibsndfileError) -> str:
-    """libsndfile's words, without its preface and full stop."""
-    return str(error.error_string).removeprefix("Error : ").rstrip(".")
+def _truncation(data: bytes, container: str) -> str:
+    """Whether a file is shorter than its container says, which libsndfile does not report for wav and ogg.
+
+    wav: the size of the data chunk against the bytes that follow. ogg (vorbis, opus): the last page must have the
+    end-of-stream flag (RFC 3533, section 6).
+    """
+    if container in ("WAV", "WAVEX") and data[:4] == b"RIFF":
+        position = 12
+        while position + 8 <= len(data):
+            size = int.from_bytes(data[position + 4 : position + 8], "little")
+            if data[position : position + 4] == b"data":
+                present = len(data) - position - 8
+                streamed = size in (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written to a pipe: the length was not known
+                return (
+                    f"is cut off: {present} of {size} bytes of audio are there"
+                    if present < size and not streamed
+                    else ""
+                )
+            position += 8 + size + size % 2
+    if container == "OGG":
+        last = data.rfind(b"OggS")
+        if last < 0 or last + 5 >= len(data) or not data[last + 5] & 4:
+            return "is cut off: its last page does not end the stream"
+    return ""
 
 
-def _unusable(samples: np.ndarray, rate: int) -> str:
-    """Why samples (T, channels) at `rate` Hz are no utterance; "" if they are."""
+def _signal_problem(samples: np.ndarray, rate: int) -> str:
+    """Why samples (T, channels) at `rate` Hz are not a usable utterance; "" if they are."""
     if len(samples) < MIN_SECONDS * rate:
         return f"is too short: {len(samples)} samples, {len(samples) / rate:.3f} s; at least {MIN_SECONDS} s are needed"
     if not np.isfinite(samples).all():
@@ -161,84 +183,51 @@ def _unusable(samples: np.ndarray, rate: int) -> str:
     mono = samples.mean(axis=1, dtype=np.float64)
     block = max(1, rate // 10)
     blocks = mono[: len(mono) // block * block].reshape(-1, block)
-    loudest = float(blocks.std(axis=1).max())  # a constant offset is no sound
+    loudest = float(blocks.std(axis=1).max())  # standard deviation: a constant offset is not sound
     if loudest < 10 ** (SILENCE_DB / 20):
         return f"is silent: its loudest 0.1 s is below {SILENCE_DB:.0f} dB"
     return ""
 
 
-def _cut_off(data: bytes, kind: str) -> str:
-    """Whether a file ends before its own container says so; libsndfile says nothing of it for wav and ogg.
+def check_audio_files(
+    segments: Iterable[FileSegment], root: Path, progress: Callable[[int, int], None] | None = None
+) -> dict[FileSegment, AudioCheck]:
+    """Check many segments. Results are cached on disk; unchanged files (by size and time) are not decoded again.
 
-    wav: the length of the data chunk against what follows it. ogg (vorbis, opus): the last page must carry the
-    end-of-stream flag (RFC 3533, section 6).
+    Args:
+        segments: what to check.
+        root: the corpus that the files belong to; it determines the cache file.
+        progress: called with (done, total) after each file that is decoded.
     """
-    if kind in ("WAV", "WAVEX") and data[:4] == b"RIFF":
-        at = 12
-        while at + 8 <= len(data):
-            size = int.from_bytes(data[at + 4 : at + 8], "little")
-            if data[at : at + 4] == b"data":
-                there = len(data) - at - 8
-                streamed = size in (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written to a pipe: the length was not known
-                if there < size and not streamed:
-                    return f"is cut off: {there} of {size} bytes of audio are there"
-                return ""
-            at += 8 + size + size % 2
-    if kind == "OGG":
-        last = data.rfind(b"OggS")
-        if last < 0 or last + 5 >= len(data) or not data[last + 5] & 4:
-            return "is cut off: its last page does not end the stream"
-    return ""
+    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    cache_file = cache_folder() / f"scan-{name}.json"
+    cached = _read_cache(cache_file)
+    keys = {segment: _cache_key(segment) for segment in segments}
+    checks = {segment: cached[key] for segment, key in keys.items() if key in cached}
+    todo = [segment for segment in keys if segment not in checks]
+    # threads suffice: libsndfile, hashing and reading release the interpreter's lock
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(lambda segment: check_audio(*segment), todo)
+        for done, (segment, check) in enumerate(zip(todo, results, strict=True), 1):
+            checks[segment] = check
+            if progress:
+                progress(done, len(todo))
+    if todo:
+        _write_cache(cache_file, {keys[segment]: checks[segment] for segment in keys})
+    return {segment: checks[segment] for segment in keys}
 
 
 def cache_folder() -> Path:
-    """Where answers are remembered: SNAC_CACHE, else snac-conditioning in the user's cache folder."""
-    if os.environ.get("SNAC_CACHE"):
-        return Path(os.environ["SNAC_CACHE"])
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "snac-conditioning"
+    """The folder for cached results: the environment variable SNAC_CACHE, else snac-conditioning in the user's cache.
 
-
-Stretch = tuple[Path, float, float | None]  # file, start in s, length in s (None: to the end)
-
-
-def examine_all(
-    stretches: Iterable[Stretch], root: Path, progress: Callable[[int, int], None] | None = None
-) -> dict[Stretch, Content]:
-    """Examine many stretches; files whose size and time have not changed since the last call are not decoded again.
-
-    Args:
-        stretches: what to examine.
-        root: the corpus they belong to; it names the cache file.
-        progress: called with (done, of how many) after each file that had to be decoded.
+    The user's cache is $XDG_CACHE_HOME, else ~/.cache (Linux), ~/Library/Caches (macOS), or %LOCALAPPDATA% (Windows).
     """
-    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    place = cache_folder() / f"scan-{name}.json"
-    known = _read_cache(place)
-    answers: dict[Stretch, Content] = {}
-    keys: dict[Stretch, str] = {}
-    for stretch in stretches:
-        keys[stretch] = _key(stretch)
-        if keys[stretch] in known:
-            answers[stretch] = known[keys[stretch]]
-    fresh = [s for s in keys if s not in answers]
-    # libsndfile, hashing and reading all release the interpreter's lock
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, (stretch, content) in enumerate(zip(fresh, pool.map(lambda s: examine(*s), fresh), strict=True), 1):
-            answers[stretch] = content
-            if progress:
-                progress(done, len(fresh))
-    if fresh:
-        _write_cache(place, {keys[s]: answers[s] for s in keys})
-    return {s: answers[s] for s in keys}
+    return Path(os.environ.get("SNAC_CACHE") or user_cache_dir("snac-conditioning", appauthor=False, opinion=False))
 
 
-def _key(stretch: Stretch) -> str:
-    """What an answer holds for: this file in this state, and this stretch of it."""
-    path, start, seconds = stretch
+def _cache_key(segment: FileSegment) -> str:
+    """Identifies a segment of a file in its present state."""
+    path, start, seconds = segment
     try:
         state = path.stat()
     except OSError:
@@ -246,21 +235,19 @@ def _key(stretch: Stretch) -> str:
     return f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}|{start}|{seconds}"
 
 
-def _read_cache(place: Path) -> dict[str, Content]:
-    """The answers remembered at `place`; none if there are none to be had."""
+def _read_cache(path: Path) -> dict[str, AudioCheck]:
+    """The cached results; empty if there are none, or if the file is damaged."""
     try:
-        stored = json.loads(place.read_text())
-        if stored["version"] != _VERSION:
+        stored = json.loads(path.read_text())
+        if stored["version"] != _CACHE_VERSION:
             return {}
-        return {key: Content(**value) for key, value in stored["files"].items()}
+        return {key: AudioCheck(**value) for key, value in stored["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a cache only saves time: a damaged one is rebuilt
+        return {}
 
 
-def _write_cache(place: Path, answers: dict[str, Content]) -> None:
-    """Remember answers; where that is not possible the next call decodes again. What could not be read is not kept."""
-    keep = {key: asdict(content) for key, content in answers.items() if content.digest}
-    try:
-        write_text(place, json.dumps({"version": _VERSION, "files": keep}, separators=(",", ":")))
-    except OSError:
-        return
+def _write_cache(path: Path, checks: dict[str, AudioCheck]) -> None:
+    """Store results, without files that could not be read. A cache that cannot be written is ignored."""
+    files = {key: asdict(check) for key, check in checks.items() if check.digest}
+    with suppress(OSError):
+        write_text(path, json.dumps({"version": _CACHE_VERSION, "files": files}, separators=(",", ":")))

@@ -1,6 +1,4 @@
-"""Batches of random crops for training: a pure function of (seed, step), whatever was drawn before.
-
-Parallel speech: the same words from another speaker, where a corpus has them."""
+"""Training batches of random crops of speech: a batch is a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -17,29 +15,30 @@ from snac_core.seeding import generator
 from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus, Utterance
 
-_TRIES = 8  # draws of a crop before the loudest of them is taken
-_QUIET = 0.1  # of the utterance's RMS, i.e. -20 dB: a crop below holds a pause, not speech
+_MAX_DRAWS = 8  # of a crop's start, before the loudest of them is taken
+_PAUSE_LEVEL = 0.1  # re the RMS of the utterance (-20 dB): a crop below this level is a pause
 
 
-def draw_start(whole: Tensor, length: int, draw: torch.Generator) -> int:
-    """Where in audio (1, T) to cut `length` samples: the first draw that is not a pause, else the loudest of them."""
-    room = whole.shape[-1] - length
-    if room <= 0:
+def draw_start(audio: Tensor, length: int, draw: torch.Generator) -> int:
+    """Draw the start of a crop of `length` samples of audio (1, T): the first draw that is not a pause, else the
+    loudest of the draws."""
+    last = audio.shape[-1] - length
+    if last <= 0:
         return 0
-    enough = _QUIET * _level(whole)
+    threshold = _PAUSE_LEVEL * _rms(audio)
     best, loudest = 0, -1.0
-    for _ in range(_TRIES):
-        start = int(torch.randint(room + 1, (), generator=draw))
-        level = _level(whole[:, start : start + length])
-        if level >= enough:
+    for _ in range(_MAX_DRAWS):
+        start = int(torch.randint(last + 1, (), generator=draw))
+        level = _rms(audio[:, start : start + length])
+        if level >= threshold:
             return start
         if level > loudest:
             best, loudest = start, level
     return best
 
 
-def _level(audio: Tensor) -> float:
-    """RMS of audio (1, T), re full scale; by numpy, on one thread, which is faster for so little."""
+def _rms(audio: Tensor) -> float:
+    """RMS of audio (1, T), re full scale; numpy on one thread is faster than torch for arrays of this size."""
     return float(np.sqrt(np.square(audio.numpy()).mean()))
 
 
@@ -48,11 +47,11 @@ class Batch:
     """Crops of speech.
 
     Attributes:
-        audio: (B, 1, T), float32, at the loader's rate; a crop shorter than T is followed by zeros.
-        speakers: B names; all different where the split has B speakers.
+        audio: (B, 1, T), float32, at the loader's sample rate; a crop shorter than T is padded with zeros.
+        speakers: B names; all different if the split has at least B speakers.
         utterances: B utterance ids.
-        starts: B times, in s from the utterance's beginning.
-        lengths: B numbers of samples that are speech; the rest up to T is padding.
+        starts: B times, in s from the start of the utterance.
+        lengths: B lengths in samples, without padding.
     """
 
     audio: Tensor
@@ -65,18 +64,22 @@ class Batch:
 class CropLoader:
     """Random crops of a split. Speakers are drawn uniformly, a speaker's utterances in proportion to their length.
 
-    Decoded and resampled utterances are kept in memory up to `cache_bytes`, least recently used first out; what a batch
-    holds does not depend on it. An utterance is decoded as a whole, so hour-long files belong cut into utterances (or
-    into a manifest's stretches) first.
+    Decoded and resampled utterances are kept in a least-recently-used cache of `cache_bytes`, which does not affect the
+    batches. Utterances are decoded whole: cut hour-long files into utterances first (segments in a manifest suffice).
 
     Args:
-        corpus: where to draw from.
+        corpus: the speech to draw from.
         split: "train", "dev" or "test".
-        sample_rate: of the batches, in Hz: the codec's.
+        sample_rate: of the batches, in Hz (the codec's).
         crop_seconds: length of a crop, in s.
         batch_size: B.
         seed: of every draw, together with the step.
-        cache_bytes: most bytes of audio to keep; 2 GB are about 6 hours at 24 kHz.
+        cache_bytes: size of the cache; 2 GB hold about 6 hours at 24 kHz.
+
+    Attributes:
+        utterances: utterance id -> utterance, of the split.
+        utterances_of: speaker -> utterances.
+        steps_per_epoch: ceil(number of utterances / B).
 
     Raises:
         UserError: if the split is empty or a number is not positive.
@@ -103,23 +106,26 @@ class CropLoader:
         self.steps_per_epoch = -(-len(utterances) // batch_size)
         self.speakers = corpus.speakers(split)
         self.utterances = {u.id: u for u in utterances}
-        self.of = {speaker: [u for u in utterances if u.speaker == speaker] for speaker in self.speakers}
-        self._weights = {s: torch.tensor([u.seconds for u in us], dtype=torch.float64) for s, us in self.of.items()}
+        self.utterances_of = {s: [u for u in utterances if u.speaker == s] for s in self.speakers}
+        self._weights = {
+            s: torch.tensor([u.seconds for u in us], dtype=torch.float64) for s, us in self.utterances_of.items()
+        }
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._room = cache_bytes
+        self._free_bytes = cache_bytes
 
     def at(self, step: int) -> Batch:
-        """The batch of a step: equal for equal (seed, step), in every process and order of calls."""
+        """The batch of a step; the same for equal (seed, step) in every process and in every order of calls."""
         order = generator(self.seed, step, "crop speakers")
-        rows: list[int] = []
-        while len(rows) < self.batch_size:  # all speakers once before any comes again
-            rows += torch.randperm(len(self.speakers), generator=order).tolist()
-        speakers = [self.speakers[i] for i in rows[: self.batch_size]]
+        drawn: list[int] = []
+        while len(drawn) < self.batch_size:  # all speakers once before any speaker again
+            drawn += torch.randperm(len(self.speakers), generator=order).tolist()
+        speakers = [self.speakers[i] for i in drawn[: self.batch_size]]
         audio = torch.zeros(self.batch_size, 1, self.crop_samples)
         utterances, starts, lengths = [], [], []
         for row, speaker in enumerate(speakers):
             draw = generator(self.seed, step, "crops", row)
-            utterance = self.of[speaker][int(torch.multinomial(self._weights[speaker], 1, generator=draw))]
+            choice = int(torch.multinomial(self._weights[speaker], 1, generator=draw))
+            utterance = self.utterances_of[speaker][choice]
             whole = self.whole(utterance)
             start = draw_start(whole, self.crop_samples, draw)
             crop = whole[:, start : start + self.crop_samples]
@@ -130,50 +136,48 @@ class CropLoader:
         return Batch(audio, speakers, utterances, starts, lengths)
 
     def whole(self, utterance: Utterance) -> Tensor:
-        """An utterance (1, T) at the loader's rate, from memory where it is there."""
+        """A whole utterance (1, T) at the loader's sample rate, from the cache if it is there."""
         if utterance.id in self._cache:
             self._cache.move_to_end(utterance.id)
             return self._cache[utterance.id]
         audio = load_audio(utterance, self.sample_rate)
         self._cache[utterance.id] = audio
-        self._room -= audio.numel() * audio.element_size()
-        while self._room < 0 and self._cache:
+        self._free_bytes -= audio.numel() * audio.element_size()
+        while self._free_bytes < 0 and self._cache:
             _, oldest = self._cache.popitem(last=False)
-            self._room += oldest.numel() * oldest.element_size()
+            self._free_bytes += oldest.numel() * oldest.element_size()
         return audio
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether two speakers of the split say the same text."""
+        speaker_of: dict[str, str] = {}
+        return any(u.text and speaker_of.setdefault(u.text, u.speaker) != u.speaker for u in self.utterances.values())
 
 
 def parallel_speech(loader: CropLoader, step: int, targets: Sequence[str], items: int) -> tuple[Tensor, Tensor] | None:
-    """Whole utterances in which targets say what the first items of a step's batch are cut from.
+    """Whole utterances of target speakers with the same text as the first items of a batch.
 
     Args:
         loader: of the batches.
         step: which batch.
-        targets: N * items speakers, items fastest.
-        items: how many of the batch count.
+        targets: N * items speakers; the item changes fastest.
+        items: how many items of the batch to use.
 
     Returns:
-        audio (N * items, 1, T') padded with zeros, and lengths in samples (N * items,), 0 where a target never says it;
-        None where no two speakers of the split say the same.
+        audio (N * items, 1, T') padded with zeros, and lengths in samples (N * items,), 0 if the target does not
+        have the text; None if no two speakers of the split say the same text.
     """
-    if not _is_parallel(loader):
+    if not loader.is_parallel:
         return None
     texts = [loader.utterances[name].text for name in loader.at(step).utterances[:items]]
-    spoken = []
+    waves = []
     for number, speaker in enumerate(targets):
         text = texts[number % items]
-        same = next((u for u in loader.of[speaker] if text and u.text == text), None)
-        spoken.append(loader.whole(same)[0] if same else torch.zeros(0))
-    lengths = torch.tensor([len(wave) for wave in spoken])
-    audio = torch.zeros(len(spoken), 1, max(1, int(lengths.max())))
-    for row, wave in enumerate(spoken):
+        same = next((u for u in loader.utterances_of[speaker] if text and u.text == text), None)
+        waves.append(loader.whole(same)[0] if same else torch.zeros(0))
+    lengths = torch.tensor([len(wave) for wave in waves])
+    audio = torch.zeros(len(waves), 1, max(1, int(lengths.max())))
+    for row, wave in enumerate(waves):
         audio[row, 0, : len(wave)] = wave
     return audio, lengths
-
-
-def _is_parallel(loader: CropLoader) -> bool:
-    said: dict[str, str] = {}
-    return any(
-        utterance.text and said.setdefault(utterance.text, utterance.speaker) != utterance.speaker
-        for utterance in loader.utterances.values()
-    )

@@ -1,12 +1,9 @@
-"""What lies beside the audio in speech corpora: who is a woman or a man, and what is said.
+"""How speech corpora are stored: folder layouts, tables of speakers, transcripts, and manifests.
 
-Manifests: one JSON object a line, one line an utterance.
-
-`path` (relative to the manifest) and `speaker` are needed. `id`, `split`, `text`, `sex`, `start` and `seconds` (s) and
-`digest` (sha256 of the file) may be given. Either every line has a split or none.
-
-
-Where the audio files are and whose they are, for each layout of folders that speech corpora come in."""
+A manifest has one JSON object per line, one line per utterance. `path` (relative to the manifest) and `speaker` are
+required. `id`, `split`, `text`, `sex`, `start` and `seconds` (in s), `sample_rate` (in Hz) and `digest` (sha256 of the
+file) are optional. Either all lines have a split or none has.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +20,190 @@ from snac_core.errors import UserError, nearest
 from snac_core.files import write_text
 from snac_runner.data.corpus import SPLITS, Utterance
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+EXPECTED_LAYOUT = (
+    "expected <root>/<speaker>/**/*.wav (or flac, ogg, mp3, opus), the same below train/, dev/ and test/, "
+    "a LibriSpeech, LibriTTS or VCTK folder, or a manifest (.jsonl)"
+)
+MANIFEST_NAME = "manifest.jsonl"
+_LIBRISPEECH_SUBSET = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?$")
+_VCTK_AUDIO = ("wav48_silence_trimmed", "wav48")
+_ARCHIVE_FOLDERS = ("LibriSpeech", "LibriTTS", "LibriTTS_R", "VCTK-Corpus-0.92", "VCTK-Corpus")
+_SPEAKER_TABLES = ("speakers.tsv", "SPEAKERS.TXT", "speaker-info.txt")
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
-_TABLES = ("speakers.tsv", "SPEAKERS.TXT", "speaker-info.txt")
 
 
-def sexes_beside(folder: Path, root: Path) -> dict[str, str]:
-    """Speaker -> "F" or "M", from the first table found in `folder`, `root`, or the two folders above them.
+@dataclass(frozen=True)
+class Candidate:
+    """A file, or a segment of a file, that may become an utterance. The other fields are as in Utterance.
 
-    Read are speakers.tsv (columns speaker and sex, or LibriTTS's READER and GENDER), LibriSpeech's SPEAKERS.TXT
+    Attributes:
+        split: the split that the layout assigns; None if it assigns none.
+        seconds: in s; None: to the end of the file.
+        digest: the sha256 that the file must have; None if any is accepted.
+    """
+
+    id: str
+    path: Path
+    speaker: str
+    split: str | None = None
+    text: str | None = None
+    sex: str | None = None
+    start: float = 0.0
+    seconds: float | None = None
+    digest: str | None = None
+
+
+@dataclass
+class CorpusFiles:
+    """The files of a corpus.
+
+    Attributes:
+        candidates: what may become an utterance, sorted by path.
+        skipped: (path, reason) of each file or folder that does not fit the layout.
+        notes: facts that matter for reading results, one sentence each.
+    """
+
+    candidates: list[Candidate] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_files(root: Path) -> CorpusFiles:
+    """The files below `root`, read by the first layout that matches.
+
+    Raises:
+        UserError: if no speaker folder with audio files is there; the message says what was found instead.
+    """
+    for name in _ARCHIVE_FOLDERS:  # the top folder of an unpacked archive
+        if (root / name).is_dir():
+            root = root / name
+            break
+    folders = sorted(entry.name for entry in _entries(root) if entry.is_dir())
+    if any(_LIBRISPEECH_SUBSET.match(name) for name in folders):
+        files = _librispeech(root, folders)
+    elif any(name in folders for name in _VCTK_AUDIO):
+        files = _vctk(root, next(name for name in _VCTK_AUDIO if name in folders))
+    elif any(name in folders and any(e.is_dir() for e in _entries(root / name)) for name in SPLITS):
+        files = _split_folders(root, folders)
+    else:
+        files = CorpusFiles()
+        _add_speakers(files, root, root, None)
+    if not files.candidates:
+        loose = [path for path, _ in files.skipped if path.suffix.lower() in AUDIO_SUFFIXES]
+        got = f"{len(loose)} audio files outside any speaker folder" if loose else "no audio file"
+        raise UserError(f"{root} holds {got}; {EXPECTED_LAYOUT}")
+    return files
+
+
+def _add_speakers(files: CorpusFiles, folder: Path, root: Path, split: str | None) -> None:
+    """Each folder in `folder` is a speaker, with audio files at any depth."""
+    sexes = speaker_sexes(folder, root)
+    for entry in _entries(folder):
+        if entry.is_dir():
+            files.candidates += [
+                _candidate(path, root, entry.name, split, text, sexes.get(entry.name))
+                for path, text in _audio_below(entry)
+            ]
+        elif entry.suffix.lower() in AUDIO_SUFFIXES:
+            files.skipped.append((entry, "lies outside any speaker folder"))
+
+
+def _split_folders(root: Path, folders: list[str]) -> CorpusFiles:
+    """`<root>/train/<speaker>/**`, and the same below dev/ and test/."""
+    files = CorpusFiles()
+    for name in folders:
+        if name in SPLITS:
+            _add_speakers(files, root / name, root, name)
+        elif _has_audio(root / name):
+            files.skipped.append((root / name, "is not train, dev or test in a folder that is split into these"))
+    loose = [e for e in _entries(root) if e.suffix.lower() in AUDIO_SUFFIXES]
+    files.skipped += [(entry, "lies outside any speaker folder") for entry in loose]
+    return files
+
+
+def _librispeech(root: Path, folders: list[str]) -> CorpusFiles:
+    """`<root>/train-clean-100/<speaker>/<chapter>/*`: the subsets give the splits if a train subset is among them."""
+    files = CorpusFiles()
+    subsets = {name: match[1] for name in folders if (match := _LIBRISPEECH_SUBSET.match(name))}
+    official = "train" in subsets.values()
+    if not official:
+        files.notes.append("no official training part here: split by a hash of the speaker")
+    for name in folders:
+        if name in subsets:
+            _add_speakers(files, root / name, root, subsets[name] if official else None)
+        elif _has_audio(root / name):
+            files.skipped.append((root / name, "is not a part of LibriSpeech such as train-clean-100"))
+    return files
+
+
+def _vctk(root: Path, audio: str) -> CorpusFiles:
+    """`<root>/wav48*/<speaker>/<speaker>_<n>[_mic1].flac`, `txt/<speaker>/<speaker>_<n>.txt`, speaker-info.txt."""
+    files = CorpusFiles()
+    sexes = speaker_sexes(root / audio, root)
+    second_microphone = 0
+    for folder in (e for e in _entries(root / audio) if e.is_dir()):
+        paths = [path for path, _ in _audio_below(folder)]
+        stems = {path.stem for path in paths}
+        for path in paths:
+            stem = re.sub(r"_mic[12]$", "", path.stem)
+            if path.stem.endswith("_mic2") and f"{stem}_mic1" in stems:
+                second_microphone += 1
+                continue
+            transcript = root / "txt" / folder.name / f"{stem}.txt"
+            text = _read_text(transcript).strip() if transcript.is_file() else None
+            files.candidates.append(_candidate(path, root, folder.name, None, text or None, sexes.get(folder.name)))
+    if second_microphone:
+        files.notes.append(f"VCTK: {second_microphone} recordings by the second microphone are left out")
+    return files
+
+
+def _candidate(path: Path, root: Path, speaker: str, split: str | None, text: str | None, sex: str | None) -> Candidate:
+    return Candidate(path.relative_to(root).with_suffix("").as_posix(), path, speaker, split, text, sex)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted, without hidden names."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _has_audio(folder: Path) -> bool:
+    return next(_audio_below(folder), None) is not None
+
+
+def _audio_below(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Audio files at any depth, sorted, with their texts if known; a folder linked twice is entered once."""
+    entered: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
+        audio = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
+        if audio:
+            text_of = transcripts(Path(here), names)
+            for path in audio:
+                yield path, text_of(path.stem)
+
+
+def speaker_sexes(folder: Path, root: Path) -> dict[str, str]:
+    """Speaker -> "F" or "M", from the first table in `folder`, in `root`, or in the folder above either.
+
+    The tables are speakers.tsv (columns speaker and sex, or LibriTTS's READER and GENDER), LibriSpeech's SPEAKERS.TXT
     (`14 | F | train-clean-360 | ...`) and VCTK's speaker-info.txt (`p225  23  F  English ...`, also without the p).
     """
     for place in dict.fromkeys((folder, root, folder.parent, root.parent)):
-        for name in _TABLES:
+        for name in _SPEAKER_TABLES:
             if (place / name).is_file():
-                text = (place / name).read_text(encoding="utf-8", errors="replace")
-                return _from_tsv(text) if name == "speakers.tsv" else _from_lines(text)
+                text = _read_text(place / name)
+                return _sexes_of_tsv(text) if name == "speakers.tsv" else _sexes_of_lines(text)
     return {}
 
 
-def _from_tsv(text: str) -> dict[str, str]:
+def _sexes_of_tsv(text: str) -> dict[str, str]:
     sexes: dict[str, str] = {}
     for row in csv.DictReader(text.splitlines(), delimiter="\t"):
         cells = {str(key).strip().lower(): str(value).strip() for key, value in row.items() if key}
@@ -52,7 +214,7 @@ def _from_tsv(text: str) -> dict[str, str]:
     return sexes
 
 
-def _from_lines(text: str) -> dict[str, str]:
+def _sexes_of_lines(text: str) -> dict[str, str]:
     sexes: dict[str, str] = {}
     for line in text.splitlines():
         if line.startswith(";"):
@@ -62,21 +224,21 @@ def _from_lines(text: str) -> dict[str, str]:
         if sex:
             sexes[cells[0]] = sex
             if cells[0].isdigit():
-                sexes["p" + cells[0]] = sex  # VCTK 0.80 drops the letter of its folders
+                sexes["p" + cells[0]] = sex  # VCTK 0.80: the folders have the letter, the table does not
     return sexes
 
 
-def texts_beside(folder: Path, files: Iterable[str]) -> Callable[[str], str | None]:
-    """A function from an utterance's stem to its text, for the audio files in `folder`.
+def transcripts(folder: Path, names: Iterable[str]) -> Callable[[str], str | None]:
+    """A function from the stem of an audio file to its text, for a folder that contains files of these names.
 
-    Read are LibriSpeech's `*.trans.txt` (a line per utterance) and, beside each file, `<stem>.normalized.txt`
+    Texts are in LibriSpeech's `*.trans.txt` (a line per utterance) or, per audio file, in `<stem>.normalized.txt`
     (LibriTTS) or `<stem>.txt`.
     """
-    names = set(files)
+    names = set(names)
     lines: dict[str, str] = {}
     for name in sorted(names):
         if name.endswith(".trans.txt"):
-            for line in (folder / name).read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in _read_text(folder / name).splitlines():
                 stem, _, text = line.strip().partition(" ")
                 lines[stem] = text.strip()
 
@@ -85,14 +247,17 @@ def texts_beside(folder: Path, files: Iterable[str]) -> Callable[[str], str | No
             return lines[stem] or None
         for name in (f"{stem}.normalized.txt", f"{stem}.txt"):
             if name in names:
-                return (folder / name).read_text(encoding="utf-8", errors="replace").strip() or None
+                return _read_text(folder / name).strip() or None
         return None
 
     return text_of
 
 
-NAME = "manifest.jsonl"
-_KEYS: dict[str, type | tuple[type, ...]] = {
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+_MANIFEST_KEYS: dict[str, type | tuple[type, ...]] = {
     "path": str,
     "speaker": str,
     "id": str,
@@ -110,22 +275,22 @@ def read_manifest(path: Path) -> list[Candidate]:
     """The candidates of a manifest, in its order.
 
     Raises:
-        UserError: naming the line that is not as it should be.
+        UserError: naming the invalid line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8; a manifest has one JSON object a line") from None
+        raise UserError(f"{path} is not text in UTF-8; a manifest has one JSON object per line") from None
     candidates = [_manifest_candidate(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not candidates:
-        raise UserError(f"{path} is empty; a manifest has one JSON object a line, with path and speaker")
+        raise UserError(f"{path} is empty; a manifest has one JSON object per line, with path and speaker")
     without = [c for c in candidates if c.split is None]
     if without and len(without) < len(candidates):
         raise UserError(f"{path}: {without[0].id!r} has no split while others have; give every line one, or none")
     seen: set[str] = set()
     for candidate in candidates:
         if candidate.id in seen:
-            raise UserError(f"{path}: id {candidate.id!r} is there twice; ids must differ")
+            raise UserError(f"{path}: id {candidate.id!r} occurs twice; ids must differ")
         seen.add(candidate.id)
     return candidates
 
@@ -140,13 +305,14 @@ def _manifest_candidate(line: str, path: Path, number: int) -> Candidate:
         raise UserError(f'{where}: expected an object such as {{"path": "a.wav", "speaker": "ann"}}, got {line[:40]!r}')
     row = {key: value for key, value in row.items() if value is not None}
     for key, value in row.items():
-        if key not in _KEYS:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, _KEYS)}")
-        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
-            raise UserError(f"{where}: {key} is {value!r}; expected {'a number' if key in _NUMBERS else 'text'}")
+        if key not in _MANIFEST_KEYS:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, _MANIFEST_KEYS)}")
+        if not isinstance(value, _MANIFEST_KEYS[key]) or isinstance(value, bool):
+            expected = "text" if _MANIFEST_KEYS[key] is str else "a number"
+            raise UserError(f"{where}: {key} is {value!r}; expected {expected}")
     for key in ("path", "speaker"):
         if not row.get(key):
-            raise UserError(f"{where}: no {key!r}; path and speaker are needed")
+            raise UserError(f"{where}: no {key!r}; path and speaker are required")
     if row.get("split", "train") not in SPLITS:
         raise UserError(f"{where}: unknown split {row['split']!r}{nearest(row['split'], SPLITS)}")
     if row.get("sex", "F") not in ("F", "M"):
@@ -166,185 +332,23 @@ def _manifest_candidate(line: str, path: Path, number: int) -> Candidate:
     )
 
 
-_NUMBERS = ("start", "seconds", "sample_rate")
-
-
 def write_manifest(path: Path, splits: Mapping[str, Iterable[Utterance]]) -> None:
-    """Write utterances and their splits; paths are relative to the manifest."""
-    home = path.parent.absolute()
+    """Write the utterances of each split as a manifest, with paths relative to it."""
+    folder = path.parent.absolute()
     lines = []
     for split in SPLITS:
         for u in splits.get(split, ()):
-            row: dict[str, Any] = {
+            row = {
                 "id": u.id,
-                "path": Path(os.path.relpath(u.path.absolute(), home)).as_posix(),
+                "path": Path(os.path.relpath(u.path.absolute(), folder)).as_posix(),
                 "speaker": u.speaker,
                 "split": split,
-                "start": u.start,
+                "start": u.start or None,
                 "seconds": u.seconds,
                 "sample_rate": u.sample_rate,
                 "sex": u.sex,
                 "text": u.text,
                 "digest": u.digest,
             }
-            if not u.start:
-                del row["start"]
             lines.append(json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")
-
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-EXPECTED = (
-    "expected <root>/<speaker>/**/*.wav (or flac, ogg, mp3, opus), the same below train/, dev/ and test/, "
-    "a LibriSpeech, LibriTTS or VCTK folder, or a manifest (.jsonl)"
-)
-_SUBSET = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?$")
-_VCTK_AUDIO = ("wav48_silence_trimmed", "wav48")
-_UNPACKED = ("LibriSpeech", "LibriTTS", "LibriTTS_R", "VCTK-Corpus-0.92", "VCTK-Corpus")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A stretch of a file that may become an utterance; fields as in Utterance.
-
-    Attributes:
-        split: where the layout puts it; None: not said.
-        seconds: None: to the end of the file.
-        digest: sha256 that the file must have; None: not said.
-    """
-
-    id: str
-    path: Path
-    speaker: str
-    split: str | None = None
-    text: str | None = None
-    sex: str | None = None
-    start: float = 0.0
-    seconds: float | None = None
-    digest: str | None = None
-
-
-@dataclass
-class Found:
-    """What a layout yields: candidates sorted by path, what was left aside and why, and remarks."""
-
-    candidates: list[Candidate]
-    skipped: list[tuple[Path, str]]
-    notes: list[str]
-
-
-def find(root: Path) -> Found:
-    """The candidates below `root`, by the first layout that fits.
-
-    Raises:
-        UserError: if no speaker folder with audio files is there; it says what was found instead.
-    """
-    for name in _UNPACKED:  # the folder into which an archive was unpacked
-        if (root / name).is_dir():
-            root = root / name
-            break
-    folders = {entry.name for entry in _entries(root) if entry.is_dir()}
-    if any(_SUBSET.match(name) for name in folders):
-        found = _librispeech(root, sorted(folders))
-    elif any(name in folders for name in _VCTK_AUDIO):
-        found = _vctk(root, next(name for name in _VCTK_AUDIO if name in folders))
-    elif any(name in folders and any(e.is_dir() for e in _entries(root / name)) for name in SPLITS):
-        found = _pre_split(root, sorted(folders))
-    else:
-        found = Found(*_speakers(root, root, None), [])
-    if not found.candidates:
-        loose = [path for path, _ in found.skipped if path.suffix.lower() in SUFFIXES]
-        got = f"{len(loose)} audio files outside any speaker folder" if loose else "no audio file"
-        raise UserError(f"{root} holds {got}; {EXPECTED}")
-    return found
-
-
-def _speakers(folder: Path, root: Path, split: str | None) -> tuple[list[Candidate], list[tuple[Path, str]]]:
-    """Each folder in `folder` is a speaker, with audio files at any depth."""
-    candidates, skipped = [], []
-    sexes = sexes_beside(folder, root)
-    for entry in _entries(folder):
-        if entry.is_file():
-            if entry.suffix.lower() in SUFFIXES:
-                skipped.append((entry, "lies outside any speaker folder"))
-            continue
-        for path, text in _audio_below(entry):
-            candidates.append(_candidate(path, root, entry.name, split, text, sexes.get(entry.name)))
-    return candidates, skipped
-
-
-def _pre_split(root: Path, folders: list[str]) -> Found:
-    found = Found([], [], [])
-    for name in folders:
-        if name in SPLITS:
-            candidates, skipped = _speakers(root / name, root, name)
-            found.candidates += candidates
-            found.skipped += skipped
-        elif any(True for _ in _audio_below(root / name)):
-            found.skipped.append((root / name, "is not train, dev or test in a folder that is split into these"))
-    found.skipped += [(e, "lies outside any speaker folder") for e in _entries(root) if e.suffix.lower() in SUFFIXES]
-    return found
-
-
-def _librispeech(root: Path, folders: list[str]) -> Found:
-    """`<root>/train-clean-100/<speaker>/<chapter>/*`: the official parts are the splits, where train is among them."""
-    found = Found([], [], [])
-    subsets = {name: match[1] for name in folders if (match := _SUBSET.match(name))}
-    official = "train" in subsets.values()
-    if not official:
-        found.notes.append("no official training part here: split by a hash of the speaker")
-    for name in folders:
-        if name in subsets:
-            candidates, skipped = _speakers(root / name, root, subsets[name] if official else None)
-            found.candidates += candidates
-            found.skipped += skipped
-        elif any(True for _ in _audio_below(root / name)):
-            found.skipped.append((root / name, "is not a part of LibriSpeech such as train-clean-100"))
-    return found
-
-
-def _vctk(root: Path, audio: str) -> Found:
-    """`<root>/wav48*/<speaker>/<speaker>_<n>[_mic1].flac`, `txt/<speaker>/<speaker>_<n>.txt`, speaker-info.txt."""
-    sexes = sexes_beside(root / audio, root)
-    found = Found([], [], [])
-    doubled = 0
-    for folder in (e for e in _entries(root / audio) if e.is_dir()):
-        paths = [path for path, _ in _audio_below(folder)]
-        stems = {path.stem for path in paths}
-        for path in paths:
-            stem = re.sub(r"_mic[12]$", "", path.stem)
-            if path.stem.endswith("_mic2") and f"{stem}_mic1" in stems:
-                doubled += 1
-                continue
-            words = root / "txt" / folder.name / f"{stem}.txt"
-            text = words.read_text(encoding="utf-8", errors="replace").strip() if words.is_file() else None
-            found.candidates.append(_candidate(path, root, folder.name, None, text or None, sexes.get(folder.name)))
-    if doubled:
-        found.notes.append(f"VCTK: {doubled} recordings by the second microphone are left aside")
-    return found
-
-
-def _candidate(path: Path, root: Path, speaker: str, split: str | None, text: str | None, sex: str | None) -> Candidate:
-    return Candidate(path.relative_to(root).with_suffix("").as_posix(), path, speaker, split, text, sex)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without hidden names."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _audio_below(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Audio files at any depth, sorted, with their texts where known; a folder linked twice is entered once."""
-    entered: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        audio = sorted(n for n in files if not n.startswith(".") and os.path.splitext(n)[1].lower() in SUFFIXES)
-        if audio:
-            texts = texts_beside(Path(here), files)
-            for name in audio:
-                yield Path(here, name), texts(Path(name).stem)

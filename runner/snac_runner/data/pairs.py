@@ -1,6 +1,4 @@
-"""A list of conversions as a file: what to convert to whom, from which audio, and a hash over all of it.
-
-The conversions that every arm is judged on: fixed by (corpus, split, n, seed, seconds), hashed, exported."""
+"""The conversions that all arms are evaluated on: chosen by (corpus, split, n, seed, seconds), hashed, exported."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import random
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from snac_core.seeding import derive, generator
 from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus, Segment, digest_of
 from snac_runner.data.crops import draw_start
-from snac_runner.data.references import References, same_words
+from snac_runner.data.references import References, normalize_text
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,14 @@ class Pair:
     """One conversion.
 
     Attributes:
-        id: its name, which can be a file name: "0007-1688-to-367".
-        source: what is converted.
-        source_speaker: who speaks there.
-        target: whose voice is wanted; never the source's speaker.
-        same_sex: None where a sex is not known.
-        text: what the source says, where known.
-        parallel: the target's own utterance of the same words, where there is one that neither conditions nor scores.
+        id: unique, and valid as a file name: "0007-1688-to-367".
+        source: the segment to convert.
+        source_speaker: its speaker.
+        target: the target speaker; never the source speaker.
+        same_sex: None if either sex is not known.
+        text: the transcript of the source, if known.
+        parallel: an utterance of the target with the same words, used neither for conditioning nor for scoring; None if
+            there is none.
     """
 
     id: str
@@ -50,16 +48,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairList:
-    """Conversions that are the same for everything that is compared.
+    """The conversions of a study, the same for all systems that are compared.
 
     Attributes:
-        split: the split that the speakers are of.
+        split: the split of the speakers.
         seed: of the choice.
-        seconds: the longest source, in s.
+        seconds: maximum length of a source, in s.
         pairs: the conversions.
-        references: for each speaker who is a target or a source, "conditioning", "scoring" and "ceiling" segments.
-        audio: utterance id -> sha256 of the file, for every utterance named above.
-        files: utterance id -> (path below the corpus, start in s), for those who convert with another system.
+        references: speaker (target or source) -> role ("conditioning", "scoring", "ceiling") -> segments.
+        audio: utterance id -> sha256 of the file, for each utterance in pairs and references.
+        files: utterance id -> (path below the corpus, start in s), for use with external systems.
     """
 
     split: str
@@ -77,7 +75,7 @@ class PairList:
     def of(
         cls, corpus: Corpus, references: References, pairs: tuple[Pair, ...], *, seed: int, seconds: float
     ) -> PairList:
-        """The list of these pairs, with the references and the digests that belong to it."""
+        """The list of these pairs, with the references of their speakers and the digests of their audio."""
         speakers = sorted({p.target for p in pairs} | {p.source_speaker for p in pairs})
         roles = {
             speaker: {
@@ -87,9 +85,9 @@ class PairList:
             }
             for speaker in speakers
         }
-        named = {p.source.utterance for p in pairs} | {p.parallel.utterance for p in pairs if p.parallel}
-        named |= {s.utterance for role in roles.values() for segments in role.values() for s in segments}
-        utterances = [corpus.utterance(id) for id in sorted(named)]
+        ids = {p.source.utterance for p in pairs} | {p.parallel.utterance for p in pairs if p.parallel}
+        ids |= {s.utterance for role in roles.values() for segments in role.values() for s in segments}
+        utterances = [corpus.utterance(id) for id in sorted(ids)]
         return cls(
             split=references.split,
             seed=seed,
@@ -101,7 +99,7 @@ class PairList:
         )
 
     def _content(self) -> dict[str, Any]:
-        """All that decides a result: everything but where the files lie."""
+        """Everything that affects results, i.e. all fields except `files`."""
         return {
             "split": self.split,
             "seed": self.seed,
@@ -126,11 +124,11 @@ class PairList:
         """Read what `export` wrote.
 
         Raises:
-            UserError: if the file is not a list of pairs, or was changed after it was written.
+            UserError: if the file is not a list of pairs, or was changed after it was exported.
         """
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"no list of pairs {path}; a study writes its own as pairs.json")
+            raise UserError(f"no list of pairs {path}; a study exports its own as pairs.json")
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             pairs = cls(
@@ -147,13 +145,13 @@ class PairList:
             )
             digest = stored["digest"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no list of pairs as a study exports it ({error})") from None
+            raise UserError(f"{path} is not a list of pairs as a study exports it ({error})") from None
         if digest != pairs.digest:
             raise UserError(f"{path} was changed after it was exported: digest {pairs.digest[:12]}, not {digest[:12]}")
         return pairs
 
     def check(self, corpus: Corpus) -> None:
-        """Check that a corpus holds the very audio that the list was made from.
+        """Check that a corpus contains the audio that the list was made from.
 
         Raises:
             UserError: naming the first utterance that is missing or different.
@@ -168,8 +166,8 @@ def _pair(row: dict[str, Any]) -> Pair:
     return Pair(**{**row, "source": Segment(*row["source"]), "parallel": parallel})
 
 
-_LEAST = 1.5  # s: a whole utterance below is too short a source to be preferred for its text
-_ARRANGEMENTS = 64  # tried for the one that has same-sex and cross-sex pairs most nearly alike in number
+_MIN_WHOLE_SECONDS = 1.5  # a shorter whole utterance is not preferred as a source, even if its text is known
+_ARRANGEMENTS = 64  # random arrangements, of which the best balanced in same-sex and cross-sex pairs is taken
 
 
 def conversion_pairs(
@@ -181,23 +179,23 @@ def conversion_pairs(
     seconds: float = 4.0,
     references: References | None = None,
 ) -> PairList:
-    """`n` conversions between speakers of a split.
+    """Choose `n` conversions between speakers of a split.
 
-    Every speaker is source, and target, equally often to within one; no combination of two speakers comes twice before
-    all have come. Where sexes are known, same-sex and cross-sex pairs are about equal in number. A source is a part of
-    at most `seconds` from its speaker's source parts (see References): a whole utterance with a known text where there
-    are such, else a cut at random that is not a pause.
+    All speakers are sources equally often to within one, and likewise targets. No (source speaker, target) combination
+    is repeated before all others were used. If all sexes are known, same-sex and cross-sex pairs are about equally
+    frequent. A source is a segment of at most `seconds` of the speaker's source segments (see References): a whole
+    utterance with a known text if there is one, else a random crop that is not a pause.
 
     Args:
         corpus: the speech.
-        split: "dev" or "test" (or "train", to look at what was learned by heart).
+        split: "dev" or "test" (or "train", to measure memorization).
         n: how many pairs.
         seed: of the choice.
-        seconds: the longest source, in s.
-        references: the roles of the speakers' audio; None: References(corpus, split).
+        seconds: maximum length of a source, in s.
+        references: the roles of the speakers' utterances; None: References(corpus, split).
 
     Raises:
-        UserError: if the split has fewer than two speakers, or not as many different conversions.
+        UserError: if the split has fewer than two speakers, or fewer than `n` different conversions.
     """
     if n < 1 or seconds <= 0:
         raise UserError(f"{n} pairs of {seconds} s: both numbers must be above 0")
@@ -206,7 +204,7 @@ def conversion_pairs(
     if len(speakers) < 2:
         raise UserError(f"the {split} split of {corpus.root} has one speaker, {speakers[0]!r}; conversion needs two")
     sexes = {speaker: corpus.sex(speaker) for speaker in speakers}
-    sources = _Sources(corpus, references, seconds, seed)
+    sources = _SourceChooser(corpus, references, seconds, seed)
     pairs: list[Pair] = []
     for source, target in _balanced(speakers, sexes, n, seed):
         segment = sources.next(source, target)
@@ -233,34 +231,32 @@ def conversion_pairs(
 
 
 def _balanced(speakers: list[str], sexes: dict[str, str | None], n: int, seed: int) -> list[tuple[str, str]]:
-    """`n` (source, target), source != target.
-
-    The speakers stand in a circle; in a round, everybody is converted to the one `step` places further: each is source
-    once and target once. Rounds take the steps 1 .. S-1 in random order: S (S-1) different combinations, then again.
-    The last round may be a part of one.
-    """
-
-    def arranged(trial: int) -> list[tuple[str, str]]:
-        draw = random.Random(derive(seed, "pairs", trial))
-        circle = draw.sample(speakers, len(speakers))
-        steps = draw.sample(range(1, len(circle)), len(circle) - 1)
-        chosen: list[tuple[str, str]] = []
-        for turn in count():
-            step = steps[turn % len(steps)]
-            round_ = [(s, circle[(i + step) % len(circle)]) for i, s in enumerate(circle)]
-            chosen += draw.sample(round_, len(round_))
-            if len(chosen) >= n:
-                break
-        return chosen[:n]
-
+    """`n` (source, target) combinations, source != target: the arrangement with the best balance of sexes."""
     if None in sexes.values():
-        return arranged(0)
-    tries = [arranged(trial) for trial in range(_ARRANGEMENTS)]
-    return min(tries, key=lambda pairs: abs(2 * sum(sexes[s] == sexes[t] for s, t in pairs) - len(pairs)))
+        return _arrangement(speakers, n, random.Random(derive(seed, "pairs", 0)))
+    trials = [_arrangement(speakers, n, random.Random(derive(seed, "pairs", trial))) for trial in range(_ARRANGEMENTS)]
+    return min(trials, key=lambda pairs: abs(2 * sum(sexes[s] == sexes[t] for s, t in pairs) - len(pairs)))
 
 
-class _Sources:
-    """Deals out source segments: each speaker's in turn, none twice to the same target."""
+def _arrangement(speakers: list[str], n: int, draw: random.Random) -> list[tuple[str, str]]:
+    """`n` (source, target) combinations in rounds, in each of which every speaker is source once and target once.
+
+    The speakers are put in a circle in random order. In a round, each speaker is converted to the one `step` places
+    further. The steps 1 .. S-1 come in random order, which gives S (S-1) different combinations before they repeat. The
+    last round may be incomplete.
+    """
+    circle = draw.sample(speakers, len(speakers))
+    steps = draw.sample(range(1, len(circle)), len(circle) - 1)
+    chosen: list[tuple[str, str]] = []
+    while len(chosen) < n:
+        step = steps[len(chosen) // len(circle) % len(steps)]
+        round_ = [(s, circle[(i + step) % len(circle)]) for i, s in enumerate(circle)]
+        chosen += draw.sample(round_, len(round_))
+    return chosen[:n]
+
+
+class _SourceChooser:
+    """Chooses source segments: those of a speaker in turn, and never the same segment twice for the same target."""
 
     def __init__(self, corpus: Corpus, references: References, seconds: float, seed: int) -> None:
         self.corpus = corpus
@@ -271,8 +267,10 @@ class _Sources:
         self.parts: dict[str, list[Segment]] = {}
         for speaker in references.speakers:
             parts = references.source(speaker)
-            spoken = [p for p in parts if _LEAST <= p.seconds <= seconds and self.is_whole(p) and self._text(p)]
-            chosen = spoken or parts
+            with_text = [
+                p for p in parts if _MIN_WHOLE_SECONDS <= p.seconds <= seconds and self.is_whole(p) and self._text(p)
+            ]
+            chosen = with_text or parts
             first = derive(seed, "first source", speaker) % len(chosen)
             self.parts[speaker] = chosen[first:] + chosen[:first]
 
@@ -280,11 +278,11 @@ class _Sources:
         return self.corpus.utterance(part.utterance).text
 
     def is_whole(self, part: Segment) -> bool:
-        """Whether the part is all of its utterance, so that the utterance's text is the part's."""
+        """Whether the segment is a whole utterance, so that the utterance's text is also the segment's."""
         return part.start == 0 and part.seconds > self.corpus.utterance(part.utterance).seconds - 0.002
 
     def next(self, speaker: str, target: str) -> Segment | None:
-        """The speaker's next source for this target; None if there is no other."""
+        """The speaker's next source for this target; None if there is no unused one."""
         parts = self.parts[speaker]
         for _ in range(2 * len(parts) + 8):
             turn = self.turns[speaker]
@@ -296,7 +294,7 @@ class _Sources:
         return None
 
     def _cut(self, part: Segment, speaker: str, turn: int) -> Segment:
-        """At most `seconds` of a part, to a thousandth of a second."""
+        """A crop of at most `seconds` of a segment; its start is rounded down to 1 ms."""
         if part.seconds <= self.seconds:
             return part
         rate = self.corpus.utterance(part.utterance).sample_rate
@@ -307,10 +305,10 @@ class _Sources:
 
 
 def _parallel(corpus: Corpus, references: References, target: str, text: str) -> Segment | None:
-    """The target's own utterance of the same words, where it neither conditions nor scores."""
-    words = same_words(text)
-    taken = {s.utterance for s in (*references.conditioning(target), *references.scoring(target))}
+    """An utterance of the target with the same words that is used neither for conditioning nor for scoring."""
+    words = normalize_text(text)
+    used = {s.utterance for s in (*references.conditioning(target), *references.scoring(target))}
     for u in corpus.of_speaker(target):
-        if u.text and u.id not in taken and same_words(u.text) == words:
+        if u.text and u.id not in used and normalize_text(u.text) == words:
             return Segment(u.id, 0.0, int(u.seconds * 1000) / 1000)
     return None

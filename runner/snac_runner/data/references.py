@@ -1,4 +1,4 @@
-"""Which audio of a speaker conditions, which scores, and which is converted: parts that do not overlap."""
+"""The roles of a speaker's utterances: conditioning, scoring, or source of conversions, without overlap."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from math import floor
 from snac_core.errors import UserError
 from snac_runner.data.corpus import Corpus, Segment, Utterance
 
-PARTS = 4  # of a speaker's scoring audio that count as positives, each by itself
-SHORTEST = 2.5  # s of a part that is cut from an utterance
+POSITIVES = 4  # segments of a speaker's scoring audio that contrastive losses use as positives
+_MIN_PIECE_SECONDS = 2.5  # of a piece that is cut from an utterance
 
 
-def same_words(text: str) -> str:
-    """A text without case, punctuation and spacing: equal for utterances that say the same."""
+def normalize_text(text: str) -> str:
+    """A text in lower case, without punctuation and repeated spaces: equal for utterances of the same words."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 @dataclass(frozen=True)
-class Roles:
-    """The parts of one speaker's speech. `scoring` overlaps neither of the others; see References."""
+class _SpeakerSegments:
+    """The segments of one speaker by role. `scoring` overlaps neither of the others; see References."""
 
     conditioning: tuple[Segment, ...]
     scoring: tuple[Segment, ...]
@@ -29,15 +29,14 @@ class Roles:
 
 
 class References:
-    """Each speaker's utterances, dealt out to roles that must not mix.
+    """The utterances of each speaker, assigned to roles.
 
-    - *conditioning*: what the speaker's embedding is made of.
-    - *scoring*: what the mean embedding is made of that outputs are compared with.
-    - *source*: what is converted into other voices, and resynthesised as the ceiling when the speaker is the target.
+    - *conditioning*: the conditioning embedding of the speaker is computed from it.
+    - *scoring*: the reference embedding that outputs are compared with is computed from it.
+    - *source*: is converted to other voices, and resynthesized for the ceiling when the speaker is the target.
 
-    A score is a distance to the scoring parts, so they overlap neither of the others: not the conditioning (the
-    target's embedding would be part of the answer), not the source (with the own embedding, and in the ceiling, the
-    item would be compared with itself).
+    Scoring segments overlap neither of the other roles. Otherwise a score would compare an output with the audio that
+    conditioned it or, for the speaker's own embedding and the ceiling, with itself.
 
     | utterances | conditioning | scoring | source |
     |---|---|---|---|
@@ -45,20 +44,23 @@ class References:
     | 2 | the first | the second | the first |
     | n > 2 | half of what source leaves | the rest | n / 2, rounded down |
 
-    With one or two utterances the source lies within its own speaker's conditioning. Conversion is not touched by that
-    (a pair's target is another speaker); the own embedding is then made of the very item, and a note says so.
-    The order is by a hash of the text where there is one, else of the id: where all speakers say the same sentences, a
-    sentence has the same role for all of them, and the target's true version of a source conditions nothing.
+    With one or two utterances, the source is also conditioning audio of its own speaker. This does not affect
+    conversions (the target of a pair is another speaker), only scores with the speaker's own embedding; a note says so.
+    The order is by a hash of the text if it is known, else of the id. In a parallel corpus, a sentence therefore has
+    the same role for all speakers, and the target's recording of a source is not conditioning audio.
 
     Args:
         corpus: the speech.
         split: "train", "dev" or "test".
-        conditioning_seconds: most audio to condition on, in s (at least one utterance, or its beginning).
-        scoring_seconds: most audio to score with, in s (likewise).
+        conditioning_seconds: maximum conditioning audio per speaker, in s (at least one utterance, or its beginning).
+        scoring_seconds: maximum scoring audio per speaker, in s (likewise).
 
     Attributes:
         speakers: the split's speakers, sorted.
-        notes: what a reader of the scores should know, one sentence each.
+        notes: facts that matter for reading the scores, one sentence each.
+
+    Raises:
+        UserError: if the split does not exist or is empty, or a length is not positive.
     """
 
     def __init__(
@@ -72,90 +74,95 @@ class References:
         self.speakers = corpus.speakers(split)
         self.split = split
         utterances = {speaker: corpus.of_speaker(speaker) for speaker in self.speakers}
-        self._roles = {speaker: _deal(us, conditioning_seconds, scoring_seconds) for speaker, us in utterances.items()}
+        self._segments = {
+            speaker: _assign_roles(us, conditioning_seconds, scoring_seconds) for speaker, us in utterances.items()
+        }
         self.notes = _notes(utterances, split)
 
-    def _of(self, speaker: str) -> Roles:
-        if speaker not in self._roles:
+    def _of(self, speaker: str) -> _SpeakerSegments:
+        if speaker not in self._segments:
             raise UserError(f"speaker {speaker!r} is not in the {self.split} split")
-        return self._roles[speaker]
+        return self._segments[speaker]
 
     def conditioning(self, speaker: str) -> list[Segment]:
-        """What the speaker's embedding is made of."""
+        """The segments that the speaker's conditioning embedding is computed from."""
         return list(self._of(speaker).conditioning)
 
     def scoring(self, speaker: str) -> list[Segment]:
-        """What outputs in the speaker's voice are compared with."""
+        """The segments that outputs in the speaker's voice are compared with."""
         return list(self._of(speaker).scoring)
 
-    def parts(self, speaker: str) -> list[Segment]:
-        """`PARTS` single parts of what outputs are compared with: whole utterances, or pieces where there are few."""
+    def positives(self, speaker: str) -> list[Segment]:
+        """`POSITIVES` segments of the scoring audio: whole utterances, or pieces if there are few utterances."""
         scoring = self.scoring(speaker)
-        pieces = -(-PARTS // len(scoring))
-        cut = [piece for segment in scoring for piece in _pieces(segment, pieces)]
-        return [cut[i % len(cut)] for i in range(PARTS)]
+        count = -(-POSITIVES // len(scoring))
+        pieces = [piece for segment in scoring for piece in _pieces(segment, count)]
+        return [pieces[i % len(pieces)] for i in range(POSITIVES)]
 
     def source(self, speaker: str) -> list[Segment]:
-        """What of the speaker is converted into other voices."""
+        """The segments of the speaker that are converted to other voices."""
         return list(self._of(speaker).source)
 
     def ceiling(self, speaker: str, seconds: float | None = None) -> Segment:
-        """Another real part of the speaker's speech, which does not overlap the scoring parts.
+        """The speaker's longest source segment, which does not overlap the scoring segments.
 
         Args:
             speaker: the target.
-            seconds: the longest it may be, in s; None: as long as it is.
+            seconds: maximum length, in s; None: no maximum.
         """
         part = max(self._of(speaker).source, key=lambda s: s.seconds)
         return part if seconds is None else part._replace(seconds=min(part.seconds, seconds))
 
 
-def _deal(utterances: tuple[Utterance, ...], conditioning_seconds: float, scoring_seconds: float) -> Roles:
-    """Roles of one speaker's utterances."""
-    order = sorted(utterances, key=_place)
+def _assign_roles(
+    utterances: tuple[Utterance, ...], conditioning_seconds: float, scoring_seconds: float
+) -> _SpeakerSegments:
+    """The roles of one speaker's utterances."""
+    order = sorted(utterances, key=_hash_order)
     if len(order) == 1:
         only = order[0]
-        half = _whole_ms(only.seconds / 2)
-        first = (Segment(only.id, 0.0, half),)
-        second = (Segment(only.id, half, _whole_ms(only.seconds - half)),)
-        return Roles(_capped(first, conditioning_seconds), _capped(second, scoring_seconds), first)
-    whole = tuple(whole_of(u) for u in order)
+        half = _floor_ms(only.seconds / 2)
+        first: tuple[Segment, ...] = (Segment(only.id, 0.0, half),)
+        second: tuple[Segment, ...] = (Segment(only.id, half, _floor_ms(only.seconds - half)),)
+        return _SpeakerSegments(_capped(first, conditioning_seconds), _capped(second, scoring_seconds), first)
+    whole = tuple(whole_segment(u) for u in order)
     if len(order) == 2:
-        return Roles(_capped(whole[:1], conditioning_seconds), _capped(whole[1:], scoring_seconds), whole[:1])
-    sources = len(order) // 2
-    scores = sources + max(1, (len(order) - sources) // 2)
-    return Roles(
-        conditioning=_capped(whole[sources:scores], conditioning_seconds),
-        scoring=_capped(whole[scores:], scoring_seconds),
-        source=whole[:sources],
+        first, second = whole[:1], whole[1:]
+        return _SpeakerSegments(_capped(first, conditioning_seconds), _capped(second, scoring_seconds), first)
+    conditioning = len(order) // 2  # index of the first conditioning utterance
+    scoring = conditioning + max(1, (len(order) - conditioning) // 2)  # index of the first scoring utterance
+    return _SpeakerSegments(
+        conditioning=_capped(whole[conditioning:scoring], conditioning_seconds),
+        scoring=_capped(whole[scoring:], scoring_seconds),
+        source=whole[:conditioning],
     )
 
 
-def _place(utterance: Utterance) -> tuple[str, str]:
-    """Where an utterance comes in its speaker's order: by its words, so that a sentence has one role in all voices."""
-    words = same_words(utterance.text) if utterance.text else utterance.id
+def _hash_order(utterance: Utterance) -> tuple[str, str]:
+    """Sorts utterances by a hash of their words, so that a sentence has the same role for all speakers."""
+    words = normalize_text(utterance.text) if utterance.text else utterance.id
     return hashlib.sha256(words.encode()).hexdigest(), utterance.id
 
 
-def whole_of(utterance: Utterance) -> Segment:
-    """All of an utterance."""
-    return Segment(utterance.id, 0.0, _whole_ms(utterance.seconds))
+def whole_segment(utterance: Utterance) -> Segment:
+    """The segment that is a whole utterance."""
+    return Segment(utterance.id, 0.0, _floor_ms(utterance.seconds))
 
 
 def _pieces(segment: Segment, count: int) -> list[Segment]:
-    """At most `count` equal pieces of a segment, none below `SHORTEST`."""
-    count = max(1, min(count, int(segment.seconds / SHORTEST)))
-    length = _whole_ms(segment.seconds / count)
-    return [Segment(segment.utterance, _whole_ms(segment.start + i * length), length) for i in range(count)]
+    """At most `count` equal pieces of a segment, each of at least `_MIN_PIECE_SECONDS` unless there is only one."""
+    count = max(1, min(count, int(segment.seconds / _MIN_PIECE_SECONDS)))
+    length = _floor_ms(segment.seconds / count)
+    return [Segment(segment.utterance, _floor_ms(segment.start + i * length), length) for i in range(count)]
 
 
-def _whole_ms(seconds: float) -> float:
-    """Rounded down to a thousandth of a second: written the same everywhere, and never past the end."""
+def _floor_ms(seconds: float) -> float:
+    """Rounded down to 1 ms: exact in JSON, and never past the end of the audio."""
     return floor(seconds * 1000 + 1e-6) / 1000
 
 
 def _capped(parts: tuple[Segment, ...], seconds: float) -> tuple[Segment, ...]:
-    """The first of `parts` up to a total length; at least one, cut if it is longer than that by itself."""
+    """The first segments up to a total length (in s); at least one, which is cut if it alone is longer."""
     kept: list[Segment] = []
     total = 0.0
     for part in parts:
@@ -177,7 +184,7 @@ def _notes(utterances: dict[str, tuple[Utterance, ...]], split: str) -> tuple[st
         )
     if one + two:
         notes.append(
-            f"{split}: for {one + two} of {len(utterances)} speakers the converted source is also what their own "
-            "embedding is made of; this touches scores with the own embedding, not conversions"
+            f"{split}: for {one + two} of {len(utterances)} speakers the converted source is also conditioning "
+            "audio of their own embedding; this affects scores with their own embedding, not conversions"
         )
     return tuple(notes)

@@ -1,17 +1,14 @@
-"""The voice variants of espeak-ng that serve as speakers.
+"""Synthesize a parallel corpus with espeak-ng: synthetic speakers, known text, split by voice.
 
-The 104 variants of espeak-ng 1.52 each said three sentences, and the GE2E cosine between them was measured. Left out
-are the two that only whisper (no pitch), every one within 0.95 of a held-out voice (RicishayMax2 is RicishayMax3 at
-0.98), and the later of two within 0.97 of each other (steph2 and steph). No two held-out voices are nearer than 0.89.
-They are held out whatever is asked for: a model trained on synthetic speech has never heard them.
+The speakers are voice variants of espeak-ng 1.52. Three sentences were synthesized with each of its 104 variants, to
+measure the GE2E cosine similarity between them. Excluded are the two variants that only whisper (no pitch), all with a
+similarity of 0.95 or more to a held-out voice (RicishayMax2 to RicishayMax3: 0.98), and the later of two with 0.97 or
+more to each other (steph2 and steph). The similarity of two held-out voices is at most 0.89. `HELD_OUT` voices are only
+in dev and test, so that no model is trained on them.
 
-
-What the synthetic speakers say: 48 sentences, written for this project, that hold every phoneme of English.
-
-Each takes two and a half to four seconds to say, so that a whole sentence, with its text, fits into one conversion.
-
-
-A parallel corpus of synthetic speakers with known text, in a folder that is split by voice."""
+The sentences were written for this project and contain all phonemes of English. Each lasts two and a half to four
+seconds, so that a whole sentence with its text fits into one conversion.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +26,9 @@ import torch
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
 from snac_runner.data.audio import resample
-from snac_runner.data.corpus import Utterance, position
+from snac_runner.data.corpus import Utterance, hash_fraction
 from snac_runner.data.espeak import variants, voice
-from snac_runner.data.formats import NAME, write_manifest
+from snac_runner.data.formats import MANIFEST_NAME, write_manifest
 
 HELD_OUT = (
     "Alicia", "Diogo", "Gene", "Hugo", "Nguyen", "RicishayMax3", "adam", "announcer",
@@ -102,36 +99,37 @@ SENTENCES = (
 
 
 SAMPLE_RATE = 16000  # Hz
-FEWEST, MOST = 8, len(HELD_OUT) + 64
-_LEVEL = 0.06  # RMS of every utterance, re full scale: loudness shall not tell voices apart
-_PEAK = 0.95
-_MARGIN = 0.05  # s of quiet kept around the speech
-_RECIPE = 1  # of what is written for equal arguments
+MIN_VOICES, MAX_VOICES = 8, len(HELD_OUT) + 64
+_LEVEL = 0.06  # RMS of each utterance, re full scale: equal, so that loudness does not identify a voice
+_PEAK = 0.95  # maximum amplitude, re full scale
+_MARGIN = 0.05  # s of silence kept before and after the speech
+_VERSION = 1  # of the files that given arguments produce
 _README = """# {speakers} synthetic speakers
 
-Spoken by espeak-ng {rate} Hz, resampled to {target} Hz, 16 bit, RMS {level}. {count} sentences, {who}:
+Synthesized by espeak-ng at {rate} Hz, resampled to {target} Hz, 16 bit, RMS {level}. {count} sentences, {who}:
 a parallel corpus with known text. Split by voice: {train} train, {dev} dev, {test} test; the voices of dev and test are
-never in train, whatever the number of speakers. `{manifest}` names each file's voice, split, text and, where the
-voice's definition says it, sex. Made with speakers={speakers}, seed={seed}; equal arguments make equal files.
+never in train, for any number of speakers. `{manifest}` gives the voice, split and text of each file, and the sex if
+the voice's definition states it. Made with speakers={speakers}, seed={seed}; equal arguments produce equal files.
 """
 
 
 def choose_voices(speakers: int, seed: int = 0) -> dict[str, list[str]]:
-    """Split -> voices: half of the speakers held out, at most 16, a third of those (rounded up) for dev.
+    """Split -> voices: half of the speakers are held out (at most 16), and a third of those (rounded up) are dev.
 
     8 speakers are 4 train, 2 dev and 2 test; 24 are 12, 4 and 8; 80 are 64, 6 and 10. The seed decides which voices.
-    With more speakers no voice changes its split.
+    A larger number of speakers does not move a voice to another split.
 
     Raises:
-        UserError: if the number is not in 8 .. 80.
+        UserError: if the number of speakers is not from 8 to 80.
     """
-    if not FEWEST <= speakers <= MOST:
-        raise UserError(f"{speakers} synthetic speakers were asked for; {FEWEST} to {MOST} are possible")
-    held = min(len(HELD_OUT), speakers // 2)
-    dev = -(-held // 3)
-    apart = sorted(HELD_OUT, key=lambda name: position(name, seed))
-    train = sorted(TRAIN, key=lambda name: position(name, seed))
-    return {"train": train[: speakers - held], "dev": apart[:dev], "test": apart[len(apart) - (held - dev) :]}
+    if not MIN_VOICES <= speakers <= MAX_VOICES:
+        raise UserError(f"got {speakers} synthetic speakers; expected {MIN_VOICES} to {MAX_VOICES}")
+    held_out = min(len(HELD_OUT), speakers // 2)
+    dev = -(-held_out // 3)
+    test = held_out - dev
+    evaluation = sorted(HELD_OUT, key=lambda name: hash_fraction(name, seed))
+    train = sorted(TRAIN, key=lambda name: hash_fraction(name, seed))
+    return {"train": train[: speakers - held_out], "dev": evaluation[:dev], "test": evaluation[-test:]}
 
 
 def synthesize(
@@ -143,57 +141,58 @@ def synthesize(
     held_out: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Speak a corpus into `root`: `<split>/<voice>/<voice>_<number>.flac`, manifest, README; whole or not at all.
+    """Synthesize a corpus in `root`: `<split>/<voice>/<voice>_<number>.flac`, a manifest and a README.
+
+    The folder appears when the corpus is complete.
 
     Args:
-        root: a folder that is not there yet, or empty, or that these very arguments made (then nothing is done).
-        speakers: how many, 8 to 80; see choose_voices.
+        root: a folder that does not exist or is empty. If equal arguments made it already, nothing is done.
+        speakers: number of voices, 8 to 80; see choose_voices.
         sentences: how many of the 48 built-in sentences (the seed decides which), or the texts themselves.
         seed: of the choice of voices and sentences.
-        held_out: how many of the sentences, the last ones, the voices of dev and test say, and nobody else; those of
-            train say the others. 0: all say all, and what learns from parallel speech has heard the words of the test.
-        progress: called with (voices done, of how many).
+        held_out: number of sentences (the last ones) for dev and test only; train has the others. With 0, all voices
+            say all sentences, and objectives that learn from parallel speech are trained on the texts of the test.
+        progress: called with (voices done, voices in all).
 
     Returns:
-        `root`, to be opened with open_corpus.
+        `root`, for open_corpus.
 
     Raises:
-        UserError: if espeakng-loader is missing, a number is out of range, a text cannot be spoken, or `root` holds
-            something else.
+        UserError: if espeakng-loader is missing, a number is out of range, a text cannot be synthesized, or `root`
+            contains other files.
     """
     root = Path(root)
     texts = _texts(sentences, seed)
     if not 0 <= held_out < len(texts):
-        raise UserError(f"{held_out} of {len(texts)} sentences were to be held out; expected 0 to {len(texts) - 1}")
-    apart = texts[-held_out:] if held_out else texts
-    said = {"train": texts[: len(texts) - held_out], "dev": apart, "test": apart}
-    chosen = choose_voices(speakers, seed)
-    made_with: dict[str, object] = {"recipe": _RECIPE, "voices": chosen, "texts": texts, "seed": seed}
+        raise UserError(f"held_out is {held_out} of {len(texts)} sentences; expected 0 to {len(texts) - 1}")
+    evaluation_texts = texts[-held_out:] if held_out else texts
+    texts_of = {"train": texts[: len(texts) - held_out], "dev": evaluation_texts, "test": evaluation_texts}
+    voices = choose_voices(speakers, seed)
+    settings: dict[str, object] = {"recipe": _VERSION, "voices": voices, "texts": texts, "seed": seed}
     if held_out:
-        made_with["held_out"] = held_out
-    if _is_made(root, made_with):
+        settings["held_out"] = held_out
+    if _is_complete(root, settings):
         return root
     sexes = variants()
     root.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
-        splits: dict[str, list[Utterance]] = {split: [] for split in chosen}
+        splits: dict[str, list[Utterance]] = {split: [] for split in voices}
         done = 0
-        for split, names in chosen.items():
+        for split, names in voices.items():
             for name in names:
-                folder, spoken = working / split / name.replace(" ", "_"), said[split]
-                splits[split] += _speak(folder, name, split, spoken, seed, sexes[name])
+                splits[split] += _synthesize_voice(working / split, name, texts_of[split], seed, sexes[name])
                 done += 1
                 if progress:
                     progress(done, speakers)
-        write_manifest(working / NAME, {split: sorted(us, key=lambda u: u.id) for split, us in splits.items()})
-        counts = {split: len(names) for split, names in chosen.items()}
-        about = _README.format(
-            speakers=speakers, rate=22050, target=SAMPLE_RATE, level=_LEVEL, count=len(texts), manifest=NAME, seed=seed,
-            who="those of dev and test by no voice of train" if held_out else "the same by all voices", **counts,
+        write_manifest(working / MANIFEST_NAME, {s: sorted(us, key=lambda u: u.id) for s, us in splits.items()})
+        readme = _README.format(
+            speakers=speakers, rate=22050, target=SAMPLE_RATE, level=_LEVEL, count=len(texts), manifest=MANIFEST_NAME,
+            seed=seed, who="different ones in train than in dev and test" if held_out else "the same for all voices",
+            **{split: len(names) for split, names in voices.items()},
         )  # fmt: skip
-        write_text(working / "README.md", about)
-        write_json(working / "synth.json", made_with)
+        write_text(working / "README.md", readme)
+        write_json(working / "synth.json", settings)
         working.chmod(0o755)
         if root.is_dir():
             root.rmdir()  # it is empty
@@ -207,28 +206,28 @@ def synthesize(
 def _texts(sentences: int | Sequence[str], seed: int) -> list[str]:
     if isinstance(sentences, int):
         if not 1 <= sentences <= len(SENTENCES):
-            raise UserError(f"{sentences} sentences were asked for; 1 to {len(SENTENCES)} are built in")
-        return sorted(SENTENCES, key=lambda text: position(text, seed))[:sentences]
+            raise UserError(f"got {sentences} sentences; expected 1 to {len(SENTENCES)}")
+        return sorted(SENTENCES, key=lambda text: hash_fraction(text, seed))[:sentences]
     texts = [text.strip() for text in sentences]
     if not texts or not all(texts):
-        raise UserError("no sentences, or an empty one, to speak")
+        raise UserError("sentences is empty or contains an empty text; expected one text or more")
     if len(set(texts)) < len(texts):
-        raise UserError("the same sentence is given twice")
+        raise UserError("sentences contains a text twice; expected different texts")
     return texts
 
 
-def _is_made(root: Path, made_with: dict[str, object]) -> bool:
-    """Whether `root` is what these arguments make.
+def _is_complete(root: Path, settings: dict[str, object]) -> bool:
+    """Whether `root` contains the corpus with these settings already.
 
     Raises:
-        UserError: if it is something else.
+        UserError: if it contains something else.
     """
     if not root.exists():
         return False
     if not root.is_dir():
         raise UserError(f"{root} is a file; expected a new folder for the synthetic speakers")
     try:
-        if json.loads((root / "synth.json").read_text()) == made_with and (root / NAME).is_file():
+        if json.loads((root / "synth.json").read_text()) == settings and (root / MANIFEST_NAME).is_file():
             return True
     except (OSError, ValueError):
         pass
@@ -237,18 +236,19 @@ def _is_made(root: Path, made_with: dict[str, object]) -> bool:
     return False
 
 
-def _speak(folder: Path, name: str, split: str, texts: list[str], seed: int, sex: str | None) -> list[Utterance]:
-    """All texts in one voice, as files in `folder`."""
+def _synthesize_voice(parent: Path, name: str, texts: list[str], seed: int, sex: str | None) -> list[Utterance]:
+    """Synthesize texts with one voice, as files of a folder in `parent`, the folder of the split."""
+    folder = parent / name.replace(" ", "_")
     folder.mkdir(parents=True)
-    spoken = []
+    utterances = []
     with voice(name, seed) as speaker:
         for number, text in enumerate(texts):
-            samples = _finished(speaker.say(text), speaker.sample_rate, f"voice {name!r}, {text!r}")
+            samples = _trim_and_normalize(speaker.say(text), speaker.sample_rate, f"{text!r} with voice {name!r}")
             path = folder / f"{folder.name}_{number:02d}.flac"
             soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
-            spoken.append(
+            utterances.append(
                 Utterance(
-                    id=f"{split}/{folder.name}/{path.stem}",
+                    id=f"{parent.name}/{folder.name}/{path.stem}",
                     path=path,
                     speaker=folder.name,
                     seconds=len(samples) / SAMPLE_RATE,
@@ -258,14 +258,14 @@ def _speak(folder: Path, name: str, split: str, texts: list[str], seed: int, sex
                     digest=sha256(path.read_bytes()).hexdigest(),
                 )
             )
-    return spoken
+    return utterances
 
 
-def _finished(samples: np.ndarray, rate: int, what: str) -> np.ndarray:
-    """Samples (T,) at `rate` Hz to (T',) at SAMPLE_RATE: without the quiet at both ends, at the common level."""
+def _trim_and_normalize(samples: np.ndarray, rate: int, what: str) -> np.ndarray:
+    """Samples (T,) at `rate` Hz to (T',) at SAMPLE_RATE: silence at both ends trimmed, RMS normalized to `_LEVEL`."""
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max(initial=1e-6))
     if not len(loud) or loud[-1] - loud[0] < 0.5 * rate:
-        raise UserError(f"espeak-ng made no speech of {what}")
+        raise UserError(f"espeak-ng synthesized no speech for {what}")
     margin = round(_MARGIN * rate)
     samples = samples[max(0, loud[0] - margin) : loud[-1] + margin]
     audio = resample(torch.from_numpy(samples.copy()), rate, SAMPLE_RATE).numpy()

@@ -68,7 +68,7 @@ def from_espeak(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def spans(begun: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """(phone, start, end) from the phonemes of `Voice.begun`, the last of which is where speech ends; pauses left out.
+    """(phone, start, end) from the phonemes of `Voice.phoneme_starts`, the last of which is the end of speech; no pauses.
 
     A phoneme that makes two phones is shared out evenly.
     """

@@ -17,7 +17,7 @@ from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.frozen import FrozenActivations
 from snac_runner.data.pairs import Pair
-from snac_runner.data.references import same_words
+from snac_runner.data.references import normalize_text
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import HIGHEST, LOWEST, mean_log2
 
@@ -121,7 +121,7 @@ def mismatched(codec: SNAC) -> System:
 
 def _same_words(a: Pair, b: Pair) -> bool:
     if a.text is not None and b.text is not None:
-        return same_words(a.text) == same_words(b.text)
+        return normalize_text(a.text) == normalize_text(b.text)
     return a.source.utterance == b.source.utterance
 
 
