@@ -56,22 +56,26 @@ def run_controls(folder: Path, resources: StudyResources) -> None:
         write_result(result, resources)
 
 
+def check_metric_names(resources: StudyResources) -> None:
+    """Raise UserError for an unknown metric in the study's `exclude_metrics` or `extra_metrics`."""
+    known = list(resources.catalogue.metrics)
+    for key in ("exclude_metrics", "extra_metrics"):
+        for name in getattr(resources.study, key):
+            if name in RENAMED_METRICS:
+                raise UserError(f"{key}: {name!r} is now {RENAMED_METRICS[name]!r}")
+            if name not in known:
+                raise UserError(f"{key} = {name!r}: unknown metric{nearest(name, known)}")
+
+
 def wanted_metrics(resources: StudyResources) -> MetricSelection:
     """The metrics that can run here and that the study asks for.
 
     Raises:
         UserError: for an unknown metric in `exclude_metrics` or `extra_metrics`.
     """
-    study = resources.study
-    metrics, missing = available(resources.catalogue, study.extra_metrics)
-    known = [*metrics, *missing]
-    for key, names in (("exclude_metrics", study.exclude_metrics), ("extra_metrics", study.extra_metrics)):
-        for name in names:
-            if name in RENAMED_METRICS:
-                raise UserError(f"{key}: {name!r} is now {RENAMED_METRICS[name]!r}")
-            if name not in known:
-                raise UserError(f"{key} = {name!r}: unknown metric{nearest(name, known)}")
-    for name in study.exclude_metrics:
+    check_metric_names(resources)
+    metrics, missing = available(resources.catalogue, resources.study.extra_metrics)
+    for name in resources.study.exclude_metrics:
         metrics.pop(name, None)
         missing[name] = "excluded by the study"
     return MetricSelection(metrics, missing)

@@ -18,8 +18,8 @@ from snac_runner.run_folder import peak_memory
 from snac_runner.train import preflight, train_step
 
 TRIED_STEPS = 3
-# Assumed standard deviations of a difference in normalised SECS between two arms, per factor. Only the estimates of a dry
-# run use them; the report computes the minimum detectable effect from its own data.
+# Assumed standard deviations of a difference in normalised SECS between two arms, per factor. Only the estimates of a
+# dry run use them; the report computes the minimum detectable effect from its own data.
 SPREAD = Sds(seed=0.05, target=0.15, source=0.10, rest=0.20)
 CONTENT_SPREAD = Sds(seed=0.02, target=0.04, source=0.07, rest=0.10)  # the same for a difference in error rates
 
@@ -33,15 +33,16 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
         own = arm.model_dump()
         diff = {k: v for k, v in own.items() if v != first[k] and k not in ("name", "strategies")}
         lines.append(f"  {arm.title}: " + (", ".join(f"{k} = {v}" for k, v in diff.items()) or "default settings"))
-    train, judge = _timed(arms, resources)
+    train, evaluation = _timed(arms, resources)
     runs = len(study.seeds) * len(arms)
-    seconds = train * study.steps * len(study.seeds) + judge * study.test_pairs * runs
+    seconds = train * study.steps * len(study.seeds) + evaluation * study.test_pairs * runs
     if rates:
         lines.append(f"  each arm tries lr {', '.join(f'{rate:g}' for rate in rates)} on seed {study.seeds[0]} first")
-        seconds += (train * study.steps + judge * study.test_pairs * len(arms)) * len(rates)
+        seconds += (train * study.steps + evaluation * study.test_pairs * len(arms)) * len(rates)
     memory = peak_memory(resources.device)
     lines.append(
-        f"time: about {_duration(seconds)} here ({train:.2f} s a step side by side, {judge:.2f} s to evaluate a conversion)"
+        f"time: about {_duration(seconds)} here ({train:.2f} s a step side by side, {evaluation:.2f} s to evaluate a "
+        "conversion)"
     )
     lines.append(f"memory: about {memory / 2**30:.1f} GiB")
     pairs = resources.test_pairs

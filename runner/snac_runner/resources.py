@@ -1,4 +1,4 @@
-"""What all runs of a study share: the frozen codec and encoders, the speech, the batches, the conversions to evaluate."""
+"""What all runs of a study share: the frozen codec and encoders, the speech, the batches, the conversions to score."""
 
 from __future__ import annotations
 

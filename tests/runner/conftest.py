@@ -16,7 +16,7 @@ from snac_runner.evaluate.metrics import PESQ, STOI
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The untrained encoder is the fastest conditioning encoder; that nothing can be learned from it is no matter here."""
+    """The untrained encoder is the fastest conditioning encoder; these tests need nothing that is learned from it."""
     untrained = pytest.mark.filterwarnings("ignore:speaker encoder 'simple' is UNTRAINED:UserWarning")
     for item in items:
         if Path(__file__).parent in item.path.parents:

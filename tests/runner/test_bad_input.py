@@ -64,6 +64,9 @@ NAMES = [
     (["--plugin", "no_such_file.py"], "no_such_file.py is no Python file"),
     (["--disable-plugin", "phase33"], "no plugin 'phase33' to disable"),
     (["--sets", "x=1"], "--sets"),
+    (["--teacher", "ge2e"], "--teacher is now --speaker-encoder"),
+    (["--set", "teacher=ge2e"], "'teacher' is now 'speaker_encoder'"),
+    (["--set", "exclude_metrics=['secs_roughened']"], "'secs_roughened' is now 'secs_degraded'"),
     (["--seeds", "many"], "got 'many'"),
 ]
 

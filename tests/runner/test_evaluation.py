@@ -259,7 +259,8 @@ def test_speaker_metrics_are_the_cosines_they_say() -> None:
         pair="p", sample_rate=16000, source=VOICE, converted=VOICE, identity=VOICE, other=VOICE, synthetic=VOICE,
         embeddings={"converted": unit(60), "identity": unit(30), "other": unit(20), "synthetic": unit(45)},
         references={"source": unit(0), "target": unit(90)},
-        speaker_encoder_embeddings={"converted": unit(45)}, speaker_encoder_references={"target": unit(90), "source": unit(0)},
+        speaker_encoder_embeddings={"converted": unit(45)},
+        speaker_encoder_references={"target": unit(90), "source": unit(0)},
     )  # fmt: skip
     cos = {angle: math.cos(math.radians(angle)) for angle in (30, 45, 60, 70)}
     expected = {

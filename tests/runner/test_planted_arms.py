@@ -150,7 +150,7 @@ def change_of_sex(resources: StudyResources) -> System:
 
 
 def attack(resources: StudyResources) -> System:
-    """The bare codec's output plus a faint signal that the conditioning encoder takes for the target (projected gradient steps)."""
+    """The bare codec's output plus a faint signal that the conditioning encoder takes for the target (by PGD)."""
     bare, speaker_encoder = floor(resources.codec), resources.speaker_encoder
 
     def fooled(conversions: Conversions, item: Item, speaker: str) -> Tensor:

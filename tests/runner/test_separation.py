@@ -49,8 +49,8 @@ def test_a_speaker_encoder_in_disguise_is_refused_with_the_judges_that_would_do(
         _ = resources.judge
     said = str(refused.value)
     assert (
-        "judge 'disguised' scores real trials of speech as the conditioning encoder 'ecapa_tiny' does (correlation 1.0000"
-        in said
+        "judge 'disguised' scores real trials of speech as the conditioning encoder 'ecapa_tiny' does "
+        "(correlation 1.0000" in said
     )
     would_do = said.rpartition("judges that would do: ")[2].split(", ")
     assert "ge2e" in would_do

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snac_core.errors import UserError
-from snac_runner.config import ArmSettings, StudySettings, compose, read_values, to_toml, with_overrides
+from snac_runner.config import (
+    RENAMED,
+    RENAMED_IN_ARM,
+    ArmSettings,
+    StudySettings,
+    compose,
+    read_values,
+    to_toml,
+    with_overrides,
+)
 
 STUDY = """
 [study]
@@ -91,6 +100,21 @@ def test_a_mistake_is_named_with_the_nearest_right_answer(change: str, message: 
     with pytest.raises(UserError, match=message) as raised:
         composed(change)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_setting_is_an_error_that_names_the_new_one(old: str) -> None:
+    assert RENAMED[old] in StudySettings.model_fields.keys() | ArmSettings.model_fields.keys()
+    with pytest.raises(UserError, match=f"study.toml: '{old}' is now '{RENAMED[old]}'"):
+        composed(f'[study]\n{old} = 1\n[[arm]]\nstrategies = ["a"]')
+    with pytest.raises(UserError, match=f"'{old}' is now '{RENAMED[old]}'"):
+        compose(with_overrides({}, [f"{old}=1"]), [{"strategies": ["a"]}], "--set")
+
+
+@pytest.mark.parametrize("old", RENAMED_IN_ARM)
+def test_a_renamed_setting_of_an_arm_is_an_error_that_names_the_new_one(old: str) -> None:
+    with pytest.raises(UserError, match=f"arm 'x': '{old}' is now '{RENAMED_IN_ARM[old]}'"):
+        composed(f'[study]\n[[arm]]\nname = "x"\nstrategies = ["a"]\n{old} = 1')
 
 
 def test_overrides_descend_into_tables_and_read_toml() -> None:

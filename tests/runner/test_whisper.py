@@ -21,7 +21,7 @@ def test_whisper_is_asked_for_by_name_and_shown_as_missing_else(bench: Bench) ->
     metrics, missing = wanted_metrics(bench.resources(bench.study()))
     assert "whisper_wer" not in metrics
     assert missing["whisper_wer"] == 'only when asked for: extra_metrics = ["whisper_wer"]'
-    with pytest.raises(UserError, match=r"extra_metrics = 'whisper_werr': no such metric.*whisper_wer"):
+    with pytest.raises(UserError, match=r"extra_metrics = 'whisper_werr': unknown metric.*whisper_wer"):
         wanted_metrics(bench.resources(bench.study(extra_metrics=("whisper_werr",))))
 
 

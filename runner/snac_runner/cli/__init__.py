@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch before a command that needs it runs."""
+"""The command line. torch is imported only when a command that needs it runs."""
 
 from __future__ import annotations
 
@@ -45,13 +45,16 @@ def options(
     """Train and compare speaker-conditioning strategies for a frozen SNAC codec."""
 
 
-# What a mistyped command line raises: the base of typer's own BadParameter, wherever typer keeps its click.
+RENAMED_OPTIONS = {"--teacher": "--speaker-encoder"}
+"""Former names of options, to the names that replace them."""
+
+# The exception for a mistyped command line: the base class of typer's BadParameter, in whichever click typer uses.
 UsageProblem: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ends the process with 0, 2 (a mistake of the user, told in one line), 130 (Ctrl-C) or 1."""
-    # Threads that spin while they wait make torch ten times slower on a machine that does anything else.
+    """Run the command line; ends the process with 0, 2 (a mistake of the user, in one line), 130 (Ctrl-C) or 1."""
+    # Threads that wait actively make torch ten times slower on a machine that also runs other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -61,22 +64,26 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _end(str(error), 2, debug)
     except UsageProblem as error:
-        _end(f"{error.format_message()}{_got(error, arguments)} (runner --help lists what there is)", 2, debug)
+        _end(_explained(error, arguments), 2, debug)
     except (Stopped, KeyboardInterrupt, typer.Abort) as error:
         _end(str(error) or "interrupted", 130, debug)
     except OSError as error:  # a full disk, a folder without permission
         where = f": {error.filename}" if error.filename else ""
         _end(f"{error.strerror or error}{where}", 2, debug)
-    if code == 130:  # what typer makes of Ctrl-C
+    if code == 130:  # typer's exit code for Ctrl-C
         print("error: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _got(error: Any, arguments: list[str]) -> str:
-    """What stood behind the option that an error is about."""
+def _explained(error: Any, arguments: list[str]) -> str:
+    """The message of a usage error, with the value that was given, or the new name of the option."""
+    unknown = getattr(error, "option_name", None)
+    if unknown in RENAMED_OPTIONS:
+        return f"{unknown} is now {RENAMED_OPTIONS[unknown]}"
     options = getattr(getattr(error, "param", None), "opts", ())
-    got = [after for option, after in pairwise(arguments) if option in options]
-    return f"; got {got[-1]!r}" if got else ""
+    given = [value for option, value in pairwise(arguments) if option in options]
+    got = f"; got {given[-1]!r}" if given else ""
+    return f"{error.format_message()}{got} (runner --help lists the commands, runner COMMAND --help the options)"
 
 
 def _end(message: str, code: int, debug: bool) -> None:

@@ -248,7 +248,7 @@ def check_strategies(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:
 
 @contextmanager
 def stopping(remedy: str, *, begun: Path | None = None) -> Iterator[None]:
-    """Turn Ctrl-C into `Stopped`, with the command that continues; `begun` exists once there is something to continue."""
+    """Turn Ctrl-C into `Stopped` with the command that continues, if there is something to continue: if `begun` exists."""
     try:
         yield
     except KeyboardInterrupt as stop:
