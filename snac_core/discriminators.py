@@ -23,7 +23,8 @@ class WNConv2d(nn.Module):
     """A convolution over (frames, bins) with weight norm, zero padding and a stride along the bins.
 
     Args:
-        channels_in, channels_out: C.
+        channels_in: C of the input.
+        channels_out: C of the output.
         kernel: frames and bins, odd.
         stride: in bins.
         dilation: in frames.
@@ -118,7 +119,8 @@ class Discriminators(nn.Module):
     Args:
         periods: of the period discriminators, in samples; primes, so that they overlap least.
         n_ffts: windows of the spectral discriminators, in samples.
-        period_channels, spectral_channels: widths of the first layers.
+        period_channels: width of the first layer of the period discriminators.
+        spectral_channels: width of the first layer of the spectral discriminators.
         period_growth: see PeriodDiscriminator; 4, with 32 channels, gives the 41 M parameters of HiFi-GAN.
     """
 

@@ -156,7 +156,10 @@ def alignment(source: Tensor, target: Tensor, lengths: Tensor, sample_rate: int,
     is most of what two voices differ in.
 
     Args:
-        source, target, lengths, sample_rate: as `estimate` and so on of `aligned_distance`.
+        source: as `estimate` of `aligned_distance`.
+        target: as there.
+        lengths: as there.
+        sample_rate: as there, in Hz.
         hop: samples of a frame.
 
     Returns:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from snac_runner.cli import main
-from snac_runner.config import compose
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -29,20 +28,20 @@ def test_the_strategy_block_passes_the_conformance_kit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code = blocks("python")[1]
-    assert len([line for line in code.splitlines() if line.strip()]) < 45
+    assert len([line for line in code.splitlines() if line.strip()]) < 30
     Path("speaker_gate.py").write_text(code)
     with pytest.raises(SystemExit) as end:
         main(["check", "speaker_gate.py", "--no-compile"])
     assert end.value.code == 0, capsys.readouterr()
 
 
-def test_the_study_block_is_a_valid_study() -> None:
-    values = tomllib.loads(blocks("toml")[0])
-    study, arms, rates = compose(values["study"], values["arm"], "README.md")
-    assert [arm.title for arm in arms] == ["phase6+contrastive", "phase4_decoder_film"]
-    assert arms[0].settings["phase3_contrastive"] == {"path": False}
-    assert len(study.seeds) == 3
-    assert rates == [3e-4, 1e-3]
+def test_the_readme_is_short_and_its_pictures_exist() -> None:
+    assert len(README.splitlines()) < 150
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        path = REPOSITORY / picture
+        assert 0 < path.stat().st_size < 200_000, "a picture is part of every checkout"
 
 
 def commands() -> list[list[str]]:
@@ -53,7 +52,7 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_the_options_of_every_command_exist(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in command[1:] if not word.startswith("-")]
-    names = words[:2] if words[0] == "data" else words[:1]
+    names = words[:2] if words[0] in ("data", "index") else words[:1]
     with pytest.raises(SystemExit):
         main([*names, "--help"])
     text = capsys.readouterr().out

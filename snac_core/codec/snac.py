@@ -96,7 +96,8 @@ class SNAC(nn.Module):
         decoder_dim: channels before the first upsampling block; halved by every block.
         decoder_rates: upsampling factors; their product must be the hop.
         attn_window_size: frames of an attention window; None: no attention.
-        codebook_size, codebook_dim: entries of a codebook, and channels of an entry.
+        codebook_size: entries of a codebook.
+        codebook_dim: channels of an entry.
         vq_strides: latent frames per code of each codebook, coarse first.
         noise: whether decoder blocks add noise.
         depthwise: whether residual units use depthwise convolutions.

@@ -259,7 +259,8 @@ class SpeakerSampler:
         """Rows that the output must not sound like: of neither anchor's nor target's speaker, nor near-duplicates.
 
         Args:
-            anchors, targets: rows (M,) of the source and target speaker of each output.
+            anchors: rows (M,) of the source speaker of each output.
+            targets: rows (M,) of the target speaker of each output.
             step: of training.
             count: negatives of each output; at least one is legal where there are three distinct speakers.
             choice: "random" with replacement; "in_batch": anchors and targets of the other outputs, each at most once;
