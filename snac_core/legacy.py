@@ -21,33 +21,36 @@ class LegacyKeys:
     Attributes:
         places: key to its place, or to several places that get the same value.
         switch: key that adds the strategy to the arm's objectives unless its value is 0 or false.
-        known_by: keys that only files of this strategy have: such a file is read as an arm with this strategy, and its
-            other keys are settings of objectives. None: no file is of this strategy.
-        fallback: whether a file that has no key of `known_by` of any strategy is read as an arm with this strategy.
+        known_by: keys that only files of this strategy have: a file with one of them is read as an arm with this
+            strategy. An empty tuple: files that have no such key of any strategy. None: no file.
         defaults: key to the value that applies where a file of this strategy does not have the key.
         computed_from: further keys that `compute` reads.
-        ignored: key to the reason why it has no effect.
+        ignored: key to the reason why it has no meaning.
         compute: what no table can express. Takes all keys of the file, defaults included, and whether the file is of
             this strategy (else it is an objective); returns place to value. Raises ValueError for a value that cannot
             be what the key means.
-        unused: which keys of the file have no effect beside the others, to a reason, e.g. "no effect without x".
+        remark: takes all keys of the file; returns a sentence on keys that have no effect beside the others, or None.
     """
 
     places: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     switch: str | None = None
     known_by: tuple[str, ...] | None = None
-    fallback: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     computed_from: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
     compute: Callable[[Mapping[str, Any], bool], Mapping[str, Any]] | None = None
-    unused: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+    remark: Callable[[Mapping[str, Any]], str | None] | None = None
 
     @property
     def keys(self) -> set[str]:
         """Every key that this strategy knows."""
         own = {*self.places, *self.computed_from, *self.ignored, *self.defaults, *(self.known_by or ())}
         return own | ({self.switch} if self.switch else set())
+
+    @property
+    def owned(self) -> set[str]:
+        """The keys that set something of this strategy, and so have no effect without it."""
+        return {*self.places, *self.computed_from}
 
     def places_of(self, key: str) -> tuple[str, ...]:
         """Where the value of `key` goes; nowhere for other keys."""

@@ -7,8 +7,8 @@ objective only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,8 +16,40 @@ from torch import Tensor
 
 from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
 from snac_core.film import FiLM
+from snac_core.legacy import LegacyKeys
 from snac_core.losses import contrastive, margin_ranking
 from snac_core.speakers.sampling import NEAR_DUPLICATE, Choice, Strata
+
+_STRATA = {  # key of an original file: setting
+    "same_speaker_threshold": "strata.same_speaker_threshold",
+    "neg_ratio_easy": "strata.ratio_easy",
+    "neg_ratio_medium": "strata.ratio_medium",
+    "neg_ratio_hard": "strata.ratio_hard",
+    "threshold_easy_medium": "strata.threshold_easy_medium",
+    "threshold_medium_hard": "strata.threshold_medium_hard",
+}
+
+
+def _stratified(values: Mapping[str, Any]) -> bool:
+    """Whether an original file draws stratified negatives."""
+    return bool(values.get("use_stratified_negatives") or values.get("use_faiss_hard_negatives"))
+
+
+def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:
+    """What several keys of an original file mean together."""
+    settings: dict[str, Any] = {"path": is_adapter, "batch_negatives": False, "source_negative": False}
+    if "contrastive_margin" in values:
+        settings["form"] = "margin"
+    if _stratified(values):
+        settings["negatives"] = "stratified"
+    return settings
+
+
+def _unused_strata(values: Mapping[str, Any]) -> str | None:
+    unused = [key for key in values if key in _STRATA]
+    if not unused or _stratified(values):
+        return None
+    return f"{', '.join(unused)}: no effect without use_stratified_negatives"
 
 
 class Phase3Contrastive(Strategy):
@@ -26,6 +58,21 @@ class Phase3Contrastive(Strategy):
     name = "phase3_contrastive"
     after_taps: Sequence[str] = ("quantized",)
     default_weights = {"contrastive": 0.5}  # noqa: RUF012  (a constant of the class, as in its base)
+
+    legacy_keys = LegacyKeys(
+        places={
+            "contrastive_weight": "weights.contrastive",
+            "contrastive_margin": "margin",
+            "max_negatives": "max_negatives",
+            **_STRATA,
+        },
+        switch="contrastive_weight",
+        known_by=("contrastive_margin", "contrastive_on_val"),
+        computed_from=("use_stratified_negatives", "use_faiss_hard_negatives"),
+        ignored={"contrastive_on_val": "validation converts and judges, it does not compute losses"},
+        compute=_from_original,
+        remark=_unused_strata,
+    )
 
     class Config(Strategy.Config):
         path: bool = Field(True, description="Edit the quantized latent too; false leaves the loss alone.")

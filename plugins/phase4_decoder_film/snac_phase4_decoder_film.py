@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snac_core import Conditioning, Strategy, Tap, Taps, hookimpl
 from snac_core.film import FiLM
+from snac_core.legacy import LegacyKeys
 
 
 class Phase4DecoderFiLM(Strategy):
@@ -16,6 +17,8 @@ class Phase4DecoderFiLM(Strategy):
 
     name = "phase4_decoder_film"
     after_taps: Sequence[str] = ("decoder_*",)
+
+    legacy_keys = LegacyKeys(known_by=())
 
     class Config(Strategy.Config):
         taps: tuple[str, ...] = Field(("decoder_*",), description="Patterns of the taps to edit, after VQ.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
 from snac_core.film import FiLM
+from snac_core.legacy import LegacyKeys
 from snac_core.losses import commitment
 
 _KERNEL = 5  # frames, where no other number is asked for
@@ -59,11 +60,31 @@ class ConvAdapter(nn.Module):
         return x + edit
 
 
+def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:
+    """Layers without the two heads that an original file counts too; its training had no commitment term."""
+    layers = values["adapter_num_layers"]
+    if isinstance(layers, int):
+        if layers < 2:
+            raise ValueError(f"adapter_num_layers = {layers}; it counts the heads too, so at least 2")
+        layers = layers - 1
+    return {"num_layers": layers, "weights.commitment": 0.0}
+
+
 class Phase6EncoderAdapter(Strategy):
     """A residual adapter at encoder taps, from the speaker embedding."""
 
     name = "phase6_encoder_adapter"
     default_weights = {"commitment": 1.0}  # noqa: RUF012  (a constant of the class, as in its base)
+
+    legacy_keys = LegacyKeys(
+        places={"adapter_type": "adapter_type", "adapter_hidden_dim": "hidden_dim"},
+        known_by=(
+            "adapter_type", "adapter_hidden_dim", "adapter_num_layers", "lambda_speaker_identity", "lambda_speaker_vc",
+        ),
+        defaults={"adapter_type": "film", "adapter_hidden_dim": 512, "adapter_num_layers": 2},
+        computed_from=("adapter_num_layers",),
+        compute=_from_original,
+    )  # fmt: skip
 
     class Config(Strategy.Config):
         adapter_type: Literal["conv", "film"] = Field(

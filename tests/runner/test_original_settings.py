@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 from small_study import Bench, runner
 
 from snac_core.errors import UserError
-from snac_core.plugins import discover
+from snac_core.legacy import LegacyKeys
+from snac_core.plugins import Origin, discover
 from snac_core.settings import validated
+from snac_core.strategy import Strategy
 from snac_runner.config import ArmSettings, StudySettings, compose, read_values
 from snac_runner.legacy_config import is_original, translated
 
@@ -23,7 +26,7 @@ STRATEGIES = discover().strategies
 
 def loaded(phase: str, **changes: Any) -> tuple[StudySettings, ArmSettings, list[str]]:
     """Study, arm and remarks of an original file, with changes."""
-    settings, remarks = translated({**read_values(ORIGINAL / f"{phase}.json"), **changes}, f"{phase}.json")
+    settings, remarks = translated({**read_values(ORIGINAL / f"{phase}.json"), **changes}, f"{phase}.json", STRATEGIES)
     arm = {key: settings.pop(key) for key in ("strategies", "objectives")}
     study, arms, _ = compose(settings, [arm], phase)
     return study, arms[0], remarks
@@ -84,7 +87,7 @@ def test_what_is_switched_off_is_left_out() -> None:
 def test_a_key_without_effect_in_its_file_is_named_with_what_would_turn_it_on() -> None:
     values = {"lambda_adv": 1.0, "mpd_periods": [2, 3], "disc_learning_rate": 1e-5, "max_negatives": 8,
               "pitch_shift_range": [-1, 1], "use_formant_shift": True, "lambda_synthetic": 0.3}  # fmt: skip
-    settings, remarks = translated({"learning_rate": 1e-4, **values}, "mine.json")
+    settings, remarks = translated({"learning_rate": 1e-4, **values}, "mine.json", STRATEGIES)
     assert settings["objectives"] == ["voice_conversion"]
     assert "discriminator_lr" not in settings
     for key, switch in zip(
@@ -122,8 +125,8 @@ def test_a_value_that_cannot_be_meant_is_refused(key: str, value: Any, said: str
 
 
 def test_settings_of_today_are_no_original_file_and_may_stand_in_one() -> None:
-    assert not is_original({"strategies": ["phase4_decoder_film"], "batch_size": 4, "lr": 1e-3})
-    assert not is_original(read_values(NATIVE))
+    assert not is_original({"strategies": ["phase4_decoder_film"], "batch_size": 4, "lr": 1e-3}, STRATEGIES)
+    assert not is_original(read_values(NATIVE), STRATEGIES)
     study, arm, _ = loaded("phase3", steps=7, warmup_steps=3)
     assert (study.steps, arm.warmup_steps) == (7, 3)
 
@@ -179,15 +182,53 @@ def test_train_and_ablate_take_an_original_file(
 def test_a_weights_own_key_wins_wherever_it_stands() -> None:
     keys = {"lambda_speaker_identity": 0.25, "lambda_speaker_vc": 2.0, "lambda_speaker_matching": 0.5}
     for order in (list(keys), list(reversed(keys))):
-        found, _ = translated({"adapter_type": "film", **{key: keys[key] for key in order}}, "f.json")
+        found, _ = translated({"adapter_type": "film", **{key: keys[key] for key in order}}, "f.json", STRATEGIES)
         assert found["weights"]["voice_conversion/spk_id"] == 0.25
         assert found["weights"]["voice_conversion/spk_vc"] == 2.0
 
 
+class Gate(Strategy):
+    """A third party's strategy with keys of its own."""
+
+    name = "gate"
+    default_weights = {"open": 1.0}  # noqa: RUF012
+    legacy_keys = LegacyKeys(
+        places={"gate_width": "width", "lambda_open": "weights.open", "gate_lr": "arm.lr"},
+        known_by=("gate_width",),
+        defaults={"gate_slope": 2},
+        computed_from=("gate_slope",),
+        ignored={"gate_colour": "gates have no colour"},
+        compute=lambda values, is_adapter: {"slope": values["gate_slope"] * 10 if is_adapter else 0},
+        remark=lambda values: "gate_lr: no effect without gate_width" if "gate_width" not in values else None,
+    )
+
+    class Config(Strategy.Config):
+        width: int = Field(3, description="Width.")
+        slope: int = Field(1, description="Slope.")
+
+
+def test_a_third_partys_strategy_can_own_keys_of_an_original_file() -> None:
+    catalogue = discover()
+    catalogue.strategies.add(Gate, Origin("gate"))
+    values = {"gate_width": 5, "lambda_open": 0.5, "gate_colour": "red", "gan_weight": 0.2, "pretrained_model": "tiny"}
+    assert is_original(values, catalogue.strategies)
+    assert not is_original({"gate_width": 5}, STRATEGIES)
+    settings, remarks = translated(values, "f.json", catalogue.strategies)
+    assert (settings["strategies"], settings["base"]) == (["gate"], "tiny")
+    assert settings["objectives"] == ["voice_conversion", "adversarial"]
+    assert settings["gate"] == {"width": 5, "slope": 20}
+    assert settings["weights"]["gate/open"] == 0.5
+    assert remarks[0] == "f.json: read as gate, because of gate_width"
+    assert "f.json: gate_slope is not given; the original's 2 is used" in remarks
+    assert "f.json: gate_colour has no meaning here: gates have no colour" in remarks
+    other = translated({"adapter_type": "film", "gate_slope": 3}, "f.json", catalogue.strategies)[1]
+    assert "f.json: gate_slope has no effect: it is of gate, which this file does not use" in other
+
+
 def test_a_file_says_as_which_phase_it_is_read_and_what_it_takes_from_the_original() -> None:
-    found, remarks = translated({"lambda_speaker_vc": 2.0}, "f.json")
+    found, remarks = translated({"lambda_speaker_vc": 2.0}, "f.json", STRATEGIES)
     assert found["phase6_encoder_adapter"] == {"adapter_type": "film", "hidden_dim": 512, "num_layers": 1}
     assert found["lr"] == 1e-4
     assert remarks[0] == "f.json: read as phase6_encoder_adapter, because of lambda_speaker_vc"
     assert "f.json: adapter_type is not given; the original's 'film' is used" in remarks
-    assert "because it has no key of another phase" in translated({"max_negatives": 8}, "f.json")[1][0]
+    assert "because it has no key of another phase" in translated({"max_negatives": 8}, "f.json", STRATEGIES)[1][0]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from snac_core import Step, Strategy, Taps, hookimpl
 from snac_core.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss, listening
+from snac_core.legacy import LegacyKeys, number
+
+
+def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:
+    """`gan_weight` of an original file multiplies both terms."""
+    weight = number(values, "gan_weight", 1)
+    return {
+        "weights.adv": weight * number(values, "lambda_adv", 1),
+        "weights.features": weight * number(values, "lambda_fm", 2),
+        "arm.betas": [0.5, 0.9],
+    }
 
 
 class Adversarial(Strategy):
@@ -20,6 +34,18 @@ class Adversarial(Strategy):
 
     name = "adversarial"
     default_weights = {"adv": 1.0, "features": 2.0}  # noqa: RUF012  (a constant of the class)
+
+    legacy_keys = LegacyKeys(
+        places={
+            "mpd_periods": "periods",
+            "mrd_fft_sizes": "n_ffts",
+            "disc_learning_rate": "arm.discriminator_lr",
+            "grad_clip_disc": "arm.discriminator_grad_clip",
+        },
+        switch="gan_weight",
+        computed_from=("lambda_adv", "lambda_fm"),
+        compute=_from_original,
+    )
 
     class Config(Strategy.Config):
         periods: tuple[int, ...] = Field(

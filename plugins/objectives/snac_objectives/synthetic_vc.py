@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -12,8 +13,14 @@ from torch.nn import functional as F
 from snac_core import Step, Strategy, Taps, hookimpl
 from snac_core.augment import change_voice, colour
 from snac_core.conditioning import Conditioning
+from snac_core.legacy import LegacyKeys
 from snac_core.losses import MultiScaleSTFT, cosine_distance
 from snac_core.seeding import generator
+
+
+def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:
+    """An original file changes no spectral balance, and formants only if it says so."""
+    return {"equaliser_db": 0.0, **({} if values.get("use_formant_shift", True) else {"formants": []})}
 
 
 class SyntheticVC(Strategy):
@@ -25,6 +32,21 @@ class SyntheticVC(Strategy):
 
     name = "synthetic_vc"
     default_weights = {"recon": 0.3, "spk_synth": 0.3}  # noqa: RUF012  (a constant of the class)
+
+    legacy_keys = LegacyKeys(
+        places={
+            "l1_weight": "l1_weight",
+            "stft_weight": "stft_weight",
+            "n_ffts": "n_ffts",
+            "synthetic_vc_probability": "probability",
+            "pitch_shift_range": "semitones",
+            "formant_shift_range": "formants",
+            "lambda_synthetic": ("weights.recon", "weights.spk_synth"),
+        },
+        switch="use_synthetic_vc",
+        computed_from=("use_formant_shift",),
+        compute=_from_original,
+    )
 
     class Config(Strategy.Config):
         probability: float = Field(0.5, gt=0, le=1, description="Share of the batch that is used; at least one item.")

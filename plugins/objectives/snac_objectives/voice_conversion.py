@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snac_core import Step, Strategy, Taps, hookimpl
+from snac_core.legacy import LegacyKeys
 from snac_core.losses import MultiScaleSTFT, cosine_distance
 
 
@@ -18,6 +19,18 @@ class VoiceConversion(Strategy):
 
     name = "voice_conversion"
     default_weights = {"recon": 1.0, "spk_id": 0.25, "spk_vc": 2.0}  # noqa: RUF012  (a constant of the class)
+
+    legacy_keys = LegacyKeys(
+        places={
+            "l1_weight": "l1_weight",
+            "stft_weight": "stft_weight",
+            "n_ffts": "n_ffts",
+            "lambda_recon": "weights.recon",
+            "lambda_speaker_matching": ("weights.spk_id", "weights.spk_vc"),
+            "lambda_speaker_identity": "weights.spk_id",
+            "lambda_speaker_vc": "weights.spk_vc",
+        }
+    )
 
     class Config(Strategy.Config):
         l1_weight: float = Field(1.0, ge=0, description="Of the waveform's mean absolute difference, inside recon.")

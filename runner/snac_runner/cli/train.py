@@ -106,7 +106,7 @@ def train(
             study, arm = stored_run(resume)
             out = resume
         else:
-            values = read_settings(config, console)[0] if config else {}
+            values = read_settings(config, plugin, disable_plugin, console)[0] if config else {}
             for name in strategy:
                 if "+" in name or "," in name:
                     raise UserError(f"--strategy {name!r}: give --strategy once for each strategy of the arm")
@@ -169,7 +169,7 @@ def ablate(
                 raise UserError(f"--strategies {strategies!r} has an empty name; expected a,b,a+b")
             values: dict[str, Any] = {"study": {"name": "ablation"}, "arm": [{"strategies": arm} for arm in named]}
         else:
-            values, original = read_settings(study, console)
+            values, original = read_settings(study, plugin, disable_plugin, console)
             if original:  # the settings of one arm
                 values = {"study": values, "arm": [{k: values.pop(k) for k in ("strategies", "objectives")}]}
             values = check_tables(values, str(study))
@@ -223,15 +223,20 @@ def adapters(catalogue: Catalogue) -> list[str]:
     ]
 
 
-def read_settings(file: Path, console: Console) -> tuple[dict[str, Any], bool]:
+def read_settings(
+    file: Path, plugins: Sequence[str], disable: Sequence[str], console: Console
+) -> tuple[dict[str, Any], bool]:
     """Plain values of a settings file, and whether it is an original phase 3, 4 or 6 file, which is translated."""
-    from snac_runner.config import read_values
+    from snac_core.plugins import discover
+    from snac_runner.config import read_values, with_plugins
     from snac_runner.legacy_config import is_original, translated
 
     values = read_values(file)
-    if not is_original(values):
+    files = with_plugins(values, plugins).get("plugins", [])  # their strategies may own keys of the file
+    strategies = discover(files, disable=disable).strategies
+    if not is_original(values, strategies):
         return values, False
-    settings, remarks = translated(values, str(file))
+    settings, remarks = translated(values, str(file), strategies)
     for remark in remarks:
         console.warning(remark)
     return settings, True
