@@ -17,6 +17,7 @@ from snac_core.settings import validated
 from snac_core.strategy import Strategy
 from snac_runner.config import ArmSettings, StudySettings, compose, read_values
 from snac_runner.legacy_config import is_original, translated
+from snac_runner.resources import StudyResources
 
 ORIGINAL = Path(__file__).parent / "original"
 NATIVE = Path(__file__).parents[2] / "configs" / "native.toml"
@@ -136,7 +137,7 @@ def test_comments_of_json_are_left_out_and_strings_are_not_touched(tmp_path: Pat
     path.write_text('{ // one\n"base": "https://host//x", "name": "a \\"// b", // "data": "no"\n"steps": 3}//end')
     assert read_values(path) == {"base": "https://host//x", "name": 'a "// b', "steps": 3}
     path.write_text('{"steps": 3 / 4}')
-    with pytest.raises(UserError, match="no JSON file"):
+    with pytest.raises(UserError, match="not a valid JSON file"):
         read_values(path)
 
 
@@ -157,19 +158,23 @@ def test_train_and_ablate_take_an_original_file(
     file = small_original(tmp_path, bench)
     options = ["--steps", 2, "--judge", "ge2e", "--set", "test_pairs=2", "--set", "dev_pairs=2",
                "--set", "pair_seconds=1.0", "--set", "samples=0"]  # fmt: skip
-    given: list[Any] = []
+    given: list[tuple[StudySettings, Any]] = []
 
-    def recorded(*arguments: Any, **_: Any) -> str:
-        given.append(arguments)
+    def describe_plan(arms: Any, rates: Any, resources: StudyResources) -> str:
+        given.append((resources.study, arms))
         return "as planned"
 
-    monkeypatch.setattr("snac_runner.cli.train.describe_plan", recorded)
-    monkeypatch.setattr("snac_runner.cli.train.run_arms", recorded)
+    def run_arms(arms: Any, runs: Any, resources: StudyResources, **_: Any) -> None:
+        given.append((resources.study, arms))
+        raise UserError("nothing is trained in this test")
+
+    monkeypatch.setattr("snac_runner.dry_run.describe_plan", describe_plan)
+    monkeypatch.setattr("snac_runner.study.run_arms", run_arms)
     assert runner("ablate", file, "--dry-run", "--seeds", 2, *options) == 0
     assert runner("train", "--config", file, "--out", tmp_path / "run", *options) == 2, "nothing was trained"
     assert "num_epochs has no meaning here" in " ".join(capsys.readouterr().err.split())
     assert [given[0][0].seeds, given[1][0].seeds] == [(0, 1), (0,)]
-    for study, (arm,), *_ in given:
+    for study, (arm,) in given:
         assert (study.steps, study.batch_size, study.crop_seconds) == (2, 3, 0.4)
         assert arm.all_strategies == [
             "phase6_encoder_adapter", "voice_conversion", "phase3_contrastive", "synthetic_vc", "adversarial",
