@@ -34,7 +34,7 @@ from snac_runner.data.corpus import Corpus
 
 if TYPE_CHECKING:
     from snac_core.speakers.encoder import SpeakerEncoder
-    from snac_runner.evaluate.judges import Embed, Trials, Verification
+    from snac_runner.evaluate.verification import Embed, Trials, Verification
 
 
 class AngularMargin(nn.Module):
@@ -327,7 +327,7 @@ def train_and_save(
     from snac_core.speakers.ecapa import SAMPLE_RATE
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.data.synth import synthesize
-    from snac_runner.evaluate.judges import trials_of
+    from snac_runner.evaluate.verification import trials_of
 
     out = Path(out)
     if (out / "model.safetensors").exists():
@@ -395,7 +395,7 @@ def measure(embed: Embed, trials: Iterable[Trials]) -> dict[str, Verification]:
     Where there are parts after a codec also between those ("<name>, codec"), and between speech as recorded and the
     codec's output ("<name> x codec").
     """
-    from snac_runner.evaluate.judges import embed_parts, verify
+    from snac_runner.evaluate.verification import embed_parts, verify
 
     found = {}
     for t in trials:
@@ -429,7 +429,7 @@ def compare_encoders(
     """
     from snac_core.speakers.encoder import load_speaker_encoder
     from snac_runner.data.open_corpus import open_corpus
-    from snac_runner.evaluate.judges import trials_of
+    from snac_runner.evaluate.verification import trials_of
 
     frozen = _codec(codec)
     sets = [trials_of(open_corpus(path), tuple(splits), 16000, codec=frozen) for path in data]

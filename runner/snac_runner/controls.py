@@ -12,7 +12,7 @@ from snac_core.errors import UserError, nearest
 from snac_core.metric import Metric
 from snac_runner.config import RENAMED_METRICS
 from snac_runner.evaluate import systems
-from snac_runner.evaluate.scoring import Scores, available, score
+from snac_runner.evaluate.scoring import Journal, Scores, available, journal_key, score, worst_conversions
 from snac_runner.evaluate.verdict import MIN_RANGE
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import Result, read_result, result_status, write_result
@@ -129,9 +129,11 @@ def evaluate_system(
     title = f"evaluating {'the control ' if result.kind == 'control' else ''}{result.arm}"
     if result.seed is not None:
         title += f", seed {result.seed}"
+    journal = Journal(result.journal, journal_key(key, resources.test, selection.metrics))
     scores = score(
-        system, resources.test, resources.catalogue, only=selection.metrics, keep=resources.study.samples, worst=worst,
-        journal=result.journal, key=key, probe=resources.probe, progress=resources.console.progress(title),
+        system, resources.test, selection.metrics, keep=resources.study.samples, journal=journal,
+        probe=resources.probe, progress=resources.console.progress(title),
     )  # fmt: skip
+    scores.worst = worst_conversions(scores, system, resources.test, worst)
     scores.missing = selection.missing
     return scores

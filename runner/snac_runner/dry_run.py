@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings
 from snac_runner.controls import wanted_metrics
-from snac_runner.evaluate.scoring import judged_row
+from snac_runner.evaluate.scoring import score_conversion
 from snac_runner.evaluate.systems import conditioned
 from snac_runner.evaluate.verdict import Sds, Size, planned_effect, share_kept, shortfalls
 from snac_runner.resources import StudyResources
@@ -89,7 +89,7 @@ def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[floa
         item = resources.test.items[0]
         for _ in range(2):  # the first one imports the metrics' tools
             started = time.perf_counter()
-            judged_row(item, conditioned(trained[0].model)(resources.test, item), resources.test, metrics)
+            score_conversion(item, conditioned(trained[0].model)(resources.test, item), resources.test, metrics)
         return step, time.perf_counter() - started
 
 

@@ -274,7 +274,7 @@ def evaluate_on_dev(arm: Arm) -> dict[str, float]:
     resources, progress = arm.resources, arm.progress
     study = resources.study
     metrics = {name: resources.catalogue.metrics[name]() for name in DEV_METRICS}
-    pooled = score(conditioned(arm.model, synthetic=False), resources.dev, resources.catalogue, only=metrics).pooled
+    pooled = score(conditioned(arm.model, synthetic=False), resources.dev, metrics).pooled
     found = dev_score(pooled)
     judge = resources.judge.name
     logged = {

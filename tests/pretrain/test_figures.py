@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torchaudio.functional import edit_distance
 
 from snac_core.codec import SNAC
 from snac_core.codec.pretrained import ASSETS
@@ -16,7 +17,6 @@ from snac_core.errors import UserError
 from snac_core.speakers.encoder import load_speaker_encoder
 from snac_runner.cli import main
 from snac_runner.data.corpus import Corpus
-from snac_runner.evaluate.content import distance
 from snac_runner.pretrain.evaluate import compare, decode_levels, evaluate_codec, select_items, wer_cost
 from snac_runner.pretrain.settings import PRESETS, PretrainSettings, codec_config, recipe
 
@@ -59,7 +59,7 @@ def test_all_levels_decode_to_what_the_codec_decodes_and_fewer_to_something_else
 
 
 def test_word_errors_count_insertions_deletions_and_substitutions(corpus: Corpus) -> None:
-    assert distance(["a", "b", "c", "d"], ["a", "c", "x", "d", "e"]) == 3
+    assert edit_distance(["a", "b", "c", "d"], ["a", "c", "x", "d", "e"]) == 3
     items = select_items(corpus, ("dev",), 16000, seconds=30.0, max_items=4)
     assert all(item.text for item in items)
     heard = {id(item.audio): item.text or "" for item in items}

@@ -57,7 +57,7 @@ NAMES = [
     (["--set", "steps=0"], "steps = 0"),
     (["--steps", "0"], "got '0'"),
     (["--speaker-encoder", "simpel"], "unknown speaker encoder 'simpel'; did you mean 'simple'?"),
-    (["--judge", "simple"], "judges that would do: "),
+    (["--judge", "simple"], "possible judges: "),
     (["--device", "gpu"], "unknown device 'gpu'; expected cpu, cuda, or cuda:N"),
     (["--device", "meta"], "unknown device 'meta'; expected cpu, cuda, or cuda:N"),
     (["--base", "no/such/folder"], "no/such/folder"),

@@ -32,6 +32,11 @@ def resources(bench: Bench) -> StudyResources:
     return bench.resources(bench.study())
 
 
+def usable(resources: StudyResources) -> dict[str, Metric]:
+    """The metrics that can be measured here."""
+    return available(resources.catalogue)[0]
+
+
 def planted(change: Any) -> systems.System:
     """The source, with its audio changed."""
 
@@ -43,7 +48,7 @@ def planted(change: Any) -> systems.System:
 
 
 def test_the_source_control_is_the_source_and_scores_as_identical(resources: StudyResources) -> None:
-    scores = score(systems.source(), resources.test, resources.catalogue, keep=2)
+    scores = score(systems.source(), resources.test, usable(resources), keep=2)
     for item in resources.test.items:
         kept = scores.renderings[item.pair.id]
         assert torch.equal(kept.converted, item.audio[0])
@@ -75,26 +80,26 @@ def test_the_ceiling_is_another_real_utterance_of_the_target(resources: StudyRes
         rendering = systems.ceiling(resources.codec)(resources.test, item)
         assert rendering.identity is None
         assert len(rendering.converted) == resources.test.ceiling_audio(item).shape[-1]
-    scores = score(systems.ceiling(resources.codec), resources.test, resources.catalogue)
+    scores = score(systems.ceiling(resources.codec), resources.test, usable(resources))
     assert "spk_id" not in scores.pooled  # there is no own-embedding output: not applicable, and not a failure
     assert scores.pooled["secs"]["n_ok"] == scores.pooled["secs"]["n"] == 2
 
 
 def test_the_target_itself_scores_higher_than_the_source(resources: StudyResources) -> None:
-    real = score(lambda c, item: Rendering(c.ceiling_audio(item)[0]), resources.test, resources.catalogue)
-    source = score(systems.source(), resources.test, resources.catalogue)
+    real = score(lambda c, item: Rendering(c.ceiling_audio(item)[0]), resources.test, usable(resources))
+    source = score(systems.source(), resources.test, usable(resources))
     assert real.pooled["secs"]["mean"] > source.pooled["secs"]["mean"] + 0.05
 
 
 @pytest.mark.parametrize("change", [lambda a: a * float("nan"), torch.zeros_like, lambda a: a * float("inf")])
 def test_broken_output_scores_worst_and_is_not_missing(resources: StudyResources, change: Any) -> None:
-    scores = score(planted(change), resources.test, resources.catalogue)
-    for name, metric in available(resources.catalogue)[0].items():
+    scores = score(planted(change), resources.test, usable(resources))
+    for name, metric in usable(resources).items():
         assert scores.pooled[name]["mean"] == metric.worst, name
         assert scores.pooled[name]["n_ok"] == scores.pooled[name]["n"] == 2
     # no metric's worst is better than what real output got
-    real = score(planted(lambda audio: audio), resources.test, resources.catalogue)
-    for name, metric in available(resources.catalogue)[0].items():
+    real = score(planted(lambda audio: audio), resources.test, usable(resources))
+    for name, metric in usable(resources).items():
         sign = 1 if metric.direction == "up" else -1
         assert sign * metric.worst <= sign * real.pooled[name]["mean"], name
 
@@ -102,24 +107,24 @@ def test_broken_output_scores_worst_and_is_not_missing(resources: StudyResources
 def test_another_voice_made_out_of_the_source_is_farther_from_its_speaker_and_the_same_each_time(
     resources: StudyResources,
 ) -> None:
-    pooled = score(systems.source(), resources.test, resources.catalogue).pooled
+    pooled = score(systems.source(), resources.test, usable(resources)).pooled
     assert pooled["spk_synth"]["mean"] > pooled["spk_id"]["mean"] + 0.02
     item = resources.test.items[0]
     again = Conversions(
         resources.corpus, resources.test.pairs, resources.test.sample_rate, resources.speaker_encoder, resources.judge
     )
-    assert torch.equal(again.moved(again.items[0]), resources.test.moved(item))
-    assert again.moved(item).shape == item.audio.shape
+    assert torch.equal(again.shifted(again.items[0]), resources.test.shifted(item))
+    assert again.shifted(item).shape == item.audio.shape
 
 
 def test_silence_under_one_embedding_spoils_only_what_is_judged_of_it(resources: StudyResources) -> None:
-    whole = score(planted(lambda audio: audio), resources.test, resources.catalogue)
+    whole = score(planted(lambda audio: audio), resources.test, usable(resources))
 
     def silent_itself(conversions: Any, item: Any) -> Rendering:
         return replace(planted(lambda audio: audio)(conversions, item), identity=torch.zeros_like(item.audio[0]))
 
-    found = score(silent_itself, resources.test, resources.catalogue)
-    for name, metric in available(resources.catalogue)[0].items():
+    found = score(silent_itself, resources.test, usable(resources))
+    for name, metric in usable(resources).items():
         value = metric.worst if "identity" in metric.outputs else whole.pooled[name]["mean"]
         assert found.pooled[name]["mean"] == pytest.approx(value, rel=1e-5), name
 
@@ -148,7 +153,7 @@ class NotApplicable(Metric):
 
 def test_a_metric_that_fails_counts_as_not_ok_and_the_others_go_on(resources: StudyResources) -> None:
     only = {"raises": Raises(), "nothing": NotApplicable(), "secs": measures.SECS()}
-    pooled = score(systems.source(), resources.test, resources.catalogue, only=only).pooled
+    pooled = score(systems.source(), resources.test, only).pooled
     assert (pooled["raises"]["n_ok"], pooled["raises"]["n"], pooled["raises"]["mean"]) == (0, 2, None)
     assert "nothing" not in pooled
     assert pooled["secs"]["n_ok"] == 2
@@ -185,8 +190,8 @@ def test_pairs_are_the_same_for_all_arms_and_controls(finished: Path) -> None:
 
 def test_an_untrained_arm_scores_as_the_floor_and_changes_no_code(resources: StudyResources, tmp_path: Path) -> None:
     one = Arm.new(arm(*PHASES), 0, tmp_path, resources)
-    scores = score(systems.conditioned(one.model), resources.test, resources.catalogue)
-    bare = score(systems.floor(resources.codec), resources.test, resources.catalogue)
+    scores = score(systems.conditioned(one.model), resources.test, usable(resources))
+    bare = score(systems.floor(resources.codec), resources.test, usable(resources))
     assert scores.codes["changed"] == [0.0] * len(resources.codec.vq_strides)
     assert all(1 <= value <= 64 for value in scores.codes["perplexity"])
     for name in ("secs", "secs_source", "spk_id", "mel", "si_sdr"):
@@ -209,7 +214,7 @@ def test_the_noise_floor_is_0_for_a_codec_without_noise(
 
 def test_judging_is_repeatable(resources: StudyResources, tmp_path: Path) -> None:
     one = Arm.new(arm(PHASES[1]), 0, tmp_path, resources)
-    first, second = (score(systems.conditioned(one.model), resources.test, resources.catalogue) for _ in range(2))
+    first, second = (score(systems.conditioned(one.model), resources.test, usable(resources)) for _ in range(2))
     assert first.utterances == second.utterances
 
 

@@ -150,7 +150,7 @@ def change_of_sex(resources: StudyResources) -> System:
 
 
 def attack(resources: StudyResources) -> System:
-    """The bare codec's output plus a faint signal that the conditioning encoder takes for the target (by PGD)."""
+    """The bare codec's output plus faint noise that the conditioning encoder takes for the target (gradient steps)."""
     bare, speaker_encoder = floor(resources.codec), resources.speaker_encoder
 
     def fooled(conversions: Conversions, item: Item, speaker: str) -> Tensor:
@@ -176,7 +176,7 @@ def judge(study: Planted, **systems: System) -> tuple[Numbers, Verdict, dict[str
         if path.name not in ("controls", "pairs.json") and path.is_dir():
             path.rename(folder.parent / f"{folder.name}-{path.name}-{len(list(folder.parent.iterdir()))}")
     for name, system in systems.items():
-        kept[name] = score(system, resources.test, resources.catalogue, only=metrics)
+        kept[name] = score(system, resources.test, metrics)
         for seed in range(3):
             result = Result(folder / name / f"seed{seed}", name, "arm", seed, nothing)
             result.scores, result.noise_floor = kept[name], {"secs": 0.0005}

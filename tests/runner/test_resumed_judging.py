@@ -17,8 +17,8 @@ from small_study import Bench, result
 from snac_core.metric import Conversion, Metric
 from snac_runner.controls import run_controls
 from snac_runner.evaluate import systems
-from snac_runner.evaluate.content import remembered
-from snac_runner.evaluate.scoring import Journal, score
+from snac_runner.evaluate.content import cached_transcript
+from snac_runner.evaluate.scoring import Journal, available, journal_key, score
 from snac_runner.resources import StudyResources
 
 DRIVER = """
@@ -28,7 +28,7 @@ sys.path.insert(0, {tests!r})
 from small_study import SMALL
 from snac_runner.config import StudySettings
 from snac_runner.evaluate import systems
-from snac_runner.evaluate.scoring import score
+from snac_runner.evaluate.scoring import Journal, journal_key, score
 from snac_runner.resources import StudyResources
 from snac_core.metric import Metric
 from snac_core.plugins import discover
@@ -43,8 +43,9 @@ class Slow(Metric):
 
 study = StudySettings(**{{**SMALL, "data": {data!r}, "base": {base!r}, "test_pairs": 6, "pair_seconds": 0.7}})
 resources = StudyResources(study, discover())
-score(systems.floor(resources.codec), resources.test, resources.catalogue, only={{"slow": Slow()}},
-      journal=Path({journal!r}), key={{"control": "floor"}})
+metrics = {{"slow": Slow()}}
+key = journal_key({{"control": "floor"}}, resources.test, metrics)
+score(systems.floor(resources.codec), resources.test, metrics, journal=Journal(Path({journal!r}), key))
 """
 
 
@@ -80,12 +81,13 @@ def test_killed_judging_goes_on_with_the_conversion_it_was_at(bench: Bench, tmp_
     assert 2 <= done < 6
     resources = bench.resources(bench.study(test_pairs=6, pair_seconds=0.7))
     floor, only = systems.floor(resources.codec), {"slow": Energy()}
-    resumed = score(floor, resources.test, resources.catalogue, only=only, journal=journal, key={"control": "floor"})
+    key = journal_key({"control": "floor"}, resources.test, only)
+    resumed = score(floor, resources.test, only, journal=Journal(journal, key))
     assert len(Energy.calls) == 6 - done
     again = called.read_text().split() + Energy.calls
     assert len(set(again)) == 6
     assert len(again) <= 7  # only the conversion that the kill cut short is judged twice
-    assert resumed.utterances == score(floor, resources.test, resources.catalogue, only=only).utterances
+    assert resumed.utterances == score(floor, resources.test, only).utterances
 
 
 def test_rows_of_another_system_or_other_metrics_are_not_taken_over(tmp_path: Path) -> None:
@@ -117,10 +119,10 @@ def test_a_stretch_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     audio = torch.linspace(-1, 1, 100)
     for _ in range(3):
-        assert remembered("r 1", audio, 16000, read) == "the boat sank"
+        assert cached_transcript("r 1", audio, 16000, read) == "the boat sank"
     assert len(made) == 1
     for other in (("r 2", audio, 16000), ("r 1", audio, 24000), ("r 1", audio + 1e-6, 16000)):
-        remembered(*other, read)
+        cached_transcript(*other, read)
     assert len(made) == 4
 
 
@@ -149,11 +151,15 @@ def test_controls_are_judged_once_for_all_arms(bench: Bench, tmp_path: Path, mon
 
 def test_a_resumed_score_equals_an_uninterrupted_one(bench: Bench, tmp_path: Path) -> None:
     resources = bench.resources(bench.study())
-    journal = tmp_path / "judged.jsonl"
+    metrics, _ = available(resources.catalogue)
+    key = journal_key({}, resources.test, metrics)
     first, again, plain = (
-        score(systems.floor(resources.codec), resources.test, resources.catalogue, keep=1, **how)
-        for how in ({"journal": journal}, {"journal": journal}, {})
-    )
+        score(
+            systems.floor(resources.codec), resources.test, metrics, keep=1,
+            journal=Journal(tmp_path / "judged.jsonl", key) if kept else None,
+        )
+        for kept in (True, True, False)
+    )  # fmt: skip
     assert first.utterances == again.utterances == plain.utterances
     assert first.pooled == again.pooled
     assert list(again.renderings) == list(first.renderings)

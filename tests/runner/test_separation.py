@@ -52,7 +52,7 @@ def test_a_speaker_encoder_in_disguise_is_refused_with_the_judges_that_would_do(
         "judge 'disguised' scores real trials of speech as the conditioning encoder 'ecapa_tiny' does "
         "(correlation 1.0000" in said
     )
-    would_do = said.rpartition("judges that would do: ")[2].split(", ")
+    would_do = said.rpartition("possible judges: ")[2].split(", ")
     assert "ge2e" in would_do
     assert not {"ecapa_tiny", "disguised", "simple"} & set(would_do)
 

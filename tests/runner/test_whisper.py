@@ -44,7 +44,10 @@ def test_a_model_that_cannot_be_had_is_missing_with_its_reason(bench: Bench, mon
     monkeypatch.setitem(sys.modules, "transformers", fake)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     _, missing = wanted_metrics(bench.resources(bench.study(extra_metrics=("whisper_wer",))))
-    assert "openai/whisper-small.en is not there and could not be fetched (cannot reach" in missing["whisper_wer"]
+    assert (
+        "openai/whisper-small.en is not in the hub's cache and could not be downloaded (cannot reach"
+        in missing["whisper_wer"]
+    )
     assert "\n" not in missing["whisper_wer"]
 
 

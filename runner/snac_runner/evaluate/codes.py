@@ -1,4 +1,4 @@
-"""What the conditioning does inside: codes it changes, how many it uses, who can be heard in them, edits per tap."""
+"""How conditioning changes the codes: share changed, codebook usage, speakers recognised in them, edits per tap."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from snac_core.codec import SNAC
 from snac_core.codec.vq import VectorQuantize
 from snac_runner.evaluate.conversions import Conversions
 
-WINDOW = 1.0  # s of speech that the probe hears at once
-RIDGE = 1e-2  # of the probe, per window and standardised feature
+WINDOW = 1.0  # s of speech in a window of the probe
+RIDGE = 1e-2  # penalty of the probe, per window and standardised feature
 
 Summary = dict[str, Any]
 
 
 class SpeakerProbe:
-    """A linear classifier of speakers on the codes of each level, learned from the bare codec's codes of real speech.
+    """A linear classifier of speakers on the codes of each level, trained on the bare codec's codes of real speech.
 
-    It hears windows of 1 s: mean and standard deviation of the code vectors, standardised; ridge regression to one
-    column per speaker, the columns of a conversion's windows added up. What it says of an arm's codes tells
-    which level carries the source's voice, and which the target's. Chance is one in `speakers`.
+    Features are the mean and standard deviation of the code vectors in windows of 1 s, standardised. Ridge regression
+    gives a score per window and speaker, and an utterance's scores are summed. On an arm's codes it shows which level
+    contains the source's voice, and which the target's. The chance level is one in the number of speakers.
 
     Args:
-        codec: frozen; makes the codes.
-        conversions: whose speakers are told apart, by up to 8 s each of what conditions and of what scores.
+        codec: frozen.
+        conversions: their speakers are the classes, with up to 8 s each of conditioning and of scoring audio.
     """
 
     def __init__(self, codec: SNAC, conversions: Conversions) -> None:
@@ -39,7 +39,7 @@ class SpeakerProbe:
         self.windows = [
             max(2, round(WINDOW * codec.sampling_rate / codec.hop_length / stride)) for stride in codec.vq_strides
         ]
-        heard: list[list[Tensor]] = [[] for _ in self.tables]
+        features: list[list[Tensor]] = [[] for _ in self.tables]
         labels: list[list[int]] = [[] for _ in self.tables]
         device = next(codec.parameters()).device
         for number, speaker in enumerate(self.names):
@@ -49,14 +49,14 @@ class SpeakerProbe:
                     codes = codec.encode(audio[None, None])
                 for level, found in enumerate(codes):
                     x = self._features(found[0].cpu(), level)
-                    heard[level].append(x)
+                    features[level].append(x)
                     labels[level] += [number] * len(x)
         self.weights = [
-            _ridge(torch.cat(x), torch.tensor(y), len(self.names)) for x, y in zip(heard, labels, strict=True)
+            _ridge(torch.cat(x), torch.tensor(y), len(self.names)) for x, y in zip(features, labels, strict=True)
         ]
 
     def who(self, codes: Sequence[Tensor]) -> list[str]:
-        """The speaker heard in one utterance's codes (F / stride,), per level."""
+        """The speaker recognised in the codes of one utterance (F / stride,), per level."""
         found = []
         for level, (indices, (mean, std, weight)) in enumerate(zip(codes, self.weights, strict=True)):
             x = (self._features(indices, level) - mean) / std
@@ -64,7 +64,7 @@ class SpeakerProbe:
         return found
 
     def _features(self, indices: Tensor, level: int) -> Tensor:
-        """(windows, 2 D): half-overlapping windows of a level's codes (F,)."""
+        """Features of half-overlapping windows of a level's codes (F,): (windows, 2 D)."""
         vectors = self.tables[level][indices.long()]
         size = min(self.windows[level], len(vectors))
         windows = vectors.unfold(0, size, max(1, size // 2))  # (windows, D, size)
@@ -72,7 +72,7 @@ class SpeakerProbe:
 
 
 def _ridge(x: Tensor, labels: Tensor, speakers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and spread of features x (N, K), and weights (K + 1, speakers) on the standardised ones and a constant."""
+    """Mean and standard deviation of features x (N, K), and weights (K + 1, speakers) of the standardised features."""
     mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
     x = F.pad((x - mean) / std, (0, 1), value=1.0)
     wanted = F.one_hot(labels, speakers).double()
@@ -81,15 +81,17 @@ def _ridge(x: Tensor, labels: Tensor, speakers: int) -> tuple[Tensor, Tensor, Te
 
 
 def summary(rows: Sequence[Mapping[str, Any]], probe: SpeakerProbe | None) -> Summary:
-    """Per level, over the conversions of one system: share of codes changed, perplexity, used entries, probe's hits.
+    """Statistics of the codes of one system over its conversions, per codebook level.
 
     Args:
-        rows: each with "codes" and "bare_codes" (lists per level), "edits" (tap to size), and the two speakers.
-        probe: None: nobody listens.
+        rows: one a conversion, with "codes" and "bare_codes" (lists per level), "edits" (tap to size), and the two
+            speakers.
+        probe: recognises speakers; None: no probe.
 
     Returns:
-        "changed", "perplexity", "used", "probe_source", "probe_target" (a value per level) and "edits" (tap to the
-        mean size of the edit there, relative to what was edited); what there is nothing of is left out.
+        "changed" (share of codes that differ from the bare codec's), "perplexity", "used" (entries), "probe_source",
+        "probe_target" (share of conversions in which the probe recognises them), each a value per level; "edits" (tap
+        to the mean relative size of the edit). Empty values are left out.
     """
     coded = [row for row in rows if row["codes"]]
     found: Summary = {}

@@ -1,12 +1,9 @@
-"""How much of what was said is heard otherwise: by words, characters or phones.
+"""Content metrics: which share of the words, characters or phones of a conversion is wrong.
 
-What a recogniser reads in audio, remembered (no control's reading is made twice), and how much of it is wrong.
-
-Errors of an offline word recogniser: whether what was said is still said.
-
-Content by phones: how many of those that were to be said the recogniser of this project hears otherwise.
-
-Errors of Whisper, a large word recogniser from the hub, through transformers: asked for by name, `also`."""
+Three recognisers transcribe the output: pocketsphinx (words, offline), the phone recogniser of this project, and
+Whisper (words, from the hub, only on request). The reference is the text if it is known, otherwise the same
+recogniser's transcript of the source. Transcripts are cached, so that none is computed twice.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torchaudio.functional import edit_distance
 
 from snac_core.errors import UserError
 from snac_core.files import tensor_digest, write_text
@@ -29,26 +27,16 @@ from snac_runner.data.audio import cache_folder, resample
 from snac_runner.evaluate.phone_recogniser import bundled, phones_of
 
 
-def error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
-    """Insertions, deletions and substitutions per unit said; 1 at most, which is what silence gets.
+def error_rate(reference: Sequence[str], hypothesis: Sequence[str]) -> float:
+    """Insertions, deletions and substitutions per unit of the reference, at most 1, which an empty hypothesis gets.
 
     Raises:
-        ValueError: if nothing was said.
+        ValueError: if the reference is empty.
     """
-    if not said:
-        raise ValueError("an error rate needs at least one unit to be said")
-    return min(1.0, distance(said, heard) / len(said))
-
-
-def distance(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions that make `heard` of `said` (Levenshtein)."""
-    before = list(range(len(heard) + 1))
-    for number, unit in enumerate(said, 1):
-        now = [number]
-        for place, other in enumerate(heard, 1):
-            now.append(min(before[place] + 1, now[-1] + 1, before[place - 1] + (unit != other)))
-        before = now
-    return before[-1]
+    if not reference:
+        raise ValueError("an error rate needs a reference of at least one unit")
+    edits: int = edit_distance(reference, hypothesis)
+    return min(1.0, edits / len(reference))
 
 
 def plain_words(text: str) -> list[str]:
@@ -56,49 +44,53 @@ def plain_words(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
-def errors(
-    conversion: Conversion, units: Callable[[str], Sequence[str]], hear: Callable[[Tensor, int], Sequence[str]]
+def conversion_error_rate(
+    conversion: Conversion,
+    split: Callable[[str], Sequence[str]],
+    transcribe: Callable[[Tensor, int], Sequence[str]],
 ) -> float | None:
-    """Error rate of the converted output, at most 1: against the text where it is known, else as the source is heard.
+    """Error rate of the converted output, at most 1.
 
     Args:
-        conversion: to be judged.
-        units: of a text, what is counted: words, characters, phones.
-        hear: a recogniser, from audio (T,) and its rate to such units.
+        conversion: what to evaluate.
+        split: from a text to the units that are counted: words, characters or phones.
+        transcribe: a recogniser, from audio (T,) and its sample rate in Hz to such units.
 
     Returns:
-        None where the output says something else, or nothing is heard in the source.
+        None if the output should not say what the source says, or nothing is recognised in the source.
     """
     if not conversion.same_words:
         return None
     rate = conversion.sample_rate
-    said = units(conversion.text) if conversion.text else hear(conversion.source, rate)
-    return error_rate(said, hear(conversion.converted, rate)) if said else None
+    reference = split(conversion.text) if conversion.text else transcribe(conversion.source, rate)
+    return error_rate(reference, transcribe(conversion.converted, rate)) if reference else None
 
 
-def remembered(recogniser: str, audio: Tensor, sample_rate: int, read: Callable[[], str]) -> str:
-    """The reading of `audio` (T,), from the cache folder where it was made before.
+def cached_transcript(recogniser: str, audio: Tensor, sample_rate: int, transcribe: Callable[[], str]) -> str:
+    """The transcript of `audio` (T,), from the cache folder if it was computed before.
 
     Args:
-        recogniser: name and version, or digest: whatever changes when its readings may.
-        audio: what is read.
+        recogniser: its name and version, or digest: changes whenever its transcripts may change.
+        audio: what is transcribed.
         sample_rate: of `audio`, in Hz.
-        read: makes the reading.
+        transcribe: computes the transcript.
     """
-    heard = hashlib.sha256(audio.contiguous().numpy().tobytes() + str(sample_rate).encode()).hexdigest()
-    place = cache_folder() / "readings" / hashlib.sha256(recogniser.encode()).hexdigest()[:16] / f"{heard}.txt"
+    digest = hashlib.sha256(audio.contiguous().numpy().tobytes() + str(sample_rate).encode()).hexdigest()
+    path = cache_folder() / "readings" / hashlib.sha256(recogniser.encode()).hexdigest()[:16] / f"{digest}.txt"
     try:
-        return place.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        pass  # not made yet, or damaged
-    text = read()
-    with suppress(OSError):  # it only saves time
-        write_text(place, text)
+        pass  # not computed yet, or damaged
+    text = transcribe()
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        write_text(path, text)
     return text
 
 
+# ------------------------------------------------------------------ words, by pocketsphinx
+
 RATE = 16000  # Hz
-_BRANCHES = 3000  # of the search that may be open at once
+_BEAM = 3000  # HMMs that may be active in one frame
 
 
 class Recogniser:
@@ -113,25 +105,26 @@ class Recogniser:
             from pocketsphinx import Decoder
         except ImportError:
             raise UserError("word errors need the package pocketsphinx: install the extra [judges]") from None
-        # clear speech is read as with the default of 30,000 (docs/experiments/README.md); garbled speech in half the time
-        self._decoder: Any = Decoder(samprate=RATE, maxhmmpf=_BRANCHES, loglevel="FATAL")
+        # the transcripts of clear speech are those of the default, 30,000; garbled speech takes half the time
+        # (docs/experiments/how-long-does-judging-take.md)
+        self._decoder: Any = Decoder(samprate=RATE, maxhmmpf=_BEAM, loglevel="FATAL")
 
     @staticmethod
     def version() -> str:
-        """Changes whenever a reading may."""
-        return f"pocketsphinx {importlib.metadata.version('pocketsphinx')}, {_BRANCHES} branches"
+        """Changes whenever a transcript may change."""
+        return f"pocketsphinx {importlib.metadata.version('pocketsphinx')}, {_BEAM} branches"
 
     def __call__(self, audio: Tensor, sample_rate: int) -> str:
         """Words in audio (1, T)."""
-        self._listen(audio, sample_rate)
+        self._decode(audio, sample_rate)
         best = self._decoder.hyp()
         return "" if best is None else str(best.hypstr)
 
     def timed(self, audio: Tensor, sample_rate: int) -> list[tuple[str, float, float]]:
-        """(word, start, end) in s, for audio (1, T), one after another; what is not a word is ""."""
-        self._listen(audio, sample_rate)
+        """Words in audio (1, T) as (word, start in s, end in s), without gaps; silence and noise are ""."""
+        self._decode(audio, sample_rate)
         return [
-            # "<sil>", "[NOISE]" and "++BREATH++" are no words, "the(2)" is the second way to say one
+            # "<sil>", "[NOISE]" and "++BREATH++" are not words; "the(2)" is the second pronunciation of "the"
             (
                 "" if s.word[0] in "<[+" else re.sub(r"\(\d+\)$", "", s.word),
                 s.start_frame / 100,
@@ -140,9 +133,9 @@ class Recogniser:
             for s in self._decoder.seg() or ()
         ]
 
-    def _listen(self, audio: Tensor, sample_rate: int) -> None:
+    def _decode(self, audio: Tensor, sample_rate: int) -> None:
         wave = resample(audio, sample_rate, RATE)[0]
-        # the decoder adapts to what it heard before; the same audio shall always give the same words
+        # the decoder adapts to earlier audio; equal audio must always give equal words
         self._decoder.reinit_feat()
         self._decoder.start_utt()
         self._decoder.process_raw((wave.clamp(-1, 1) * 32767).short().numpy().tobytes(), full_utt=True)
@@ -150,9 +143,9 @@ class Recogniser:
 
 
 class WER(Metric):
-    """Word error rate of the converted output, capped at 1, by pocketsphinx.
+    """Word error rate of the converted output, at most 1, by pocketsphinx.
 
-    Against the text where there is one, else against the same recogniser's reading of the source.
+    The reference is the text if it is known, otherwise the recogniser's transcript of the source.
     """
 
     name, unit, direction, worst, requires = "wer", "share", "down", 1.0, ("pocketsphinx",)
@@ -164,11 +157,11 @@ class WER(Metric):
         return Recogniser.version()
 
     def __call__(self, conversion: Conversion) -> float | None:
-        return errors(conversion, plain_words, lambda audio, rate: plain_words(read_words(audio, rate)))
+        return conversion_error_rate(conversion, plain_words, lambda audio, rate: plain_words(read_words(audio, rate)))
 
 
 class CER(Metric):
-    """Character error rate of the converted output, capped at 1, by pocketsphinx; see WER."""
+    """Character error rate of the converted output, at most 1, by pocketsphinx; see WER."""
 
     name, unit, direction, worst, requires = "cer", "share", "down", 1.0, ("pocketsphinx",)
     outputs = ("converted",)
@@ -179,7 +172,7 @@ class CER(Metric):
         return Recogniser.version()
 
     def __call__(self, conversion: Conversion) -> float | None:
-        return errors(conversion, _characters, lambda audio, rate: _characters(read_words(audio, rate)))
+        return conversion_error_rate(conversion, _characters, lambda audio, rate: _characters(read_words(audio, rate)))
 
 
 def _characters(text: str) -> list[str]:
@@ -187,8 +180,10 @@ def _characters(text: str) -> list[str]:
 
 
 def read_words(audio: Tensor, sample_rate: int) -> str:
-    """What the recogniser hears in `audio` (T,)."""
-    return remembered(Recogniser.version(), audio, sample_rate, lambda: _recogniser()(audio.unsqueeze(0), sample_rate))
+    """The cached transcript of `audio` (T,) by pocketsphinx."""
+    return cached_transcript(
+        Recogniser.version(), audio, sample_rate, lambda: _recogniser()(audio.unsqueeze(0), sample_rate)
+    )
 
 
 @cache
@@ -196,8 +191,14 @@ def _recogniser() -> Recogniser:
     return Recogniser()
 
 
+# ------------------------------------------------------------------ phones, by the bundled recogniser
+
+
 class PER(Metric):
-    """Phone error rate of the converted output: against the text where it is known, else as the source is read."""
+    """Phone error rate of the converted output, at most 1, by the bundled phone recogniser.
+
+    The reference is the phones of the text if it is known, otherwise those recognised in the source.
+    """
 
     name, unit, direction, worst = "per", "share", "down", 1.0
     outputs = ("converted",)
@@ -205,45 +206,44 @@ class PER(Metric):
 
     @property
     def version(self) -> str:
-        return _version()
+        return _phones_version()
 
     def __call__(self, conversion: Conversion) -> float | None:
-        return _errors(conversion)
+        return conversion_error_rate(conversion, phones_of, _read_phones)
 
 
 class PERAboveHalf(Metric):
-    """Whether more than half of the phones are wrong; the mean is the share of such utterances."""
+    """Whether more than half of the phones are wrong (1 or 0): the mean is the share of such utterances."""
 
     name, unit, direction, worst = "per_above_half", "share", "down", 1.0
     outputs = ("converted",)
 
     @property
     def version(self) -> str:
-        return _version()
+        return _phones_version()
 
     def __call__(self, conversion: Conversion) -> float | None:
-        rate = _errors(conversion)
+        rate = conversion_error_rate(conversion, phones_of, _read_phones)
         return None if rate is None else float(rate > 0.5)
 
 
-def _errors(conversion: Conversion) -> float | None:
-    return errors(conversion, phones_of, _read)
+def _read_phones(audio: Tensor, rate: int) -> tuple[str, ...]:
+    phones = cached_transcript(_phones_version(), audio, rate, lambda: " ".join(bundled()(audio, rate)))
+    return tuple(phones.split())
 
 
-def _read(audio: Tensor, rate: int) -> tuple[str, ...]:
-    reading = remembered(_version(), audio, rate, lambda: " ".join(bundled()(audio, rate)))
-    return tuple(reading.split())
-
-
-def _version() -> str:
+def _phones_version() -> str:
     return f"phones {bundled().digest}"
 
 
-class WhisperWER(Metric):
-    """Word error rate of the converted output, capped at 1, by Whisper (Radford et al. 2022, arXiv 2212.04356).
+# ------------------------------------------------------------------ words, by Whisper
 
-    Against the text where there is one, else against the same recogniser's reading of the source. A subclass with
-    another `name` and `model` is a metric of its own.
+
+class WhisperWER(Metric):
+    """Word error rate of the converted output, at most 1, by Whisper (Radford et al. 2022, arXiv 2212.04356).
+
+    The reference is the text if it is known, otherwise Whisper's transcript of the source. A subclass with another
+    `name` and `model` is another metric.
 
     Attributes:
         model: hub id, or a folder as transformers saves it.
@@ -259,32 +259,32 @@ class WhisperWER(Metric):
         return _whisper_recogniser(self.model).version
 
     def prepare(self) -> None:
-        """Load the model, fetching it where it is not there yet.
+        """Load the model, and download it first if it is not in the hub's cache.
 
         Raises:
-            UserError: if it is not there and cannot be fetched.
+            UserError: if it is not in the cache and cannot be downloaded.
         """
         _whisper_recogniser(self.model)
 
     def __call__(self, conversion: Conversion) -> float | None:
         words = _whisper_recogniser(self.model).words
-        return errors(conversion, words, lambda audio, rate: words(self.read(audio, rate)))
+        return conversion_error_rate(conversion, words, lambda audio, rate: words(self.read(audio, rate)))
 
     def read(self, audio: Tensor, sample_rate: int) -> str:
-        """What Whisper hears in `audio` (T,)."""
+        """The cached transcript of `audio` (T,) by Whisper."""
         recognise = _whisper_recogniser(self.model)
-        return remembered(recognise.version, audio, sample_rate, lambda: recognise(audio, sample_rate))
+        return cached_transcript(recognise.version, audio, sample_rate, lambda: recognise(audio, sample_rate))
 
 
 class _Whisper:
-    """The model and what prepares audio for it.
+    """Whisper with its processor.
 
     Attributes:
-        version: changes whenever a reading may.
+        version: changes whenever a transcript may change.
     """
 
     rate = 16000  # Hz
-    longest = 30.0  # s that the model hears at once
+    window = 30.0  # s that the model takes at once
 
     def __init__(self, source: str) -> None:
         transformers = import_module("transformers")
@@ -294,28 +294,26 @@ class _Whisper:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{source} is not there and could not be fetched ({reason}); download it from huggingface.co into the "
-                "hub's cache, or set HF_HUB_OFFLINE=0 where there is a network"
+                f"{source} is not in the hub's cache and could not be downloaded ({reason}); download it from "
+                "huggingface.co into the cache, or set HF_HUB_OFFLINE=0 if there is a network"
             ) from error
         self.version = f"whisper {tensor_digest(self.model.state_dict().items())} {transformers.__version__}"
 
     @torch.inference_mode()
     def __call__(self, audio: Tensor, sample_rate: int) -> str:
-        """Greedy reading of `audio` (T,), piece by piece where it is longer than the model hears at once."""
-        from snac_runner.data.audio import resample
-
-        heard = resample(audio, sample_rate, self.rate)
+        """Greedy transcript of `audio` (T,), in pieces of 30 s."""
+        wave = resample(audio, sample_rate, self.rate)
         texts = []
-        for piece in torch.split(heard, round(self.longest * self.rate)):
+        for piece in torch.split(wave, round(self.window * self.rate)):
             features = self.processor(piece.numpy(), sampling_rate=self.rate, return_tensors="pt").input_features
-            chosen = self.model.generate(features.to(self.model.dtype), do_sample=False, num_beams=1)
-            texts.append(self.processor.batch_decode(chosen, skip_special_tokens=True)[0])
+            tokens = self.model.generate(features.to(self.model.dtype), do_sample=False, num_beams=1)
+            texts.append(self.processor.batch_decode(tokens, skip_special_tokens=True)[0])
         return " ".join(texts)
 
     def words(self, text: str) -> list[str]:
-        """Words as Whisper's authors compare them: "twenty" and "20", "colour" and "color" are one."""
+        """Words normalised as Whisper's authors do: "twenty" equals "20", "colour" equals "color"."""
         tokenizer = self.processor.tokenizer
-        english: bool = bool(tokenizer.english_spelling_normalizer)  # a model of other languages comes without
+        english: bool = bool(tokenizer.english_spelling_normalizer)  # absent from models of other languages
         plain: str = tokenizer.normalize(text) if english else tokenizer.basic_normalize(text)
         return plain.split()
 

@@ -1,4 +1,4 @@
-"""The conversions of a split: what is converted to whom, with the embeddings that condition and those that score."""
+"""The conversions of a split: sources, targets, and the embeddings that they are conditioned on and scored by."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.data.pairs import Pair, PairList
 from snac_runner.embeddings import speaker_embeddings
 
-MOVES = torch.tensor([-2.5, -1.5, 1.5, 2.5]), torch.tensor([0.85, 0.93, 1.08, 1.15])
-"""Semitones of pitch, and factors on formants, by which a source becomes another voice: none that is trained on."""
+SHIFTS = torch.tensor([-2.5, -1.5, 1.5, 2.5]), torch.tensor([0.85, 0.93, 1.08, 1.15])
+"""Shifts of pitch in semitones, and factors of formants, that turn a source into another voice. None is trained on."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One conversion to do.
+    """One conversion.
 
     Attributes:
-        pair: source, target, and what is known of them.
+        pair: source and target.
         audio: the source (1, T) at the codec's rate.
-        other: a third speaker of the split, neither source nor target, of the target's sex where there is one (a mere
-            change of sex is not specific); "" where there is none.
+        other: a third speaker of the split, of the target's sex if possible (a change of sex alone is not specific);
+            "" if there is none.
     """
 
     pair: Pair
@@ -38,19 +38,20 @@ class Item:
 
 
 class Conversions:
-    """Everything needed to convert and to score the pairs of one split; the same for all that is compared.
+    """What is needed to convert and to score the pairs of one split: the same for all systems that are compared.
 
     Args:
         corpus: the speech.
         pairs: what to convert.
-        sample_rate: the codec's, in Hz.
-        speaker_encoder: makes the conditioning embeddings, and the conditioning encoder's scores.
-        judge: makes the scores.
-        console: where to report while embeddings are computed.
+        sample_rate: of the codec, in Hz.
+        speaker_encoder: the conditioning encoder.
+        judge: the encoder of the scores.
+        console: where to report progress while embeddings are computed.
 
     Attributes:
         conditioning: speaker to the conditioning encoder's embedding (S,) of conditioning audio.
-        speaker_encoder_reference, reference: speaker to the embedding of scoring audio, by conditioning encoder and judge.
+        speaker_encoder_reference: speaker to the conditioning encoder's embedding (S,) of scoring audio.
+        reference: speaker to the judge's embedding (S,) of scoring audio.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class Conversions:
         self.sample_rate = sample_rate
         self.speaker_encoder = speaker_encoder
         self.judge = judge
-        self._heard: dict[tuple[str, str], Tensor] = {}
-        self._moved: dict[str, Tensor] = {}
+        self._target_audio: dict[tuple[str, str], Tensor] = {}
+        self._shifted: dict[str, Tensor] = {}
 
         def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
             progress = console.progress(f"{encoder.name} on {pairs.split} speakers")
@@ -82,27 +83,29 @@ class Conversions:
 
     @cached_property
     def items(self) -> list[Item]:
-        """The conversions, with their audio, in the order of the list."""
+        """The conversions with their audio, in the order of the pairs."""
         speakers = sorted(self.pairs.references)
         items = []
         for pair in self.pairs.pairs:
-            # the next speaker in the list that is neither: fixed by the list alone
+            # the next speaker in the list that is neither source nor target: depends on the list only
             place = speakers.index(pair.target)
             others = [s for s in speakers[place:] + speakers[:place] if s not in (pair.target, pair.source_speaker)]
             others.sort(key=lambda s: self.corpus.sex(s) != self.corpus.sex(pair.target))
             items.append(Item(pair, self.segment_audio(pair.source), others[0] if others else ""))
         return items
 
-    def moved(self, item: Item) -> Tensor:
-        """Another voice made out of the source (1, T): pitch and formants moved by what the pair's id decides."""
-        if item.pair.id not in self._moved:
+    def shifted(self, item: Item) -> Tensor:
+        """The source (1, T) with shifted pitch and formants: another voice. The shifts depend on the pair's id."""
+        if item.pair.id not in self._shifted:
             draw = generator(item.pair.id, "another voice")
-            semitones, formants = (choices[torch.randint(len(choices), (1,), generator=draw)] for choices in MOVES)
-            self._moved[item.pair.id] = change_voice(item.audio.unsqueeze(0), self.sample_rate, semitones, formants)[0]
-        return self._moved[item.pair.id]
+            semitones, formants = (choices[torch.randint(len(choices), (1,), generator=draw)] for choices in SHIFTS)
+            self._shifted[item.pair.id] = change_voice(item.audio.unsqueeze(0), self.sample_rate, semitones, formants)[
+                0
+            ]
+        return self._shifted[item.pair.id]
 
     def ceiling_audio(self, item: Item) -> Tensor:
-        """Another, real utterance of the target (1, T) that neither conditions nor scores beyond its share."""
+        """Another, real utterance of the target (1, T), at the codec's rate."""
         return self.segment_audio(self.pairs.references[item.pair.target]["ceiling"][0])
 
     @cached_property
@@ -111,13 +114,13 @@ class Conversions:
         return {pair.target: self.reference[pair.target] for pair in self.pairs.pairs}
 
     def target_audio(self, speaker: str, role: str = "scoring") -> Tensor:
-        """The first stretch of a speaker's speech (T,) of that role, at most 8 s."""
-        if (speaker, role) not in self._heard:
+        """The first segment of a speaker's speech in that role (T,), at most 8 s, at the codec's rate."""
+        if (speaker, role) not in self._target_audio:
             first = self.pairs.references[speaker][role][0]
-            self._heard[speaker, role] = self.segment_audio(first._replace(seconds=min(8.0, first.seconds)))[0]
-        return self._heard[speaker, role]
+            self._target_audio[speaker, role] = self.segment_audio(first._replace(seconds=min(8.0, first.seconds)))[0]
+        return self._target_audio[speaker, role]
 
     def segment_audio(self, segment: Segment) -> Tensor:
-        """A stretch of the corpus (1, T) at the codec's rate."""
+        """A segment of the corpus (1, T), at the codec's rate."""
         utterance = self.corpus.utterance(segment.utterance)
         return load_audio(utterance, self.sample_rate, start=segment.start, seconds=segment.seconds)

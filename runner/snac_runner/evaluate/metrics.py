@@ -1,4 +1,7 @@
-"""The built-in metrics. Each looks at one conversion; see `snac_core.metric` for what it sees."""
+"""The built-in metrics of speaker similarity and signal quality, and the registration of all built-in metrics.
+
+A metric is called with one conversion; see `snac_core.metric.Conversion` for its parts.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def _cosine(embeddings: Mapping[str, Tensor], of: str, references: Mapping[str, 
 
 
 class SECS(Metric):
-    """Speaker embedding cosine similarity of the converted output to the target, by the judge."""
+    """Speaker embedding cosine similarity of the converted output to the target speaker, by the judge."""
 
     name, unit, direction, worst = "secs", "cosine", "up", -1.0
     outputs = ("converted",)
@@ -31,7 +34,7 @@ class SECS(Metric):
 
 
 class SECSSource(Metric):
-    """Similarity of the converted output to the source speaker: what leaks through."""
+    """Source similarity: cosine of the converted output to the source speaker, by the judge."""
 
     name, unit, direction, worst = "secs_source", "cosine", "down", 1.0
     outputs = ("converted",)
@@ -41,7 +44,7 @@ class SECSSource(Metric):
 
 
 class SECSOwn(Metric):
-    """Similarity to the target of the same source under its own embedding."""
+    """Cosine to the target of the output under the source speaker's own embedding, by the judge."""
 
     name, unit, direction, worst = "secs_own", "cosine", "down", 1.0
     outputs = ("identity",)
@@ -51,7 +54,7 @@ class SECSOwn(Metric):
 
 
 class SECSOther(Metric):
-    """Similarity to the target of the same source under another speaker's embedding."""
+    """Cosine to the target of the output under a third speaker's embedding, by the judge."""
 
     name, unit, direction, worst = "secs_other", "cosine", "down", 1.0
     outputs = ("other",)
@@ -61,7 +64,7 @@ class SECSOther(Metric):
 
 
 class Specificity(Metric):
-    """What the right embedding adds: similarity to the target under its embedding minus under another speaker's."""
+    """SECS under the target's embedding minus SECS under a third speaker's: the effect of the right embedding."""
 
     name, unit, direction, worst = "specificity", "cosine", "up", -2.0
     outputs = ("converted", "other")
@@ -73,7 +76,7 @@ class Specificity(Metric):
 
 
 class SECSDegraded(Metric):
-    """SECS after a 7 kHz low-pass and with noise at 30 dB: a gain that this takes away was an inaudible attack."""
+    """SECS after a 7 kHz low-pass and with noise at 30 dB SNR: a gain that this removes is an adversarial attack."""
 
     name, unit, direction, worst = "secs_degraded", "cosine", "up", -1.0
     outputs = ("converted",)
@@ -83,7 +86,7 @@ class SECSDegraded(Metric):
 
 
 class Top1(Metric):
-    """Whether the judge, asked who of all target speakers speaks, names the target: 1 or 0."""
+    """Speaker identification: 1 if, by the judge, the output is closer to the target than to all others, else 0."""
 
     name, unit, direction, worst = "top1", "share", "up", 0.0
     outputs = ("converted",)
@@ -121,7 +124,7 @@ class SpkID(Metric):
 
 
 class SpkSynth(Metric):
-    """As spk_id, where the source's pitch and formants were moved before: whether the embedding undoes the change."""
+    """As spk_id, of a source with shifted pitch and formants: 0 if the embedding undoes the shift."""
 
     name, unit, direction, worst = "spk_synth", "1 - cosine", "down", 2.0
     outputs = ("synthetic",)
@@ -132,7 +135,7 @@ class SpkSynth(Metric):
 
 
 class Gap(Metric):
-    """spk_vc - spk_id: how much farther conversion is from its speaker than identity is."""
+    """spk_vc - spk_id: how much larger the distance to the speaker is in conversion than in identity."""
 
     name, unit, direction, worst = "gap", "1 - cosine", "down", 2.0
     outputs = ("converted", "identity")
@@ -143,7 +146,7 @@ class Gap(Metric):
 
 
 class SpeakerEncoderSECS(Metric):
-    """SECS by the conditioning encoder: beside the judge's it shows a strategy that only fools its conditioning encoder."""
+    """SECS by the conditioning encoder: far above the judge's, it shows a strategy that only fools this encoder."""
 
     name, unit, direction, worst = "speaker_encoder_secs", "cosine", "up", -1.0
     outputs = ("converted",)
@@ -155,7 +158,7 @@ class SpeakerEncoderSECS(Metric):
 
 
 class STOI(Metric):
-    """Intelligibility of the output under the own embedding, against the source (Taal et al. 2011; pystoi)."""
+    """Intelligibility of the output under the own embedding; the source is the reference (Taal et al. 2011; pystoi)."""
 
     name, unit, direction, worst, requires = "stoi", "", "up", 0.0, ("pystoi",)
     outputs = ("identity",)
@@ -169,7 +172,7 @@ class STOI(Metric):
 
 
 class PESQ(Metric):
-    """Wide-band PESQ of the output under the own embedding, against the source (ITU-T P.862.2; pesq), at 16 kHz."""
+    """Wide-band PESQ at 16 kHz of the output under the own embedding; the source is the reference (ITU-T P.862.2)."""
 
     name, unit, direction, worst, requires = "pesq", "MOS-LQO", "up", 1.0, ("pesq",)
     outputs = ("identity",)
@@ -187,7 +190,7 @@ class PESQ(Metric):
 
 
 class Mel(Metric):
-    """Mean difference of log10 mel spectra of the output under the own embedding, against the source."""
+    """Mean absolute difference of log10 mel spectra, of the output under the own embedding and the source."""
 
     name, unit, direction, worst = "mel", "log10", "down", 5.0
     outputs = ("identity",)
@@ -201,7 +204,7 @@ class Mel(Metric):
 
 
 class STFT(Metric):
-    """Multi-scale STFT distance of the output under the own embedding, against the source."""
+    """Multi-scale STFT distance, of the output under the own embedding and the source."""
 
     name, unit, direction, worst = "stft", "", "down", 10.0
     outputs = ("identity",)
@@ -213,7 +216,10 @@ class STFT(Metric):
 
 
 class SISDR(Metric):
-    """Scale-invariant signal-to-distortion ratio of the output under the own embedding (Le Roux et al. 2019, eq. 3)."""
+    """Scale-invariant signal-to-distortion ratio of the output under the own embedding (Le Roux et al. 2019, eq. 3).
+
+    torchmetrics gives the same values in float64 to 1e-12, but rounds in float32, and takes seconds to import.
+    """
 
     name, unit, direction, worst = "si_sdr", "dB", "up", -60.0
     outputs = ("identity",)
@@ -230,10 +236,10 @@ class SISDR(Metric):
 
 @hookimpl
 def register_metrics(register: Callable[[type], None]) -> None:
-    """Offer the metrics."""
+    """Register the built-in metrics."""
     for metric in (
         SECS, SECSSource, SECSOwn, SECSOther, SECSDegraded, Specificity, Top1, SpkID, SpkVC, SpkSynth, Gap,
-        SpeakerEncoderSECS, WER, CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ, Mel,
-        STFT, SISDR,
+        SpeakerEncoderSECS, WER, CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ,
+        Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

@@ -1,8 +1,4 @@
-"""The noise floor: how far a score moves when nothing changes but the decoder's noise.
-
-How fast a conditioned codec converts.
-
-What a judged run says of itself on the model card of its weights."""
+"""Figures of a trained model apart from its scores: decoding noise, speed, and the table of its model card."""
 
 from __future__ import annotations
 
@@ -17,27 +13,31 @@ from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.metric import Metric
 from snac_runner.evaluate.conversions import Conversions
-from snac_runner.evaluate.scoring import Scores, judged_row
+from snac_runner.evaluate.scoring import Scores, score_conversion
 from snac_runner.evaluate.systems import NOISE_SEED, conditioned, evaluating
 from snac_runner.resources import StudyResources
 
 
 def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metric, *, items: int = 4) -> float:
-    """Standard deviation of a metric over decodes with different noise, the mean over the first `items` conversions."""
+    """Decoding noise: standard deviation of a metric over three decodes with different noise.
+
+    The mean over the first `items` conversions.
+    """
     spreads = []
     for item in conversions.items[:items]:
         values = []
         for seed in (1, 2, 3):
             rendering = conditioned(model, noise_seed=seed, synthetic=False)(conversions, item)
-            values.append(judged_row(item, rendering, conversions, {metric.name: metric}))
+            values.append(score_conversion(item, rendering, conversions, {metric.name: metric}))
         spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
     return float(torch.stack(spreads).mean())
 
 
 def times_real_time(model: ConditionedCodec, conversions: Conversions, *, rounds: int = 4) -> float:
-    """Seconds of speech that a second of work converts: the first source, by itself, the best of a few rounds.
+    """Seconds of speech converted per second of computation: the inverse of the real-time factor.
 
-    The best, because other work on a machine can only slow it down. The inverse of the real-time factor.
+    The first source is converted alone; the result is the best of `rounds`, because other work on the machine can only
+    slow it down.
     """
     device = next(model.codec.parameters()).device
     item = conversions.items[0]
@@ -54,7 +54,7 @@ def times_real_time(model: ConditionedCodec, conversions: Conversions, *, rounds
 def evaluation(
     model: ConditionedCodec, scores: Scores, resources: StudyResources, *, seed: int, steps: int
 ) -> dict[str, Any]:
-    """The pooled figures of a run, bound to the weights they were measured on: a `ConditionedCodec.evaluation`."""
+    """The pooled metrics of a run with the digest of its weights, as `ConditionedCodec.evaluation`."""
     pairs = resources.test_pairs
     return {
         "weights": digest_of(model.attached),

@@ -1,18 +1,10 @@
-"""The offline judge of content: a small phone recogniser of this project, its training, and what it is good for.
+"""The phone recogniser, the offline judge of content: from audio, or from text, to phones.
 
-It judges and never teaches. It lives in the runner, which no plugin may import, and gives names of phones, which carry
-no gradient.
-
-
-Which phones there are, and which of them a text is made of.
-
-The 39 phones of the CMU Pronouncing Dictionary (ARPAbet without stress). espeak-ng's own phonemes of American English
-are mapped to them: reduced vowels to their nearest full one, a vowel with its r to two phones, a flapped t to D.
-
-
-The network of the phone recogniser: log-mel bands to a distribution over phones every 30 ms.
-
-The phone recogniser as a judge: from audio to the phones that are heard in it."""
+Phones are the 39 of the CMU Pronouncing Dictionary (ARPAbet without stress). Texts get theirs from espeak-ng: its
+phonemes of American English are mapped to ARPAbet, a reduced vowel to the nearest full one, a vowel with r to two
+phones, a flapped t to D. Audio gets its phones from a small network with weights in this package. The network only
+judges: no plugin may import the runner, and names of phones have no gradient.
+"""
 
 from __future__ import annotations
 
@@ -49,17 +41,17 @@ _OF_ESPEAK = {
     "b": "B", "tS": "CH", "d": "D", "t#": "D", "D": "DH", "f": "F", "g": "G", "h": "HH", "dZ": "JH", "k": "K", "x": "K",
     "l": "L", "m": "M", "n": "N", "N": "NG", "p": "P", "r": "R", "s": "S", "S": "SH", "t": "T", "t2": "T", "T": "TH",
     "v": "V", "w": "W", "j": "Y", "z": "Z", "Z": "ZH",
-    "?": "",  # the glottal stop, which English does not tell words apart by
+    "?": "",  # the glottal stop does not distinguish English words
 }  # fmt: skip
 
-_SPOKEN_BY = "m1"  # a variant changes the voice, not the pronunciation; this one adds nothing of its own
+_VOICE = "m1"  # a variant changes the voice, not the pronunciation
 
 
 def from_espeak(names: Iterable[str]) -> tuple[str, ...]:
-    """espeak-ng's phonemes as phones; two equal ones in a row, at the seam of two words, are one sound.
+    """espeak-ng's phonemes as phones. Two equal phones in a row, where two words meet, count as one.
 
     Raises:
-        UserError: for a phoneme that American English does not have.
+        UserError: for a phoneme that is not in American English.
     """
     phones: list[str] = []
     for name in names:
@@ -68,9 +60,13 @@ def from_espeak(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def spans(begun: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """(phone, start, end) from the phonemes of `Voice.phoneme_starts`, the last of which is the end of speech; no pauses.
+    """Phones as (phone, start, end), without pauses.
 
-    A phoneme that makes two phones is shared out evenly.
+    Args:
+        begun: the phonemes of `Voice.phoneme_starts`; the last is the end of speech.
+
+    Returns:
+        in the unit of `begun`. The time of a phoneme that is two phones is divided evenly.
     """
     found = []
     for (name, start), (_, end) in pairwise(begun):
@@ -82,32 +78,32 @@ def spans(begun: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
 
 def _mapped(name: str) -> list[str]:
     if name not in _OF_ESPEAK:
-        raise UserError(f"espeak-ng's phoneme {name!r} is none of American English's")
+        raise UserError(f"espeak-ng's phoneme {name!r} is not in American English")
     return _OF_ESPEAK[name].split()
 
 
 @lru_cache(maxsize=4096)
 def phones_of(text: str) -> tuple[str, ...]:
-    """The phones of an English text, as espeak-ng would say it.
+    """The phones of an English text, as espeak-ng pronounces it.
 
     Raises:
-        UserError: if nothing of it can be said, or it holds foreign sounds.
+        UserError: if the text has no phones, or phonemes that are not in American English.
     """
-    with voice(_SPOKEN_BY) as speaker:
+    with voice(_VOICE) as speaker:
         phones = from_espeak(speaker.phonemes(text))
     if not phones:
-        raise UserError(f"{text!r} has no phones: nothing of it can be said")
+        raise UserError(f"{text!r} has no phones: it contains nothing that can be pronounced")
     return phones
 
 
 SAMPLE_RATE = 16000  # Hz
 BLANK = 0  # of CTC; phone i of PHONES is class i + 1
 BANDS = 80
-FRAME = 480  # samples between two frames of the output; frame f looks at sample 480 f and around it
+FRAME = 480  # samples between two frames of the output; frame f is centred on sample 480 f
 
 
 class Residual(nn.Module):
-    """x + relu(norm(conv(x))), over time, (B, C, F) to the same."""
+    """x + relu(norm(conv(x))) over time: (B, C, F) to (B, C, F)."""
 
     def __init__(self, channels: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
@@ -120,9 +116,10 @@ class Residual(nn.Module):
 
 
 class PhoneNetwork(nn.Module):
-    """Convolutions for what a phone sounds like, then an LSTM both ways for what stands around it.
+    """Log-mel bands to phones every 30 ms: convolutions for the sound of a phone, a bidirectional LSTM for its context.
 
-    Every item is read by itself: features are normalised per item, batch norms use stored statistics in eval mode.
+    In eval mode an item does not depend on its batch: features are normalised per item, batch norms use stored
+    statistics.
     """
 
     def __init__(self, channels: int = 176, blocks: int = 6, hidden: int = 176, dropout: float = 0.1) -> None:
@@ -142,14 +139,14 @@ class PhoneNetwork(nn.Module):
         self.classify = nn.Linear(2 * hidden, len(PHONES) + 1)
 
     def read(self, features: Tensor) -> Tensor:
-        """(B, 80, F) -> logits (B, ceil(F / 3), 40)."""
+        """Features (B, 80, F) to logits (B, ceil(F / 3), 40)."""
         x = self.blocks(self.stem(features)).transpose(1, 2)
         x, _ = self.context(self.dropout(x))
         logits: Tensor = self.classify(self.dropout(x))
         return logits
 
     def forward(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> logits (B, F, 40), 100 frames in 3 s; class 0 is CTC's blank."""
+        """Audio (B, T) at 16 kHz to logits (B, F, 40), 100 frames in 3 s. Class 0 is the blank of CTC."""
         return self.read(self.features(audio))
 
 
@@ -157,16 +154,16 @@ ASSET = Path(__file__).resolve().parent / "assets" / "phones_tiny" / "model.safe
 
 
 class PhoneRecogniser:
-    """Names the phones in speech; an item's are the same whatever is read before or beside it.
+    """Recognises the phones in speech. The result does not depend on what was recognised before.
 
     Args:
-        weights: safetensors of a PhoneNetwork; None: those that come with the package.
+        weights: safetensors of a PhoneNetwork; None: those in this package.
 
     Attributes:
         digest: sha256 (hex) of the file of weights.
 
     Raises:
-        UserError: if there is no such file, or it does not fit.
+        UserError: if there is no such file, or its weights do not fit the network.
     """
 
     def __init__(self, weights: str | Path | None = None) -> None:
@@ -194,11 +191,11 @@ class PhoneRecogniser:
 
 @cache
 def bundled() -> PhoneRecogniser:
-    """The recogniser that comes with the package, loaded once."""
+    """The recogniser with the weights in this package, loaded once."""
     return PhoneRecogniser()
 
 
 def decode(logits: Tensor) -> tuple[str, ...]:
-    """The likeliest class of each frame (F, 40), once for a run of them, without blanks (Graves et al. 2006, eq. 4)."""
+    """Best path decoding of logits (F, 40): repeated classes merged, blanks removed (Graves et al. 2006, eq. 4)."""
     best = (index for index, _ in groupby(logits.argmax(-1).tolist()))
     return tuple(PHONES[index - 1] for index in best if index != BLANK)

@@ -1,8 +1,7 @@
-"""Judged conversions as they come, one line each, so that judging goes on where it was stopped or killed.
+"""From a system and a list of conversions to scores, per conversion and pooled.
 
-Audio that sounds nearly the same to the ear: what a score loses on it was an inaudible attack on the judge.
-
-From a system and a list of conversions to scores: per conversion, and pooled."""
+A journal keeps the scores of each conversion on disk, so that an interrupted evaluation resumes where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,29 @@ from snac_core.plugin_guard import describe_error
 from snac_core.plugins import Catalogue
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.console import SILENT, Progress
 from snac_runner.evaluate.codes import SpeakerProbe, summary
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.systems import Rendering, System
 
+MIN_RMS = 1e-5
+"""Output with a lower RMS, -100 dB re full scale, counts as silent."""
+WORST_SECONDS = 4.0  # of the target that are kept with a conversion of the lowest SECS
+_CODE_KEYS = ("codes", "bare_codes", "edits")  # of a row: only the summary of codes needs them
+_log = logging.getLogger(__name__)
+
 
 class Journal:
-    """A file of rows that belongs to one system, list of conversions and set of metrics; any other file is begun anew.
+    """A file with a line per scored conversion. Rows under another key are discarded.
 
-    A line that was half written when the process died is dropped, and its conversion judged again.
+    A line that was only partly written when the process died is discarded, too, and its conversion is scored again.
 
     Args:
         path: of the file.
-        key: all that the rows depend on.
+        key: everything that the rows depend on; see `journal_key`.
+
+    Attributes:
+        rows: pair id to row.
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
@@ -46,13 +55,13 @@ class Journal:
         header = json.dumps({"key": dict(key)}, sort_keys=True)
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] == header:
-            for line in lines[1:-1]:  # what follows the last newline was cut off
+            for line in lines[1:-1]:  # the text after the last newline is incomplete
                 row = json.loads(line)
                 self.rows[row["pair"]] = row
         write_text(path, "".join(f"{line}\n" for line in [header, *map(json.dumps, self.rows.values())]))
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row, on the disk before this returns."""
+        """Append a row; it is on disk when this returns."""
         self.rows[row["pair"]] = row
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -60,34 +69,39 @@ class Journal:
             os.fsync(file.fileno())
 
 
+def journal_key(system: Mapping[str, Any], conversions: Conversions, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Everything that the rows of a journal depend on: what identifies the system, the conversions and the metrics."""
+    return {
+        **system,
+        "pairs": conversions.pairs.digest,
+        "metrics": {name: metrics[name].version for name in sorted(metrics)},
+    }
+
+
 def degraded(audio: Tensor, sample_rate: int) -> Tensor:
-    """Audio (T,) after a 7 kHz low-pass, with white noise at 30 dB: to the ear nearly the same."""
+    """Audio (T,) after a 7 kHz low-pass, with white noise at 30 dB SNR: it sounds nearly the same.
+
+    A score that is much lower on it was raised by an adversarial attack on the judge. `sample_rate` is in Hz.
+    """
     spectrum = torch.fft.rfft(audio.double())
     spectrum[torch.fft.rfftfreq(len(audio), 1 / sample_rate) > 7000] = 0
     filtered = torch.fft.irfft(spectrum, n=len(audio))
     noise = torch.randn(len(audio), generator=generator("degraded"), dtype=torch.float64)
-    rough: Tensor = filtered + noise * filtered.square().mean().sqrt() * 10 ** (-30 / 20)
-    return rough.to(audio.dtype)
-
-
-SILENT = 1e-5
-"""RMS below -100 dB re full scale is no output."""
-
-_log = logging.getLogger(__name__)
+    noisy: Tensor = filtered + noise * filtered.square().mean().sqrt() * 10 ** (-30 / 20)
+    return noisy.to(audio.dtype)
 
 
 @dataclass
 class Scores:
-    """What judging one system gave.
+    """The scores of one system.
 
     Attributes:
-        pooled: metric to mean, n_ok, n, unit, direction, role and margin where it has a role, and its version.
+        pooled: metric to mean, n_ok, n, unit, direction, role and margin if it has a role, and its version.
         utterances: one row a conversion: pair, speakers, metrics.
-        codes: what the conditioning does inside; see `snac_runner.evaluate.codes.summary`.
-        missing: metric to what it would need.
-        renderings: the audio of the first conversions, by pair id.
-        worst: the audio of the conversions least like their target, worst first, by pair id: "converted", "source" and
-            "target" (T,).
+        codes: how conditioning changes the codes; see `snac_runner.evaluate.codes.summary`.
+        missing: metric that was not measured to the reason.
+        renderings: pair id to the audio of the first conversions.
+        worst: pair id to the audio of the conversions with the lowest SECS; see `worst_conversions`.
     """
 
     pooled: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -98,18 +112,18 @@ class Scores:
     worst: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-def available(catalogue: Catalogue, also: Collection[str] = ()) -> tuple[dict[str, Metric], dict[str, str]]:
-    """The metrics that can run here, and for each other what it needs.
+def available(catalogue: Catalogue, requested: Collection[str] = ()) -> tuple[dict[str, Metric], dict[str, str]]:
+    """The metrics that can be measured here, and for each other metric the reason why it cannot.
 
     Args:
-        catalogue: where they come from.
-        also: those that are asked for, of the ones that run only on request.
+        catalogue: the plugins.
+        requested: names of metrics to measure although they are measured only on request.
     """
     metrics, missing = {}, {}
     for name in catalogue.metrics:
         metric: Metric = catalogue.metrics[name]()
         lacking = [package for package in metric.requires if importlib.util.find_spec(package) is None]
-        if metric.on_request and name not in also:
+        if metric.on_request and name not in requested:
             missing[name] = f"only when asked for: extra_metrics = [{json.dumps(name)}]"
         elif lacking:
             missing[name] = f"needs {', '.join(lacking)}"
@@ -126,71 +140,70 @@ def available(catalogue: Catalogue, also: Collection[str] = ()) -> tuple[dict[st
 def score(
     system: System,
     conversions: Conversions,
-    catalogue: Catalogue,
+    metrics: Mapping[str, Metric],
     *,
-    only: Mapping[str, Metric] | None = None,
     keep: int = 0,
-    worst: int = 0,
-    journal: Path | None = None,
-    key: Mapping[str, Any] | None = None,
+    journal: Journal | None = None,
     probe: SpeakerProbe | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT.progress(""),  # noqa: B008
 ) -> Scores:
-    """Render and judge every conversion.
+    """Render and score every conversion.
 
     Args:
         system: what converts.
         conversions: what to convert.
-        catalogue: where the metrics come from.
-        only: these metrics instead of all that can run here.
-        keep: of how many conversions to keep the audio.
-        worst: of how many of the worst as well.
-        journal: file of judged conversions; those in it are not judged again, where it belongs to the same `key`.
-        key: all that identifies the system, for the journal.
-        probe: hears who speaks in the codes.
-        progress: called with (done, of how many).
+        metrics: what to measure, by name.
+        keep: number of conversions of which the audio is kept.
+        journal: conversions in it are not scored again, and every other one is added to it.
+        probe: recognises speakers in the codes.
+        progress: called with (done, total).
     """
-    metrics, missing = (dict(only), {}) if only is not None else available(catalogue)
-    belongs = {
-        **(key or {}),
-        "pairs": conversions.pairs.digest,
-        "metrics": {name: metrics[name].version for name in sorted(metrics)},
-    }
-    kept = Journal(journal, belongs) if journal is not None else None
-    scores = Scores(missing=missing)
+    scores = Scores()
     rows: list[dict[str, Any]] = []
-    items = conversions.items
-    for number, item in enumerate(items):
-        row = kept.rows.get(item.pair.id) if kept else None
+    for number, item in enumerate(conversions.items):
+        row = journal.rows.get(item.pair.id) if journal else None
         if row is None or number < keep:
             rendering = system(conversions, item)
             if number < keep:
                 scores.renderings[item.pair.id] = rendering
             if row is None:
-                row = {**judged_row(item, rendering, conversions, metrics), **_inside(rendering)}
-                if kept:
-                    kept.add(row)
+                row = {**score_conversion(item, rendering, conversions, metrics), **_codes_of(rendering)}
+                if journal:
+                    journal.add(row)
         rows.append(row)
-        if progress:
-            progress(number + 1, len(items))
-    scores.utterances = [{k: v for k, v in row.items() if k not in _INSIDE} for row in rows]
+        progress(number + 1, len(conversions.items))
+    scores.utterances = [{key: value for key, value in row.items() if key not in _CODE_KEYS} for row in rows]
     scores.pooled = _pooled(scores.utterances, metrics)
     scores.codes = summary(rows, probe)
-    scored = [n for n, row in enumerate(rows) if row["metrics"].get("secs") is not None]
-    for number in sorted(scored, key=lambda n: (rows[n]["metrics"]["secs"], n))[:worst]:
-        item = items[number]
-        scores.worst[item.pair.id] = {
-            "converted": system(conversions, item).converted,
-            "source": item.audio[0],
-            "target": conversions.target_audio(item.pair.target)[: round(4 * conversions.sample_rate)],
-        }
     return scores
 
 
-_INSIDE = ("codes", "bare_codes", "edits")  # of a row: what only the summary of codes needs
+def worst_conversions(
+    scores: Scores, system: System, conversions: Conversions, count: int
+) -> dict[str, dict[str, Tensor]]:
+    """The audio of the `count` conversions with the lowest SECS, lowest first.
+
+    Returns:
+        pair id to "converted", "source" and "target" (T,), at the codec's rate.
+    """
+    measured = [
+        (secs, number)
+        for number, row in enumerate(scores.utterances)
+        if (secs := row["metrics"].get("secs")) is not None
+    ]
+    items = [conversions.items[number] for _, number in sorted(measured)[:count]]
+    most = round(WORST_SECONDS * conversions.sample_rate)
+    return {
+        item.pair.id: {
+            "converted": system(conversions, item).converted,
+            "source": item.audio[0],
+            "target": conversions.target_audio(item.pair.target)[:most],
+        }
+        for item in items
+    }
 
 
-def _inside(rendering: Rendering) -> dict[str, Any]:
+def _codes_of(rendering: Rendering) -> dict[str, Any]:
     return {
         "codes": [level.tolist() for level in rendering.codes],
         "bare_codes": [level.tolist() for level in rendering.bare_codes],
@@ -198,16 +211,19 @@ def _inside(rendering: Rendering) -> dict[str, Any]:
     }
 
 
-def judged_row(
+def score_conversion(
     item: Item, rendering: Rendering, conversions: Conversions, metrics: Mapping[str, Metric]
 ) -> dict[str, Any]:
-    parts = {name: getattr(rendering, name) for name in OUTPUTS}
+    """The scores of one conversion: a row with pair, speakers and metrics.
+
+    NaN or silent output gets a metric's worst value. A metric that does not apply is left out; one that fails is None.
+    """
+    outputs = {name: audio for name in OUTPUTS if (audio := getattr(rendering, name)) is not None}
     least = conversions.sample_rate * max(conversions.judge.min_seconds, conversions.speaker_encoder.min_seconds)
-    sounding = {
-        name: audio for name, audio in parts.items() if audio is not None and len(audio) >= least and _sounds(audio)
-    }
-    if "converted" in sounding:
-        sounding["degraded"] = degraded(rendering.converted, conversions.sample_rate)
+    valid = {name: audio for name, audio in outputs.items() if len(audio) >= least and _is_sound(audio)}
+    for_judge = dict(valid)
+    if "converted" in valid:
+        for_judge["degraded"] = degraded(rendering.converted, conversions.sample_rate)
     pair = item.pair
     conversion = Conversion(
         pair=pair.id,
@@ -217,11 +233,9 @@ def judged_row(
         identity=rendering.identity,
         other=rendering.other,
         synthetic=rendering.synthetic,
-        embeddings=_embedded(sounding, conversions.judge, conversions.sample_rate),
+        embeddings=_embedded(for_judge, conversions.judge, conversions.sample_rate),
         references=_references(conversions.reference, pair.source_speaker, pair.target),
-        speaker_encoder_embeddings=_embedded(
-            _without_degraded(sounding), conversions.speaker_encoder, conversions.sample_rate
-        ),
+        speaker_encoder_embeddings=_embedded(valid, conversions.speaker_encoder, conversions.sample_rate),
         speaker_encoder_references=_references(conversions.speaker_encoder_reference, pair.source_speaker, pair.target),
         text=pair.text,
         target=conversions.target_audio(pair.target),
@@ -229,7 +243,7 @@ def judged_row(
         candidates=conversions.candidates,
         same_words=rendering.same_words,
     )
-    broken = {name for name, audio in parts.items() if audio is not None and name not in sounding}
+    broken = outputs.keys() - valid.keys()
     values: dict[str, float | None] = {}
     for name, metric in metrics.items():
         if broken.intersection(metric.outputs):
@@ -237,7 +251,7 @@ def judged_row(
             continue
         try:
             value = metric(conversion)
-        except Exception as error:  # a tool's own failure: the item counts as not ok, the others go on
+        except Exception as error:  # a failure of a metric's own tool: other metrics are still measured
             _log.warning("metric %s fails on %s: %s: %s", name, pair.id, type(error).__name__, error)
             values[name] = None
             continue
@@ -253,24 +267,20 @@ def judged_row(
     }
 
 
-def _without_degraded(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: audio for name, audio in parts.items() if name != "degraded"}
+def _is_sound(audio: Tensor) -> bool:
+    return bool(audio.isfinite().all()) and float(audio.square().mean().sqrt()) > MIN_RMS
 
 
-def _sounds(audio: Tensor) -> bool:
-    return bool(audio.isfinite().all()) and float(audio.square().mean().sqrt()) > SILENT
-
-
-def _embedded(parts: Mapping[str, Tensor], encoder: SpeakerEncoder, sample_rate: int) -> dict[str, Tensor]:
-    """Unit vectors by the name of the part; parts of one length go through the encoder together."""
+def _embedded(outputs: Mapping[str, Tensor], encoder: SpeakerEncoder, sample_rate: int) -> dict[str, Tensor]:
+    """Embeddings (S,) of audio (T,) by name. Outputs of equal length go through the encoder in one batch."""
     found: dict[str, Tensor] = {}
     device = encoder.device
     by_length: dict[int, list[str]] = {}
-    for name, audio in parts.items():
+    for name, audio in outputs.items():
         by_length.setdefault(audio.shape[-1], []).append(name)
     for names in by_length.values():
         with torch.no_grad():
-            embeddings = encoder(torch.stack([parts[name] for name in names]).unsqueeze(1).to(device), sample_rate)
+            embeddings = encoder(torch.stack([outputs[name] for name in names]).unsqueeze(1).to(device), sample_rate)
         found.update(zip(names, embeddings.cpu(), strict=True))
     return found
 

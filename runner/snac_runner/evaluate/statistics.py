@@ -1,25 +1,24 @@
-"""How far a pooled mean of crossed data may be off: its variance, and intervals that few levels cannot fool.
+"""Inference for crossed data: means, intervals and tests over seeds, target speakers and source utterances.
 
-The mean of a study is the truth plus an effect of its seeds, of its target speakers and of its source utterances, each
-estimated from as many values as the factor has levels. With three seeds the largest part of the variance may rest on
-two degrees of freedom. Satterthwaite's degrees of freedom (1946) then come out too large exactly when the seeds happen
-to agree, and an interval made with them is too short (docs/experiments/README.md). Here each part keeps the quantile of its own
-degrees of freedom:
+A *cell* is one measured conversion. `values` is (S, P): S seeds by P pairs, NaN where nothing was measured; values
+without a seed (of a control) are (1, P). `target` and `source` are (P,) integer labels: target speaker and source
+utterance of each pair. Seeds, targets and sources are crossed factors: another study would draw all three again, so an
+interval that resamples single cells, or one factor only, is too short.
+
+The mean of a study is the truth plus an effect of its seeds, of its targets and of its sources, each estimated from as
+many values as the factor has levels. With three seeds the largest part of the variance may have two degrees of freedom.
+Satterthwaite's degrees of freedom (1946) are then too large whenever the seeds agree by chance, and the interval is too
+short (docs/experiments). Here each part keeps the quantile of its own degrees of freedom:
 
     half width^2 = sum_f t_f^2 V_f - 0.8 z^2 (sum_f V_f - V)
 
-The first sum is Banerjee's interval for a linear function of means (1960, Sankhya 22, 357-358), which covers at least
-as often as it says for independent parts. V_f counts the noise of single cells once for every factor; what is
-counted twice rests on many cells, and is taken off at the normal quantile z; four fifths of it, because it is an
-estimate too (all of it leaves 5.6 % false differences between equal arms where seeds do not differ, this 4.8 %).
+The first sum is Banerjee's interval for a linear function of means (1960, Sankhya 22, 357-358): for independent parts,
+its coverage is at least the nominal one. V_f counts the noise of single cells once for every factor. What is counted
+twice is estimated from many cells, so it is subtracted at the normal quantile z. Only four fifths of it are, because it
+is an estimate, too: subtracting all of it gives 5.6 % false differences between equal arms if seeds do not differ, four
+fifths give 4.8 %.
 
-
-Inference for crossed data: every number was measured for a seed, a target speaker and a source utterance.
-
-A *cell* is one measured conversion. `values` is (S, P): S seeds by P pairs, NaN where nothing was measured; what has no
-seed (a control) is (1, P). `target` and `source` are (P,) integer labels of each pair's target speaker and source
-utterance. Seeds, targets and sources are crossed factors: another study would draw all three anew, so an interval that
-resamples cells, or one factor only, is too short. All functions are pure; random draws come from a fixed seed.
+All functions are pure; random draws have a fixed seed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-TAKEN_OFF = 0.8  # of the variance that is counted twice
+SUBTRACTED = 0.8  # of the variance that is counted twice
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -61,7 +60,7 @@ class Spread:
         """Half of the two-sided interval that misses the truth with at most probability `alpha`."""
         wide = [float(special.stdtrit(df, 1 - alpha / 2)) ** 2 * v for v, df in self.parts]
         twice = sum(v for v, _ in self.parts) - self.variance
-        off = TAKEN_OFF * float(special.ndtri(1 - alpha / 2)) ** 2 * twice
+        off = SUBTRACTED * float(special.ndtri(1 - alpha / 2)) ** 2 * twice
         return float(np.sqrt(max(sum(wide) - off, *wide, 0.0)))
 
     @property
@@ -295,13 +294,17 @@ def level_means(values: Array, factor: Labels) -> Array:
     return means
 
 
-def equal_error_rate(genuine: Array, impostors: Array) -> float:
-    """Where a threshold on the score misses as many of `genuine` as it lets in of `impostors`: the mean of the two."""
-    thresholds = np.unique(np.concatenate([genuine, impostors]))
+def equal_error_rate(genuine: NDArray[np.floating], impostor: NDArray[np.floating]) -> tuple[float, float]:
+    """Equal error rate of two sets of scores, and its threshold.
+
+    The threshold is the score at which the share of `genuine` (G,) below it (misses) and the share of `impostor` (I,)
+    at or above it (false alarms) are closest. The rate is the mean of the two.
+    """
+    thresholds = np.unique(np.concatenate([genuine, impostor]))
     misses = np.searchsorted(np.sort(genuine), thresholds, side="left") / len(genuine)
-    alarms = 1 - np.searchsorted(np.sort(impostors), thresholds, side="left") / len(impostors)
-    at = int(np.argmin(np.abs(misses - alarms)))
-    return float((misses[at] + alarms[at]) / 2)
+    alarms = 1 - np.searchsorted(np.sort(impostor), thresholds, side="left") / len(impostor)
+    best = int(np.argmin(np.abs(misses - alarms)))
+    return float((misses[best] + alarms[best]) / 2), float(thresholds[best])
 
 
 def sign_flip(means: Array, *, flips: int = 10_000, seed: int = 0) -> float:

@@ -1,6 +1,8 @@
-"""What can be judged: a conditioned codec, and the controls beside it. Each turns conversions into audio.
+"""Systems that can be evaluated: a conditioned codec, and the controls. A system turns a conversion into audio.
 
-The control without learning: the source's pitch and formants moved to the target's, then the bare codec."""
+Controls are the source itself, the floor, the ceiling, the mismatched control and the signal-processing baseline, which
+shifts the source's pitch and formants to the target's.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,18 @@ from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import HIGHEST, LOWEST, mean_log2
 
 NOISE_SEED = 1
-"""Every decode that is compared adds the same noise."""
+"""Seed of the decoder's noise: the same in all decodes that are compared."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """One conversion as audio (T,), on the CPU; see `snac_core.metric.Conversion` for the parts.
+    """The outputs of a system for one conversion: audio (T,) on the CPU; see `snac_core.metric.Conversion`.
 
     Attributes:
-        codes: of the converted output, (F / stride,) per level; empty where there are none.
+        codes: of the converted output, (F / stride,) per level; empty if the system has none.
         bare_codes: of the unconditioned source, likewise.
-        edits: tap to the size of the edit made there, relative to what was edited (root mean square over the item).
-        same_words: whether it should say what the source says.
+        edits: tap to the root mean square of the edit there, relative to what was edited.
+        same_words: whether the output should say what the source says.
     """
 
     converted: Tensor
@@ -50,9 +52,12 @@ System = Callable[[Conversions, Item], Rendering]
 
 
 def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, synthetic: bool = True) -> System:
-    """The trained model: under the target's, the source's own, and a third speaker's embedding, in one batch.
+    """A trained model, under the embeddings of the target, of the source itself and of a third speaker, in one batch.
 
-    `synthetic` also asks it to give the source back its own voice, after that was moved.
+    Args:
+        model: the conditioned codec.
+        noise_seed: of the decoder's noise.
+        synthetic: whether to also convert the source with shifted pitch and formants back to its own voice.
     """
 
     def render(conversions: Conversions, item: Item) -> Rendering:
@@ -61,25 +66,25 @@ def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, synthe
         speakers = torch.stack([conversions.conditioning[name] for name in names]).to(device)
         edits: dict[str, float] = {}
 
-        def seen(tap: str, before: Tensor, after: Tensor) -> None:
-            """The first row is under the target's embedding."""
+        def record_edit(tap: str, before: Tensor, after: Tensor) -> None:
+            """Of the first row, which is under the target's embedding."""
             change = (after[0] - before[0]).square().mean() / before[0].square().mean().clamp(min=1e-20)
             edits[tap] = float(change.sqrt())
 
-        with evaluating(model), model.codec.fixed_noise(noise_seed), model.on_edit(seen):
+        with evaluating(model), model.codec.fixed_noise(noise_seed), model.on_edit(record_edit):
             bare = FrozenActivations(model.codec, item.audio.unsqueeze(0).to(device))
             out = model.reconstruct(bare.audio, Conditioning(speakers), frozen=bare)
-        moved = None
+        shifted = None
         if synthetic:
             with evaluating(model), model.codec.fixed_noise(noise_seed):
-                another = conversions.moved(item).unsqueeze(0).to(device)
-                moved = model.reconstruct(another, Conditioning(speakers[1:2])).audio[0, 0].cpu()
+                another = conversions.shifted(item).unsqueeze(0).to(device)
+                shifted = model.reconstruct(another, Conditioning(speakers[1:2])).audio[0, 0].cpu()
         audio = out.audio.squeeze(1).cpu()
         return Rendering(
             converted=audio[0],
             identity=audio[1],
             other=audio[2] if item.other else None,
-            synthetic=moved,
+            synthetic=shifted,
             codes=[level[0].cpu() for level in out.codes],
             bare_codes=[level[0].cpu() for level in bare.codes],
             edits=edits,
@@ -89,17 +94,17 @@ def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, synthe
 
 
 def floor(codec: SNAC) -> System:
-    """The bare codec on the source: what no conditioning at all scores."""
+    """The bare codec on the source: the score without any conditioning."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         audio = resynthesis(codec, item.audio)
-        return Rendering(converted=audio, identity=audio, synthetic=resynthesis(codec, conversions.moved(item)))
+        return Rendering(converted=audio, identity=audio, synthetic=resynthesis(codec, conversions.shifted(item)))
 
     return render
 
 
 def ceiling(codec: SNAC) -> System:
-    """The bare codec on another real utterance of the target: what a perfect conversion could score."""
+    """The bare codec on another real utterance of the target: the score of a perfect conversion."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         return Rendering(converted=resynthesis(codec, conversions.ceiling_audio(item)), same_words=False)
@@ -108,7 +113,7 @@ def ceiling(codec: SNAC) -> System:
 
 
 def mismatched(codec: SNAC) -> System:
-    """The bare codec on the next source that says something else: what a content judge must find all wrong."""
+    """The bare codec on the next source with other words: the content error rate of a lost content."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         items = conversions.items
@@ -129,14 +134,14 @@ def source() -> System:
     """The source, copied."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
-        return Rendering(converted=item.audio[0], identity=item.audio[0], synthetic=conversions.moved(item)[0])
+        return Rendering(converted=item.audio[0], identity=item.audio[0], synthetic=conversions.shifted(item)[0])
 
     return render
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients, and the strategies in eval mode; the mode of before comes back."""
+    """Without gradients and in eval mode; afterwards the model has its previous mode."""
     was_training = model.training
     model.eval()
     try:
@@ -147,7 +152,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def resynthesis(codec: SNAC, audio: Tensor) -> Tensor:
-    """What the bare codec makes of audio (1, T): (T,)."""
+    """The bare codec's output (T,) of audio (1, T), on the CPU."""
     device = next(codec.parameters()).device
     with torch.no_grad(), codec.fixed_noise(NOISE_SEED):
         audio_hat: Tensor = codec(audio.unsqueeze(0).to(device))[0]
@@ -155,16 +160,15 @@ def resynthesis(codec: SNAC, audio: Tensor) -> Tensor:
 
 
 FORMANTS = (1, 2, 3)
-SHIFT = (0.75, 1.35)  # bounds of the formants' ratio: measured means beyond are errors of measurement
-# Praat lays voiceless stretches anew out of pieces of random lengths
+RATIO = (0.75, 1.35)  # bounds of the ratio of mean formants: values beyond are measurement errors
+# Praat resynthesizes unvoiced parts from pieces of random lengths
 _SEED = "random_initializeWithSeedUnsafelyButPredictably: 1"
 
 
 def signal_processing(codec: SNAC) -> System:
-    """Praat's overlap-add "Change gender" to the target's mean log-F0 and formants, then the bare codec.
+    """The signal-processing baseline: Praat's "Change gender" to the target's mean log-F0 and formants, then the codec.
 
-    The target's are measured on its conditioning audio, which is all that an arm hears of it as well. Needs
-    parselmouth.
+    They are measured on the target's conditioning audio, which is also all that an arm gets. Needs parselmouth.
     """
     means: dict[str, tuple[float | None, float | None]] = {}
 
@@ -174,40 +178,43 @@ def signal_processing(codec: SNAC) -> System:
             means[speaker] = (mean_log2(audio, conversions.sample_rate), mean_formants(audio, conversions.sample_rate))
         return means[speaker]
 
-    def moved(conversions: Conversions, item: Item, speaker: str) -> Tensor:
+    def converted(conversions: Conversions, item: Item, speaker: str) -> Tensor:
         rate = conversions.sample_rate
         pitch, formants = of_speaker(conversions, speaker)
         own = mean_formants(item.audio[0], rate)
-        ratio = float(np.clip(formants / own, *SHIFT)) if formants and own else 1.0
+        ratio = float(np.clip(formants / own, *RATIO)) if formants and own else 1.0
         median = 2.0**pitch if pitch is not None else 0.0  # 0: Praat leaves the pitch as it is
         return resynthesis(codec, change_voice(item.audio[0], rate, median, ratio).unsqueeze(0))
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         return Rendering(
-            converted=moved(conversions, item, item.pair.target),
-            identity=moved(conversions, item, item.pair.source_speaker),
-            other=moved(conversions, item, item.other) if item.other else None,
+            converted=converted(conversions, item, item.pair.target),
+            identity=converted(conversions, item, item.pair.source_speaker),
+            other=converted(conversions, item, item.other) if item.other else None,
         )
 
     return render
 
 
 def change_voice(audio: Tensor, sample_rate: int, median_hertz: float, formant_ratio: float) -> Tensor:
-    """Audio (T,) with its median pitch at `median_hertz` (0: as it is) and its formants times `formant_ratio`.
+    """Audio (T,) with its median F0 shifted to `median_hertz` and its formants multiplied by `formant_ratio` (Praat).
 
-    The same audio gives the same result every time.
+    A median of 0 leaves F0 unchanged. Equal audio gives equal results.
     """
     import parselmouth
 
     parselmouth.praat.run(_SEED)
     sound = parselmouth.Sound(audio.double().numpy(), sampling_frequency=sample_rate)
-    moved = parselmouth.praat.call(sound, "Change gender", LOWEST, HIGHEST, formant_ratio, median_hertz, 1.0, 1.0)
-    samples = torch.from_numpy(np.asarray(moved.resample(sample_rate).values[0])).to(audio.dtype)
+    changed = parselmouth.praat.call(sound, "Change gender", LOWEST, HIGHEST, formant_ratio, median_hertz, 1.0, 1.0)
+    samples = torch.from_numpy(np.asarray(changed.resample(sample_rate).values[0])).to(audio.dtype)
     return torch.nn.functional.pad(samples, (0, max(0, len(audio) - len(samples))))[: len(audio)]
 
 
 def mean_formants(audio: Tensor, sample_rate: int) -> float | None:
-    """Geometric mean of the first three formants in Hz, over time (Burg, five poles below 5.5 kHz)."""
+    """Geometric mean over time of the first three formants of audio (T,) in Hz (Burg, five formants below 5.5 kHz).
+
+    None if no formants are found.
+    """
     import parselmouth
 
     sound = parselmouth.Sound(audio.double().numpy(), sampling_frequency=sample_rate)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchaudio.functional import edit_distance
 
 from snac_core.codec import SNAC
 from snac_core.codec.vq import VectorQuantize
@@ -18,7 +19,7 @@ from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus, Utterance
 from snac_runner.data.open_corpus import open_corpus
-from snac_runner.evaluate.content import Recogniser, distance, plain_words
+from snac_runner.evaluate.content import Recogniser, plain_words
 from snac_runner.pretrain.quantizer import CodeUsage
 
 SIGNAL_RATE = 16000
@@ -240,7 +241,7 @@ def wer_cost(items: Sequence[Item], outputs: Sequence[Tensor], sample_rate: int,
     for item, output in zip(items, outputs, strict=True):
         original = plain_words(transcribe(item.audio, sample_rate))
         truth = original if item.text is None else plain_words(item.text)
-        errors += distance(truth, plain_words(transcribe(output, sample_rate))) - distance(truth, original)
+        errors += edit_distance(truth, plain_words(transcribe(output, sample_rate))) - edit_distance(truth, original)
         words += len(truth)
     return 100 * errors / max(1, words)
 

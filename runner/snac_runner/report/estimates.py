@@ -261,7 +261,7 @@ def _eer(cells: Cells, scores: dict[str, Array]) -> dict[tuple[str, str], Estima
     for name, values in scores.items():
         real, made = genuine[np.isfinite(genuine)], values[np.isfinite(values)]
         if real.size and made.size:
-            rate = equal_error_rate(real, made)
+            rate, _ = equal_error_rate(real, made)
             found[name, "eer"] = Estimate(rate, nan, nan, nan, nan, "none", len(values), cells.targets, 0, made.size)
     return found
 
