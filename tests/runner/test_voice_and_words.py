@@ -85,7 +85,7 @@ def test_words_are_judged_by_the_text_else_by_the_reading_of_the_source(monkeypa
     assert WER()(conversion(source, output, same_words=False)) is None
 
 
-def test_a_study_measures_nothing_that_it_leaves_out(bench: Bench) -> None:
+def test_a_study_does_not_measure_what_it_excludes(bench: Bench) -> None:
     metrics, missing = wanted_metrics(bench.resources(bench.study(exclude_metrics=("per", "f0_error"))))
     assert not {"per", "f0_error"} & metrics.keys()
     assert missing["per"] == "excluded by the study"
