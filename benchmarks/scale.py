@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from snac_core.seeding import derive
 from snac_core.speakers.bank import Bank, open_bank, write_bank
-from snac_core.speakers.index import FLAT_UP_TO, BankGallery, build_index, open_index
+from snac_core.speakers.index import FLAT_UP_TO, BankPool, build_index, open_index
 from snac_core.speakers.sampling import SpeakerSampler
 
 DIM = 192
@@ -132,7 +132,7 @@ def _cost(bank: Bank, least: Bank, rounds: int) -> Cost:
     index, _ = build_index(bank)
     building = time.process_time() - begun
     bank = open_bank(bank.folder)
-    sampler = SpeakerSampler(BankGallery(bank, open_index(bank)), 0)
+    sampler = SpeakerSampler(BankPool(bank, open_index(bank)), 0)
     draw = np.random.default_rng(0)
     anchors = [torch.from_numpy(draw.integers(0, len(bank), BATCH)) for _ in range(rounds + 1)]
     others = [(of + len(bank) // 2) % len(bank) for of in anchors]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snac_core.augment import random_equaliser
+from snac_core.augment import random_equalizer
 
 
 def disturb(audio: Tensor, sample_rate: int, generator: torch.Generator) -> Tensor:
@@ -67,7 +67,7 @@ def _rooms(count: int, samples: int, sample_rate: int, generator: torch.Generato
 def _equaliser(count: int, frequency: Tensor, generator: torch.Generator) -> Tensor:
     """A parametric equaliser of up to 12 dB either way in eight bands, on half of the items."""
     chosen = _chosen(count, 0.5, generator)[:, None]
-    return torch.where(chosen, random_equaliser(count, frequency, 12.0, generator), 1.0)
+    return torch.where(chosen, random_equalizer(count, frequency, 12.0, generator), 1.0)
 
 
 def _band(count: int, frequency: Tensor, generator: torch.Generator) -> Tensor:

@@ -41,11 +41,11 @@ def change_voice(audio: Tensor, sample_rate: int, semitones: Tensor, formants: T
         (B, 1, T).
     """
     ratio = 2 ** (semitones / 12)
-    return shift(move_formants(audio, sample_rate, formants / ratio), sample_rate, ratio)
+    return shift_frequencies(shift_formants(audio, sample_rate, formants / ratio), sample_rate, ratio)
 
 
 @torch.no_grad()
-def shift(audio: Tensor, sample_rate: int, ratio: Tensor) -> Tensor:
+def shift_frequencies(audio: Tensor, sample_rate: int, ratio: Tensor) -> Tensor:
     """Multiply all frequencies of (B, 1, T) by `ratio` (B,), harmonics and formants alike; duration and timing stay."""
     ratio = ratio.to(audio)
     n_fft, window = _frames(sample_rate, audio)
@@ -63,11 +63,11 @@ def shift(audio: Tensor, sample_rate: int, ratio: Tensor) -> Tensor:
     phase = torch.cat([before[..., :1].angle(), advance[..., :-1]], dim=-1).cumsum(-1)
     length = math.ceil(audio.shape[-1] * float(ratio.max())) + n_fft // 4
     longer = torch.istft(torch.polar(magnitude, phase), n_fft, n_fft // 8, window=window, length=length)
-    return read_faster(longer.unsqueeze(1), ratio, audio.shape[-1])
+    return resample_by(longer.unsqueeze(1), ratio, audio.shape[-1])
 
 
 @torch.no_grad()
-def read_faster(audio: Tensor, ratio: Tensor, samples: int) -> Tensor:
+def resample_by(audio: Tensor, ratio: Tensor, samples: int) -> Tensor:
     """Resample (B, 1, T') by factors of its own for every item: sample n of the result is read at n * ratio.
 
     By a sinc under a Hann window that lets through what both rates can hold. Past the end there is silence.
@@ -93,7 +93,7 @@ def read_faster(audio: Tensor, ratio: Tensor, samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def move_formants(audio: Tensor, sample_rate: int, factor: Tensor) -> Tensor:
+def shift_formants(audio: Tensor, sample_rate: int, factor: Tensor) -> Tensor:
     """Stretch the spectral envelope of (B, 1, T) by `factor` (B,) along frequency; the harmonics, and pitch, stay."""
     n_fft, window = _frames(sample_rate, audio)
     spectrum = stft(audio.squeeze(1), window, n_fft // 4, padding="reflect")  # (B, bins, K)
@@ -106,7 +106,7 @@ def move_formants(audio: Tensor, sample_rate: int, factor: Tensor) -> Tensor:
     return moved.unsqueeze(1)
 
 
-def equaliser(frequency: Tensor, centre: Tensor, gain_db: Tensor, quality: Tensor) -> Tensor:
+def equalizer(frequency: Tensor, centre: Tensor, gain_db: Tensor, quality: Tensor) -> Tensor:
     """Magnitude response of parametric equalisers: peaking filters of the second order in series.
 
     A filter multiplies magnitudes by its gain at its centre, by 1 far from it, and by half the gain (in dB) at the
@@ -129,7 +129,7 @@ def equaliser(frequency: Tensor, centre: Tensor, gain_db: Tensor, quality: Tenso
     return response.prod(dim=1).sqrt()
 
 
-def random_equaliser(count: int, frequency: Tensor, gain_db: float, draw: torch.Generator, *, bands: int = 8) -> Tensor:
+def random_equalizer(count: int, frequency: Tensor, gain_db: float, draw: torch.Generator, *, bands: int = 8) -> Tensor:
     """Responses (count, bins) of equalisers whose gains are uniform within `gain_db` either way.
 
     The centres lie evenly in log frequency between 60 Hz and 0.8 of the highest frequency; the qualities between 2 and
@@ -138,16 +138,16 @@ def random_equaliser(count: int, frequency: Tensor, gain_db: float, draw: torch.
     numbers = torch.rand(2, count, bands, generator=draw).to(frequency)
     octaves = torch.linspace(0, 1, bands, device=frequency.device)
     centre = (60 * (0.8 * frequency[-1] / 60) ** octaves).expand(count, -1)
-    return equaliser(frequency, centre, gain_db * (2 * numbers[0] - 1), 2 * (5 / 2) ** numbers[1])
+    return equalizer(frequency, centre, gain_db * (2 * numbers[0] - 1), 2 * (5 / 2) ** numbers[1])
 
 
 @torch.no_grad()
-def colour(audio: Tensor, sample_rate: int, gain_db: float, draw: torch.Generator) -> Tensor:
-    """(B, 1, T) through a `random_equaliser` of its own for every item, with zero phase."""
+def random_equalization(audio: Tensor, sample_rate: int, gain_db: float, draw: torch.Generator) -> Tensor:
+    """(B, 1, T) through a `random_equalizer` of its own for every item, with zero phase."""
     size = audio.shape[-1] + sample_rate // 10  # so that the response does not wrap around
     spectrum = torch.fft.rfft(audio.squeeze(1), size)
     frequency = torch.linspace(0, sample_rate / 2, spectrum.shape[-1], device=audio.device)
-    coloured: Tensor = torch.fft.irfft(spectrum * random_equaliser(len(audio), frequency, gain_db, draw), size)
+    coloured: Tensor = torch.fft.irfft(spectrum * random_equalizer(len(audio), frequency, gain_db, draw), size)
     return coloured[:, : audio.shape[-1]].unsqueeze(1)
 
 

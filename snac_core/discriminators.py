@@ -84,7 +84,7 @@ class PeriodDiscriminator(nn.Module):
         return _through(self.layers, self.score, x)
 
 
-class SpectralDiscriminator(nn.Module):
+class SpectrogramDiscriminator(nn.Module):
     """Looks at the complex STFT of one window length (EnCodec, Defossez et al. 2022, section 3.4).
 
     Args:
@@ -137,7 +137,7 @@ class Discriminators(nn.Module):
         self.discriminators = nn.ModuleList(
             [PeriodDiscriminator(period, period_channels, period_growth) for period in periods]
         )
-        self.discriminators.extend(SpectralDiscriminator(n_fft, spectral_channels) for n_fft in n_ffts)
+        self.discriminators.extend(SpectrogramDiscriminator(n_fft, spectral_channels) for n_fft in n_ffts)
         for norm in self.modules():
             if isinstance(norm, WeightNorm):
                 _keep_scale(norm)
@@ -149,7 +149,7 @@ class Discriminators(nn.Module):
 
 
 @contextmanager
-def listening(discriminator: nn.Module) -> Iterator[nn.Module]:
+def without_parameter_gradients(discriminator: nn.Module) -> Iterator[nn.Module]:
     """Inside, a forward pass of the discriminator asks for gradients of what it hears, and for none of its own parameters."""
     for parameter in discriminator.parameters():
         parameter.requires_grad_(False)

@@ -160,7 +160,7 @@ def build_bank(
             old.verify()
         partial = folder / f"partial-{encoder.digest[:16]}"
         contents = BankContents.of(corpus)
-        old_rows = np.full(len(contents.speakers), -1) if old is None else old.speaker_rows_of(contents.speaker_keys)
+        old_rows = np.full(len(contents.speakers), -1) if old is None else old.find_speakers(contents.speaker_keys)
         needed = _needed(corpus, contents, old_rows)
         embeddings = _existing(old, partial, list(needed), encoder.dim)
         jobs = [(key, *needed[key]) for key in needed if key not in embeddings]
@@ -203,7 +203,7 @@ def _existing(old: Bank | None, partial: Path, keys: Sequence[bytes], dim: int) 
     """The embeddings for these keys that an older bank or an interrupted build contains."""
     embeddings: Embeddings = {}
     if old is not None:
-        rows = old.rows_of(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32))
+        rows = old.find(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32))
         embeddings = {key: old.embeddings[row] for key, row in zip(keys, rows.tolist(), strict=True) if row >= 0}
     wanted = set(keys)
     for path in sorted(partial.glob("*.safetensors")):

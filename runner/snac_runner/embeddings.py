@@ -154,7 +154,7 @@ def _from_bank(corpus: Corpus, segments: Sequence[Segment], encoder: SpeakerEnco
     except UserError as error:
         _log.warning("%s; the embeddings are computed instead", error)
         return {}
-    rows = bank.rows_of(np.stack([segment_key(corpus.utterance(s.utterance), s) for s in segments]))
+    rows = bank.find(np.stack([segment_key(corpus.utterance(s.utterance), s) for s in segments]))
     return {
         segment: torch.from_numpy(np.array(bank.embeddings[row]))
         for segment, row in zip(segments, rows.tolist(), strict=True)

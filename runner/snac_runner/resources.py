@@ -136,7 +136,7 @@ class StudyResources:
         """What every arm of a seed trains on at step `index`, from 1; a function of (seed, index)."""
         started = time.perf_counter()
         crops = batches.at(index)
-        speakers = self.table.rows(crops.speakers)
+        speakers = self.table.indices(crops.speakers)
         targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
         frozen = FrozenActivations(self.codec, crops.audio.to(self.device))
         return TrainingBatch(index, frozen, speakers, targets, time.perf_counter() - started)

@@ -251,7 +251,7 @@ def preflight(arm: Arm) -> None:
     crops = resources.batches(arm.seed).at(0)
     items = min(_PREFLIGHT_ITEMS, len(crops.speakers))
     audio = crops.audio[:items].to(resources.device)
-    speakers = resources.table.rows(crops.speakers[:items])
+    speakers = resources.table.indices(crops.speakers[:items])
     targets = arm.sampler.targets(speakers, 0, 1)
     cond = Conditioning(resources.table.conditioning[targets].to(resources.device), encoder=resources.table.encoder)
 

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from snac_core.errors import UserError
 from snac_core.files import write_json, writing
 from snac_core.speakers.encoder import SpeakerEncoder
-from snac_core.speakers.sampling import SpeakerTable
 
 HEADER = "bank.json"
 FORMAT = 1
@@ -106,22 +104,13 @@ class Bank:
         """Size of all its files."""
         return sum(size for _, _, size in self.header.files.values())
 
-    def rows_of(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def find(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Rows (K,) of the utterances with these keys (K, 32); -1 for what is not here."""
         return _find(self.keys, keys)
 
-    def speaker_rows_of(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def find_speakers(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Rows (K,) of the speakers whose embeddings are made of what these keys (K, 32) say; -1 for others."""
         return _find(self.speaker_keys, keys)
-
-    def table(self, split: str) -> SpeakerTable:
-        """The speakers of a split as training sees them."""
-        first, last = self.header.speaker_splits.get(split, (0, 0))
-        if first == last:
-            filled = ", ".join(s for s, (a, b) in self.header.speaker_splits.items() if a < b)
-            raise UserError(f"the bank {self.folder} has no {split} speakers; splits with speakers: {filled}")
-        rows = [torch.from_numpy(np.array(values[first:last])) for values in (self.conditioning, self.reference)]
-        return SpeakerTable(tuple(self.names[first:last]), rows[0], rows[1], self.header.encoder_digest)
 
     def verify(self) -> None:
         """Read every byte and compare with the header; UserError where something has changed."""

@@ -193,7 +193,7 @@ NEAREST = 32
 _MOST = 1024  # rows asked of the index for a query
 
 
-class BankGallery:
+class BankPool:
     """A split of a bank, for `SpeakerSampler`: rows are utterances, numbered from the split's first.
 
     Every random row is equally likely, so a speaker comes as often as it has utterances. The index is searched for the
@@ -236,7 +236,7 @@ class BankGallery:
         return self._labels[rows]
 
     def candidates(self, queries: list[Tensor], hard: bool, draw: torch.Generator) -> tuple[Tensor, list[Tensor]]:
-        """Rows and their exact cosines; see `snac_core.speakers.sampling.Gallery`."""
+        """Rows and their exact cosines; see `snac_core.speakers.sampling.EmbeddingPool`."""
         if self.size <= ALL_UP_TO:
             rows = torch.arange(self.size)
         else:

@@ -115,7 +115,7 @@ _REDRAWS = 32  # of a target that turns out to be the anchor's own speaker, or a
 _log = logging.getLogger(__name__)
 
 
-class Gallery(Protocol):
+class EmbeddingPool(Protocol):
     """Embeddings to draw from, a row each: speakers, or the utterances of a bank (`snac_core.speakers.index`)."""
 
     def __len__(self) -> int: ...
@@ -166,7 +166,7 @@ class SpeakerTable:
         """P: every row is a speaker."""
         return len(self.names)
 
-    def rows(self, speakers: Sequence[str]) -> Tensor:
+    def indices(self, speakers: Sequence[str]) -> Tensor:
         """Row numbers (len(speakers),) of these speakers."""
         index = {name: row for row, name in enumerate(self.names)}
         for speaker in speakers:
@@ -192,33 +192,31 @@ class SpeakerTable:
 
 
 class SpeakerSampler:
-    """Draws targets and negatives; every draw depends on (seed, step, purpose) and the rank alone.
+    """Draws targets and negatives; every draw depends on (seed, step, purpose) alone.
 
     Args:
-        gallery: the speakers (a table), or the utterances of a bank, to draw from.
+        pool: the speakers (a table), or the utterances of a bank, to draw from.
         seed: of the run.
-        rank: of the process, where several train together: each draws for its own part of the batch.
 
     Attributes:
         notes: what was drawn instead of what was asked for, a sentence each; also logged, once each.
     """
 
-    def __init__(self, gallery: Gallery, seed: int, *, rank: int = 0) -> None:
-        if gallery.speakers < 2:
-            raise UserError(f"converting needs at least 2 training speakers; got {gallery.speakers}")
-        self.gallery = gallery
+    def __init__(self, pool: EmbeddingPool, seed: int) -> None:
+        if pool.speakers < 2:
+            raise UserError(f"converting needs at least 2 training speakers; got {pool.speakers}")
+        self.pool = pool
         self.seed = seed
-        self.rank = rank
         self.notes: list[str] = []
 
     @property
     def table(self) -> SpeakerTable:
         """The speakers' embeddings, which condition and teach."""
-        if not isinstance(self.gallery, SpeakerTable):
+        if not isinstance(self.pool, SpeakerTable):
             raise UserError(
                 "this sampler draws from the utterances of a bank; conditioning needs its table of speakers"
             )
-        return self.gallery
+        return self.pool
 
     def targets(
         self, anchors: Tensor, step: int, count: int, *, choice: Choice = "random", strata: Strata | None = None
@@ -238,7 +236,7 @@ class SpeakerSampler:
         """
         if choice == "random":
             return self._random_targets(anchors, step, count)
-        queries, avoid = self.gallery.vectors(anchors), self.gallery.labels(anchors).unsqueeze(1)
+        queries, avoid = self.pool.vectors(anchors), self.pool.labels(anchors).unsqueeze(1)
         rows = self._chosen(choice, [queries], avoid, anchors, step, count, strata, "targets", again=True)
         drawn = rows.T.flatten()
         if bool((drawn >= 0).all()):
@@ -270,8 +268,8 @@ class SpeakerSampler:
         Returns:
             rows (M, count); -1 where an output has no (or, in the batch, no further) legal negative.
         """
-        queries = [self.gallery.vectors(targets), self.gallery.vectors(anchors)]
-        avoid = torch.stack([self.gallery.labels(anchors), self.gallery.labels(targets)], dim=1)
+        queries = [self.pool.vectors(targets), self.pool.vectors(anchors)]
+        avoid = torch.stack([self.pool.labels(anchors), self.pool.labels(targets)], dim=1)
         batch = torch.cat([anchors, targets])
         return self._chosen(choice, queries, avoid, batch, step, count, strata, "negatives", again=False)
 
@@ -294,16 +292,16 @@ class SpeakerSampler:
         draw = self._generator(step, purpose if choice == "random" else f"{choice} {purpose}")
         if choice == "in_batch":
             rows = torch.unique(batch).unsqueeze(0)
-            vectors = self.gallery.vectors(rows[0])
+            vectors = self.pool.vectors(rows[0])
             cosines = [of @ vectors.T for of in queries]
         else:
-            rows, cosines = self.gallery.candidates(queries, choice == "stratified", draw)
+            rows, cosines = self.pool.candidates(queries, choice == "stratified", draw)
         strata = strata or Strata()
         limit = strata.same_speaker_threshold if choice == "stratified" else NEAR_DUPLICATE
         legal = cosines[0] < limit
         for others in cosines[1:]:
             legal &= others < limit
-        labels = self.gallery.labels(rows)
+        labels = self.pool.labels(rows)
         for label in avoid.unbind(1):
             legal &= labels != label.unsqueeze(1)
         if not bool(legal.any(dim=1).all()):
@@ -325,25 +323,25 @@ class SpeakerSampler:
     def _random_targets(self, anchors: Tensor, step: int, count: int) -> Tensor:
         """(count * B,): a row that is not the anchor, drawn again while it is of its speaker or a near-duplicate."""
         draw = self._generator(step, "targets")
-        own, source = self.gallery.labels(anchors).repeat(count), self.gallery.vectors(anchors).repeat(count, 1)
-        size, rows = len(self.gallery), torch.empty(0, dtype=torch.long)
+        own, source = self.pool.labels(anchors).repeat(count), self.pool.vectors(anchors).repeat(count, 1)
+        size, rows = len(self.pool), torch.empty(0, dtype=torch.long)
         again = torch.ones(count * len(anchors), dtype=torch.bool)
         for _ in range(_REDRAWS):
             shift = torch.randint(1, size, (count, len(anchors)), generator=draw)
             drawn = ((anchors + shift) % size).flatten()
             rows = torch.where(again, drawn, rows) if len(rows) else drawn
-            same = self.gallery.labels(rows) == own
-            again = same | ((self.gallery.vectors(rows) * source).sum(1) >= NEAR_DUPLICATE)
+            same = self.pool.labels(rows) == own
+            again = same | ((self.pool.vectors(rows) * source).sum(1) >= NEAR_DUPLICATE)
             if not bool(again.any()):
                 return rows
         self._state("near-duplicates of some speakers are their targets: there is hardly anybody else")
         for place in same.nonzero().flatten().tolist():  # a speaker with nearly all of the rows
-            others = self.gallery.labels(torch.arange(size)) != own[place]
+            others = self.pool.labels(torch.arange(size)) != own[place]
             rows[place] = int(others.nonzero()[int(rows[place]) % int(others.sum())])
         return rows
 
     def _generator(self, step: int, purpose: str) -> torch.Generator:
-        return generator(self.seed, step, purpose, *([self.rank] if self.rank else []))
+        return generator(self.seed, step, purpose)
 
     def _state(self, note: str) -> None:
         if note not in self.notes:

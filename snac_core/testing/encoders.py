@@ -11,7 +11,7 @@ from snac_core.errors import UserError
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.testing.fixtures import speech_like
 from snac_core.testing.probes import ROUNDING, distance, flows
-from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
+from snac_core.testing.results import Rule, RuleResult, RuleViolation, isolated_random_state, run_rules
 
 SECONDS = 1.7
 RATE = 16000
@@ -27,7 +27,7 @@ def check_speaker_encoder(cls: type[SpeakerEncoder], *, weights: Any = None) -> 
     Returns:
         a result per rule. They end early where a rule fails that the rest cannot do without.
     """
-    with undisturbed(seed=0):
+    with isolated_random_state(seed=0):
         trial = EncoderTrial(cls, weights)
     return list(run_rules(trial, RULES))
 
@@ -55,13 +55,15 @@ class EncoderTrial:
 def _declaration(trial: EncoderTrial) -> str:
     cls = trial.cls
     if not (isinstance(cls, type) and issubclass(cls, SpeakerEncoder)):
-        raise Broken(f"{cls!r} is no subclass of SpeakerEncoder", "derive the class from snac_core.SpeakerEncoder")
+        raise RuleViolation(
+            f"{cls!r} is no subclass of SpeakerEncoder", "derive the class from snac_core.SpeakerEncoder"
+        )
     for attribute in ("name", "family", "training_data"):
         value = getattr(cls, attribute, None)
         if not isinstance(value, str) or not value:
-            raise Broken(f"{attribute} = {value!r}", f"set {attribute} in the class, as a string")
+            raise RuleViolation(f"{attribute} = {value!r}", f"set {attribute} in the class, as a string")
     if not cls.name.isidentifier():
-        raise Broken(f"name = {cls.name!r}", "choose a name of letters, digits and underscores")
+        raise RuleViolation(f"name = {cls.name!r}", "choose a name of letters, digits and underscores")
     return f"{cls.name}, family {cls.family}, trained on {cls.training_data}"
 
 
@@ -70,23 +72,25 @@ def _builds(trial: EncoderTrial) -> str:
     for attribute in ("dim", "sample_rate"):
         value = getattr(encoder, attribute, None)
         if not isinstance(value, int) or value < 1:
-            raise Broken(f"{attribute} = {value!r}", f"set self.{attribute} in __init__, a positive whole number")
+            raise RuleViolation(
+                f"{attribute} = {value!r}", f"set self.{attribute} in __init__, a positive whole number"
+            )
     return f"{encoder.dim}-d at {encoder.sample_rate} Hz"
 
 
 def _output(trial: EncoderTrial) -> str:
     out = trial.encoder(trial.audio, RATE).detach()
     if out.shape != (3, trial.encoder.dim):
-        raise Broken(f"(3, 1, T) became {tuple(out.shape)}; expected {(3, trial.encoder.dim)}")
+        raise RuleViolation(f"(3, 1, T) became {tuple(out.shape)}; expected {(3, trial.encoder.dim)}")
     if not out.isfinite().all():
-        raise Broken("the embedding has NaN or infinity")
+        raise RuleViolation("the embedding has NaN or infinity")
     if (off := float((out.norm(dim=1) - 1).abs().max())) > 1e-4:
-        raise Broken(f"norms are off 1 by {off:.2g}", "leave forward to the base class, write embed")
+        raise RuleViolation(f"norms are off 1 by {off:.2g}", "leave forward to the base class, write embed")
     if distance(out[0], out[1]) < ROUNDING:
-        raise Broken("two different voices have the same embedding")
+        raise RuleViolation("two different voices have the same embedding")
     for quiet in (torch.zeros(1, 1, RATE), 1e-4 * trial.audio[:1]):
         if not trial.encoder(quiet, RATE).isfinite().all():
-            raise Broken("silence or very quiet audio gives NaN", "guard logarithms and divisions by a floor")
+            raise RuleViolation("silence or very quiet audio gives NaN", "guard logarithms and divisions by a floor")
     return "unit vectors, finite for silence too"
 
 
@@ -96,24 +100,24 @@ def _gradient(trial: EncoderTrial) -> str:
     mixed = (out * torch.randn(out.shape)).sum()
     grad = torch.autograd.grad(mixed, audio, allow_unused=True)[0] if mixed.requires_grad else None
     if grad is None or not flows(grad):
-        raise Broken("no gradient reaches the audio")
+        raise RuleViolation("no gradient reaches the audio")
     if not grad.isfinite().all():
-        raise Broken("the gradient in the audio is not finite", "guard logarithms and roots by a floor")
+        raise RuleViolation("the gradient in the audio is not finite", "guard logarithms and roots by a floor")
     return "reaches the audio"
 
 
 def _frozen(trial: EncoderTrial) -> str:
     encoder = trial.encoder
     if any(parameter.requires_grad for parameter in encoder.parameters()):
-        raise Broken("its parameters ask for gradients")
+        raise RuleViolation("its parameters ask for gradients")
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     encoder.train()
     if any(module.training for module in encoder.modules()):
-        raise Broken("train() puts it in train mode", "leave train() to the base class")
+        raise RuleViolation("train() puts it in train mode", "leave train() to the base class")
     encoder(trial.audio, RATE)
     for key, value in encoder.state_dict().items():
         if not torch.equal(value, before[key]):
-            raise Broken(f"{key!r} changes when it runs")
+            raise RuleViolation(f"{key!r} changes when it runs")
     return "weights and statistics stay, whatever train() is called on"
 
 
@@ -126,11 +130,11 @@ def _repeatable(trial: EncoderTrial) -> str:
         states.append(torch.get_rng_state())
         digests.add(encoder.digest)
     if not torch.equal(*outputs) or len(digests) != 1:
-        raise Broken("two instances disagree: its weights depend on the global random numbers")
+        raise RuleViolation("two instances disagree: its weights depend on the global random numbers")
     if torch.equal(*states):
-        raise Broken("it reseeds the global random numbers", "wrap the seeding in torch.random.fork_rng")
+        raise RuleViolation("it reseeds the global random numbers", "wrap the seeding in torch.random.fork_rng")
     if not torch.equal(trial.encoder(trial.audio, RATE), outputs[0]):
-        raise Broken("it does not repeat itself")
+        raise RuleViolation("it does not repeat itself")
     return f"digest {digests.pop()[:12]}"
 
 
@@ -138,7 +142,7 @@ def _rows(trial: EncoderTrial) -> str:
     together = trial.encoder(trial.audio, RATE)
     alone = torch.cat([trial.encoder(row.unsqueeze(0), RATE) for row in trial.audio])
     if (apart := distance(together, alone)) > 10 * ROUNDING:
-        raise Broken(f"an item alone differs by {apart:.2g} from the same item in a batch")
+        raise RuleViolation(f"an item alone differs by {apart:.2g} from the same item in a batch")
     return f"an item alone differs by at most {apart:.1g}"
 
 
@@ -156,10 +160,10 @@ def _bad_input(trial: EncoderTrial) -> str:
             encoder(*given)
         except UserError:
             continue
-        raise Broken(f"it takes {what} without a word")
+        raise RuleViolation(f"it takes {what} without a word")
     shortest = audio[..., : int(encoder.min_seconds * RATE) + 1]
     if not encoder(shortest, RATE).isfinite().all():
-        raise Broken(f"audio of min_seconds = {encoder.min_seconds} gives NaN", "raise min_seconds")
+        raise RuleViolation(f"audio of min_seconds = {encoder.min_seconds} gives NaN", "raise min_seconds")
     return f"refused; from {encoder.min_seconds} s on it works"
 
 

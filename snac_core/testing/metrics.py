@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from snac_core.metric import OUTPUTS, Conversion, Metric
 from snac_core.seeding import generator
 from snac_core.testing.fixtures import speech_like
-from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
+from snac_core.testing.results import Rule, RuleResult, RuleViolation, isolated_random_state, run_rules
 
 RATE = 16000
 
 
 def check_metric(cls: type[Metric]) -> list[RuleResult]:
     """Run the conformance rules on a metric class; a result per rule, ending early where the rest cannot do without."""
-    with undisturbed(seed=0):
+    with isolated_random_state(seed=0):
         trial = MetricTrial(cls)
     return list(run_rules(trial, RULES))
 
@@ -61,30 +61,36 @@ class MetricTrial:
         if value is None:
             return None
         if isinstance(value, Tensor) or not isinstance(value, int | float):
-            raise Broken(f"it returned {type(value).__name__}", "return a float, or None where it does not apply")
+            raise RuleViolation(
+                f"it returned {type(value).__name__}", "return a float, or None where it does not apply"
+            )
         if not math.isfinite(value):
-            raise Broken(f"it returned {value}", "raise where the tool fails; return None where it does not apply")
+            raise RuleViolation(
+                f"it returned {value}", "raise where the tool fails; return None where it does not apply"
+            )
         return float(value)
 
 
 def _declaration(trial: MetricTrial) -> str:
     cls = trial.cls
     if not (isinstance(cls, type) and issubclass(cls, Metric)):
-        raise Broken(f"{cls!r} is no subclass of Metric", "derive the class from snac_core.Metric")
+        raise RuleViolation(f"{cls!r} is no subclass of Metric", "derive the class from snac_core.Metric")
     if not cls.name.isidentifier():
-        raise Broken(f"name = {cls.name!r}", "choose a name of letters, digits and underscores")
+        raise RuleViolation(f"name = {cls.name!r}", "choose a name of letters, digits and underscores")
     if cls.direction not in ("up", "down"):
-        raise Broken(f"direction = {cls.direction!r}", "say which is better: 'up' or 'down'")
+        raise RuleViolation(f"direction = {cls.direction!r}", "say which is better: 'up' or 'down'")
     if isinstance(cls.requires, str) or not all(isinstance(name, str) for name in cls.requires):
-        raise Broken(f"requires = {cls.requires!r}", "list importable packages: requires = ('package',)")
+        raise RuleViolation(f"requires = {cls.requires!r}", "list importable packages: requires = ('package',)")
     if isinstance(cls.outputs, str) or not cls.outputs or not set(cls.outputs) <= set(OUTPUTS):
-        raise Broken(f"outputs = {cls.outputs!r}", f"list what it judges, of {', '.join(OUTPUTS)}")
+        raise RuleViolation(f"outputs = {cls.outputs!r}", f"list what it judges, of {', '.join(OUTPUTS)}")
     if not isinstance(cls.unit, str):
-        raise Broken(f"unit = {cls.unit!r}", "give the unit as a string; '' for a pure number")
+        raise RuleViolation(f"unit = {cls.unit!r}", "give the unit as a string; '' for a pure number")
     if cls.role not in ("", "content"):
-        raise Broken(f"role = {cls.role!r}", "leave it empty, or say 'content' for an error rate of what is said")
+        raise RuleViolation(
+            f"role = {cls.role!r}", "leave it empty, or say 'content' for an error rate of what is said"
+        )
     if cls.role and not (cls.direction == "down" and cls.margin > 0):
-        raise Broken(f"role {cls.role!r} with direction {cls.direction!r} and margin {cls.margin!r}",
+        raise RuleViolation(f"role {cls.role!r} with direction {cls.direction!r} and margin {cls.margin!r}",
                      "a primary measure of content is an error rate, 'down', with a margin above 0")  # fmt: skip
     return f"{cls.name}{f' in {cls.unit}' if cls.unit else ''}, better {cls.direction}"
 
@@ -92,7 +98,9 @@ def _declaration(trial: MetricTrial) -> str:
 def _requires(trial: MetricTrial) -> str:
     missing = [name for name in trial.cls.requires if importlib.util.find_spec(name) is None]
     if missing:
-        raise Broken(f"needs {', '.join(missing)}, which is not installed", f"install {' '.join(missing)} to check it")
+        raise RuleViolation(
+            f"needs {', '.join(missing)}, which is not installed", f"install {' '.join(missing)} to check it"
+        )
     return ", ".join(trial.cls.requires) or "nothing"
 
 
@@ -108,9 +116,9 @@ def _repeatable(trial: MetricTrial) -> str:
         values.append(trial.value())
         states.append(torch.get_rng_state())
     if values[0] != values[1]:
-        raise Broken(f"two calls gave {values[0]} and {values[1]}")
+        raise RuleViolation(f"two calls gave {values[0]} and {values[1]}")
     if torch.equal(*states):
-        raise Broken("it reseeds the global random numbers")
+        raise RuleViolation("it reseeds the global random numbers")
     return "two calls agree"
 
 
@@ -123,7 +131,7 @@ def _input(trial: MetricTrial) -> str:
     before = [tensor.clone() for tensor in tensors()]
     trial.value()
     if not all(torch.equal(a, b) for a, b in zip(before, tensors(), strict=True)):
-        raise Broken("it writes into the conversion that it measures")
+        raise RuleViolation("it writes into the conversion that it measures")
     return "left as it was"
 
 

@@ -23,7 +23,7 @@ from snac_core.testing.probes import (
     owned_base_tensors,
     perturbed,
 )
-from snac_core.testing.results import undisturbed
+from snac_core.testing.results import isolated_random_state
 
 CUT = "is it used, and does nothing cut the gradient (integer codes, .detach(), no_grad, .item())?"
 
@@ -64,7 +64,10 @@ def preflight(
         )
     base = BaseSnapshot(model.codec)
     problem: UserError | None = None
-    with undisturbed(derive(seed, "preflight"), audio.device), model.codec.fixed_noise(derive(seed, "preflight")):
+    with (
+        isolated_random_state(derive(seed, "preflight"), audio.device),
+        model.codec.fixed_noise(derive(seed, "preflight")),
+    ):
         try:
             _check_edits(perturbed(model, seed), names, audio, cond, seed)
             _check_gradients(model, names, loss, seed)

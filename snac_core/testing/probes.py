@@ -119,9 +119,7 @@ class EditProbe:
     @torch.no_grad()
     def effect(self) -> float:
         """How far the output moves when the embedding changes."""
-        return distance(
-            self._same_dice(self.x, self.cond), self._same_dice(self.x, other_speakers(self.cond, self.seed))
-        )
+        return distance(self._seeded(self.x, self.cond), self._seeded(self.x, other_speakers(self.cond, self.seed)))
 
     @torch.no_grad()
     def leak(self) -> float:
@@ -129,17 +127,17 @@ class EditProbe:
         x, cond = self.x.clone(), other_speakers(self.cond, self.seed)
         x[1:] = 0.5 * x[1:].flip(-1) + 0.1 * torch.randn(x[1:].shape, generator=generator(self.seed, "leak")).to(x)
         speaker = torch.cat([self.cond.speaker[:1], cond.speaker[1:]])
-        changed = self._same_dice(x, replace(cond, speaker=speaker))
-        return distance(self._same_dice(self.x, self.cond)[:1], changed[:1])
+        changed = self._seeded(x, replace(cond, speaker=speaker))
+        return distance(self._seeded(self.x, self.cond)[:1], changed[:1])
 
     @torch.no_grad()
     def alone(self) -> float:
         """How far the first row's output is from what it is without the other rows."""
         extras = {name: value[:1] for name, value in self.cond.extras.items()}
         single = replace(self.cond, speaker=self.cond.speaker[:1], extras=extras)
-        return distance(self._same_dice(self.x, self.cond)[:1], self._same_dice(self.x[:1], single))
+        return distance(self._seeded(self.x, self.cond)[:1], self._seeded(self.x[:1], single))
 
-    def _same_dice(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def _seeded(self, x: Tensor, cond: Conditioning) -> Tensor:
         """The edit from the same random state every time, so that dropout is no difference."""
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(0)

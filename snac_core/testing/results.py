@@ -39,12 +39,12 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Rule(Generic[Subject]):
-    """A check of a subject: returns what it measured, raises `Broken` (or anything else) where the rule does not hold.
+    """A check of a subject: returns what it measured, raises `RuleViolation` (or anything else) where the rule does not hold.
 
     Attributes:
         name: of the rule.
         check: the measurement.
-        advice: what to change, unless `Broken` brings better advice.
+        advice: what to change, unless `RuleViolation` brings better advice.
         gate: whether the rules after it make no sense where it fails.
     """
 
@@ -54,7 +54,7 @@ class Rule(Generic[Subject]):
     gate: bool = False
 
 
-class Broken(Exception):
+class RuleViolation(Exception):
     """A rule that does not hold: what was measured, and what to change."""
 
     def __init__(self, measured: str, advice: str = "") -> None:
@@ -66,7 +66,7 @@ class Broken(Exception):
 def run_rules(subject: Subject, rules: Sequence[Rule[Subject]]) -> Iterator[RuleResult]:
     """Each rule in order, from the same random state; ends after a failed gate."""
     for rule in rules:
-        with undisturbed(seed=0):
+        with isolated_random_state(seed=0):
             result = _run(subject, rule)
         yield result
         if rule.gate and not result.passed:
@@ -76,7 +76,7 @@ def run_rules(subject: Subject, rules: Sequence[Rule[Subject]]) -> Iterator[Rule
 def _run(subject: Subject, rule: Rule[Subject]) -> RuleResult:
     try:
         return RuleResult(rule.name, True, rule.check(subject))
-    except Broken as broken:
+    except RuleViolation as broken:
         return RuleResult(rule.name, False, broken.measured, broken.advice or rule.advice)
     except UserError as error:
         return RuleResult(rule.name, False, _one_line(error), rule.advice)
@@ -89,7 +89,7 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def undisturbed(seed: int, device: torch.device | None = None) -> Iterator[None]:
+def isolated_random_state(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Inside the block, torch's generators start at `seed` and gradients are on; both and torch's settings are restored.
 
     One thread: the tensors are small, and threads that wait for a busy core cost far more than they bring.

@@ -27,51 +27,51 @@ from snac_core.plugin_guard import TorchSettingChanged, restore_settings, torch_
 from snac_core.step import Step
 from snac_core.testing.fixtures import ROWS
 from snac_core.testing.probes import ROUNDING, SAME, distance, edits_of, flows, gradients, owned_base_tensors, perturbed
-from snac_core.testing.results import Broken, Rule
+from snac_core.testing.results import Rule, RuleViolation
 from snac_core.testing.trial import NOISE, StrategyTrial, hooks_of
 
 NOT_APPLICABLE = "not applicable: it edits nothing"
 
 
 def _shapes(trial: StrategyTrial) -> str:
-    if not trial.places:
+    if not trial.edited_taps:
         return NOT_APPLICABLE
     model, codec = trial.model(), trial.codec
     hop = codec.preprocess(torch.zeros(1, 1, 1)).shape[-1]
     for rows, samples in ((1, 1), (2, hop), (3, 5 * hop + 1)):
-        for cond in (trial.surroundings.conditioning(rows), trial.surroundings.conditioning(1)):
+        for cond in (trial.fixtures.conditioning(rows), trial.fixtures.conditioning(1)):
             out = model.reconstruct(torch.zeros(rows, 1, samples), cond)
             if out.audio.shape != (rows, 1, samples):
-                raise Broken(f"audio {(rows, 1, samples)} became {tuple(out.audio.shape)}")
-    return f"kept at {', '.join(trial.places)} for 1 to 3 rows and 1 to {5 * hop + 1} samples"
+                raise RuleViolation(f"audio {(rows, 1, samples)} became {tuple(out.audio.shape)}")
+    return f"kept at {', '.join(trial.edited_taps)} for 1 to 3 rows and 1 to {5 * hop + 1} samples"
 
 
 def _identity(trial: StrategyTrial) -> str:
     model = trial.model()
     bare = trial.reconstruct(model, None)
-    taps = FrozenActivations(trial.codec, trial.surroundings.audio)
+    taps = FrozenActivations(trial.codec, trial.fixtures.audio)
     for mode in (True, False):
         model.train(mode)
         for first in (0, 3):
-            cond = trial.surroundings.conditioning(ROWS, first)
+            cond = trial.fixtures.conditioning(ROWS, first)
             with trial.codec.fixed_noise(NOISE):
                 for edit in edits_of(model, trial.cls.name):
                     x = taps.at(edit.tap.name)
                     if not torch.equal(edited := edit(x.clone(), cond), x):
-                        raise Broken(
+                        raise RuleViolation(
                             f"the new strategy changes tap {edit.tap.name!r} by {distance(edited, x):.2g} of its range"
                             + (" in train mode" if mode else "")
                         )
             if not equal(trial.reconstruct(model, cond), bare):
-                raise Broken("output of the new strategy differs from the bare codec's")
-    return "output equals the bare codec's, bit for bit" if trial.places else NOT_APPLICABLE
+                raise RuleViolation("output of the new strategy differs from the bare codec's")
+    return "output equals the bare codec's, bit for bit" if trial.edited_taps else NOT_APPLICABLE
 
 
 def _input(trial: StrategyTrial) -> str:
     for probe in trial.probes(perturbed(trial.model(), seed=0)):
         if probe.overwrites_its_input():
-            raise Broken(f"the edit at tap {probe.edit.tap.name!r} writes into its input")
-    return "left as it was" if trial.places else NOT_APPLICABLE
+            raise RuleViolation(f"the edit at tap {probe.edit.tap.name!r} writes into its input")
+    return "left as it was" if trial.edited_taps else NOT_APPLICABLE
 
 
 def _rows(trial: StrategyTrial) -> str:
@@ -82,24 +82,26 @@ def _rows(trial: StrategyTrial) -> str:
         for mode in (True, False):
             moved.train(mode)
             if (leak := probe.leak()) > SAME:
-                raise Broken(
+                raise RuleViolation(
                     f"at {place} an item's output moves by {leak:.2g} of its range when the other items change"
                     + (" (in train mode)" if mode else "")
                 )
         if (apart := probe.alone()) > ROUNDING:
-            raise Broken(f"at {place} an item alone differs by {apart:.2g} of its range from the same item in a batch")
+            raise RuleViolation(
+                f"at {place} an item alone differs by {apart:.2g} of its range from the same item in a batch"
+            )
         worst = max(worst, apart)
-    return f"an item alone differs by at most {worst:.1g}" if trial.places else NOT_APPLICABLE
+    return f"an item alone differs by at most {worst:.1g}" if trial.edited_taps else NOT_APPLICABLE
 
 
 def _effect(trial: StrategyTrial) -> str:
-    if not trial.places:
+    if not trial.edited_taps:
         return NOT_APPLICABLE
     moved = perturbed(trial.model(), seed=0)
     effects = {probe.edit.tap.name: probe.effect() for probe in trial.probes(moved)}
     if max(effects.values()) <= SAME:
-        raise Broken("after all parameters were perturbed, another speaker embedding gives the same output")
-    before, after = (trial.reconstruct(moved, trial.surroundings.conditioning(ROWS, first)) for first in (0, 3))
+        raise RuleViolation("after all parameters were perturbed, another speaker embedding gives the same output")
+    before, after = (trial.reconstruct(moved, trial.fixtures.conditioning(ROWS, first)) for first in (0, 3))
     changed = torch.cat([(a != b).flatten() for a, b in zip(before.codes, after.codes, strict=True)]).float().mean()
     return (
         f"another embedding moves {max(effects, key=effects.__getitem__)} by {max(effects.values()):.2g} of its range"
@@ -109,68 +111,68 @@ def _effect(trial: StrategyTrial) -> str:
 
 def _finite(trial: StrategyTrial) -> str:
     for state, model in (("new", trial.model()), ("perturbed", perturbed(trial.model(), seed=0))):
-        for what, audio in (("sound", trial.surroundings.audio), ("silence", torch.zeros(ROWS, 1, 1000))):
-            out = model.reconstruct(audio, trial.surroundings.conditioning(ROWS))
+        for what, audio in (("sound", trial.fixtures.audio), ("silence", torch.zeros(ROWS, 1, 1000))):
+            out = model.reconstruct(audio, trial.fixtures.conditioning(ROWS))
             if not (out.audio.isfinite().all() and out.z.isfinite().all()):
-                raise Broken(f"the {state} strategy makes NaN or infinity of {what}")
+                raise RuleViolation(f"the {state} strategy makes NaN or infinity of {what}")
     return "new and perturbed, on sound and silence"
 
 
 def _bfloat16(trial: StrategyTrial) -> str:
     moved = perturbed(trial.model(), seed=0)
-    cond = trial.surroundings.conditioning(ROWS)
+    cond = trial.fixtures.conditioning(ROWS)
     half = Conditioning(cond.speaker.bfloat16())
     probes = trial.probes(moved)
     moved.strategies.bfloat16()
     for probe in probes:
         out = probe.edit(probe.x.bfloat16(), half)
         if not out.isfinite().all():
-            raise Broken(f"NaN or infinity at tap {probe.edit.tap.name!r} in bfloat16")
-    return "keeps type and stays finite" if trial.places else NOT_APPLICABLE
+            raise RuleViolation(f"NaN or infinity at tap {probe.edit.tap.name!r} in bfloat16")
+    return "keeps type and stays finite" if trial.edited_taps else NOT_APPLICABLE
 
 
 def _device(trial: StrategyTrial) -> str:
     if not torch.cuda.is_available():
         return "no accelerator here"
     model = copy.deepcopy(trial.model()).cuda()
-    cond = Conditioning(trial.surroundings.conditioning(ROWS).speaker.cuda())
+    cond = Conditioning(trial.fixtures.conditioning(ROWS).speaker.cuda())
     with model.codec.fixed_noise(NOISE):
-        bare = model.reconstruct(trial.surroundings.audio.cuda())
-        if not equal(model.reconstruct(trial.surroundings.audio.cuda(), cond), bare):
-            raise Broken("on the accelerator the new strategy is not the identity")
+        bare = model.reconstruct(trial.fixtures.audio.cuda())
+        if not equal(model.reconstruct(trial.fixtures.audio.cuda(), cond), bare):
+            raise RuleViolation("on the accelerator the new strategy is not the identity")
     return f"works on {torch.cuda.get_device_name()}"
 
 
 def _save_and_load(trial: StrategyTrial) -> str:
     moved = perturbed(trial.model(), seed=0)
-    cond = trial.surroundings.conditioning(ROWS)
+    cond = trial.fixtures.conditioning(ROWS)
     with tempfile.TemporaryDirectory() as folder:
         moved.save_pretrained(folder)
         size = (Path(folder) / "model.safetensors").stat().st_size
         loaded = ConditionedCodec.from_pretrained(folder, codec=trial.codec, plugins=trial.offering())
     if not equal(trial.reconstruct(loaded, cond), trial.reconstruct(moved, cond)):
-        raise Broken("the loaded strategy gives other output than the saved one")
+        raise RuleViolation("the loaded strategy gives other output than the saved one")
     return f"{size:,} bytes, same output"
 
 
 def _deepcopy(trial: StrategyTrial) -> str:
-    cond = trial.surroundings.conditioning(ROWS)
+    cond = trial.fixtures.conditioning(ROWS)
     original = perturbed(trial.model(), seed=0)
     expected = trial.reconstruct(original, cond)
     twin = copy.deepcopy(original)
     with twin.codec.fixed_noise(NOISE):
-        if not equal(twin.reconstruct(trial.surroundings.audio, cond), expected):
-            raise Broken("a deep copy gives other output")
+        if not equal(twin.reconstruct(trial.fixtures.audio, cond), expected):
+            raise RuleViolation("a deep copy gives other output")
     with torch.no_grad():
         for parameter in twin.strategies.parameters():
             parameter.add_(1.0)
     if not equal(trial.reconstruct(original, cond), expected):
-        raise Broken("changing a deep copy changes the original")
+        raise RuleViolation("changing a deep copy changes the original")
     return "same output, nothing shared"
 
 
 def _composition(trial: StrategyTrial) -> str:
-    cond = trial.surroundings.conditioning(ROWS)
+    cond = trial.fixtures.conditioning(ROWS)
     bare = trial.reconstruct(trial.model(), None)
     partners = []
     for name in trial.catalogue.strategies:
@@ -180,10 +182,10 @@ def _composition(trial: StrategyTrial) -> str:
         for first in (True, False):
             model = trial.model([other], first=first)
             if not equal(trial.reconstruct(model, cond), bare):
-                raise Broken(f"{' + '.join(model.strategies)}, both new, is not the identity")
+                raise RuleViolation(f"{' + '.join(model.strategies)}, both new, is not the identity")
             out = trial.reconstruct(perturbed(model, seed=0), cond)
             if not out.audio.isfinite().all():
-                raise Broken(f"{' + '.join(model.strategies)}, perturbed, gives NaN or infinity")
+                raise RuleViolation(f"{' + '.join(model.strategies)}, perturbed, gives NaN or infinity")
         partners.append(name)
     return f"in both orders with {', '.join(partners)}" if partners else "no other adapter is registered"
 
@@ -228,7 +230,7 @@ BEHAVIOUR: list[Rule[StrategyTrial]] = [
 
 
 def _global_state(trial: StrategyTrial) -> str:
-    cond = trial.surroundings.conditioning(ROWS)
+    cond = trial.fixtures.conditioning(ROWS)
     first = perturbed(trial.model(), seed=0)
     before = trial.reconstruct(first, cond)
     second = trial.model()
@@ -237,7 +239,7 @@ def _global_state(trial: StrategyTrial) -> str:
             parameter.add_(1.0)
     trial.reconstruct(second, cond)
     if not equal(trial.reconstruct(first, cond), before):
-        raise Broken(
+        raise RuleViolation(
             "two instances meet: running one changes what the other gives, or one alone does not repeat itself"
         )
     states = []
@@ -248,11 +250,11 @@ def _global_state(trial: StrategyTrial) -> str:
         trial.cls(trial.cls.Config(), trial.taps)
         trial.reconstruct(first.train(), cond)
         model = trial.training_model()
-        trial.total(model, trial.surroundings.step(model))
+        trial.total(model, trial.fixtures.step(model))
         states.append((float(torch.rand(())), random.random(), float(np.random.rand())))
     for library, one, other in zip(("torch", "random", "numpy"), *states, strict=True):
         if one == other:
-            raise Broken(
+            raise RuleViolation(
                 f"it reseeds the global random numbers of {library}",
                 "draw from snac_core.seeding.generator(...) instead",
             )
@@ -265,16 +267,16 @@ def _settings(trial: StrategyTrial) -> str:
     try:
         trial.cls(trial.cls.Config(), trial.taps)
         model = trial.training_model()
-        step = trial.surroundings.step(model)
+        step = trial.fixtures.step(model)
         for hook in ("loss", "discriminator_loss"):
             trial.terms(model, step, hook)
         trial.total(model, step)
     except TorchSettingChanged as error:
-        raise Broken(str(error)) from error
+        raise RuleViolation(str(error)) from error
     except Exception:  # whatever else is wrong has a rule of its own
         return "left alone, as far as it ran"
     if changed := restore_settings(before):
-        raise Broken(f"it changes torch's {changed[0]}")
+        raise RuleViolation(f"it changes torch's {changed[0]}")
     return "left alone by __init__ and every hook"
 
 
@@ -301,7 +303,7 @@ def _compiles(trial: StrategyTrial) -> str:
         torch._dynamo.reset()
         compiled = torch.compile(run, backend="aot_eager")(probe.x, probe.cond.speaker)
         if (apart := distance(compiled, run(probe.x, probe.cond.speaker))) > ROUNDING:
-            raise Broken(f"compiled, the edit at {probe.edit.tap.name!r} differs by {apart:.2g} of its range")
+            raise RuleViolation(f"compiled, the edit at {probe.edit.tap.name!r} differs by {apart:.2g} of its range")
     return f"{len(probes)} edits agree"
 
 
@@ -317,33 +319,33 @@ STEPS = 2
 def _losses(trial: StrategyTrial) -> str:
     if "loss" not in trial.hooks:
         if trial.cls.default_weights:
-            raise Broken(f"default_weights names {sorted(trial.cls.default_weights)[0]!r}, but there is no loss")
+            raise RuleViolation(f"default_weights names {sorted(trial.cls.default_weights)[0]!r}, but there is no loss")
         return "no loss of its own"
     fresh = trial.training_model()
     for state, model in (("new", fresh), ("perturbed", perturbed(fresh, seed=0))):
-        terms = trial.terms(model, trial.surroundings.step(model))
+        terms = trial.terms(model, trial.fixtures.step(model))
         for name, term in terms.items():
             if not term.isfinite():
-                raise Broken(f"term {name!r} of the {state} model is {float(term)}")
+                raise RuleViolation(f"term {name!r} of the {state} model is {float(term)}")
             reached = [s for s, table in gradients(model, term).items() if any(g is not None for g in table.values())]
             if not reached:
-                raise Broken(f"no gradient of term {name!r} reaches a strategy", CUT)
+                raise RuleViolation(f"no gradient of term {name!r} reaches a strategy", CUT)
     for name in trial.cls.default_weights:
         if name not in terms:
-            raise Broken(f"default_weights names {name!r}, which is no term of loss{nearest(name, terms)}")
+            raise RuleViolation(f"default_weights names {name!r}, which is no term of loss{nearest(name, terms)}")
     return f"{', '.join(f'{trial.cls.name}/{name}' for name in terms) or 'no terms'}: finite scalars with gradient"
 
 
 def _gradient(trial: StrategyTrial) -> str:
     model = trial.training_model()
     if not any(True for _ in model.attached[trial.cls.name].adapted_parameters()):
-        if trial.places:
-            raise Broken("it edits the signal and has no parameters", "give it something to learn")
+        if trial.edited_taps:
+            raise RuleViolation("it edits the signal and has no parameters", "give it something to learn")
         return "no parameters"
-    table = gradients(model, trial.total(model, trial.surroundings.step(model)))[trial.cls.name]
+    table = gradients(model, trial.total(model, trial.fixtures.step(model)))[trial.cls.name]
     moving = [name for name, grad in table.items() if flows(grad)]
     if not moving:
-        raise Broken(
+        raise RuleViolation(
             f"at initialisation none of its {len(table)} parameters gets a gradient",
             f"zero one layer, not two in a row, and {CUT}",
         )
@@ -352,15 +354,15 @@ def _gradient(trial: StrategyTrial) -> str:
 
 def _every_gradient(trial: StrategyTrial) -> str:
     model = perturbed(trial.training_model(), seed=0)
-    table = gradients(model, trial.total(model, trial.surroundings.step(model)))[trial.cls.name]
+    table = gradients(model, trial.total(model, trial.fixtures.step(model)))[trial.cls.name]
     for name, grad in table.items():
         if grad is not None and not grad.isfinite().all():
-            raise Broken(
+            raise RuleViolation(
                 f"the gradient of {name!r} is not finite after all parameters were perturbed",
                 "guard logarithms, roots and divisions: clamp their arguments away from zero",
             )
         if not flows(grad):
-            raise Broken(
+            raise RuleViolation(
                 f"after all parameters were perturbed, {name!r} gets no gradient", f"use {name!r}, or remove it; {CUT}"
             )
     return f"all {len(table)} parameters" if table else "no parameters"
@@ -371,20 +373,20 @@ def _discriminator(trial: StrategyTrial) -> str:
     discriminator = [parameter for _, parameter in model.discriminator_parameters()]
     if "discriminator_loss" not in trial.hooks:
         if discriminator:
-            raise Broken("self.discriminator has parameters, but there is no discriminator_loss to train them")
+            raise RuleViolation("self.discriminator has parameters, but there is no discriminator_loss to train them")
         return "no discriminator"
     if not discriminator:
-        raise Broken("discriminator_loss has no parameters under self.discriminator to train")
-    terms = trial.terms(model, trial.surroundings.step(model), "discriminator_loss")
+        raise RuleViolation("discriminator_loss has no parameters under self.discriminator to train")
+    terms = trial.terms(model, trial.fixtures.step(model), "discriminator_loss")
     total = torch.stack(list(terms.values())).sum()
     if not total.requires_grad or not any(
         flows(grad) for grad in torch.autograd.grad(total, discriminator, allow_unused=True, retain_graph=True)
     ):
-        raise Broken("no gradient of discriminator_loss reaches self.discriminator", CUT)
+        raise RuleViolation("no gradient of discriminator_loss reaches self.discriminator", CUT)
     for strategy, table in gradients(model, total).items():
         for name, grad in table.items():
             if flows(grad):
-                raise Broken(
+                raise RuleViolation(
                     f"discriminator_loss moves {strategy}.{name}",
                     "detach what the discriminator looks at in discriminator_loss",
                 )
@@ -392,23 +394,23 @@ def _discriminator(trial: StrategyTrial) -> str:
 
 
 def _base(trial: StrategyTrial) -> str:
-    audio, codec = trial.surroundings.audio, trial.codec
+    audio, codec = trial.fixtures.audio, trial.codec
     model = trial.training_model()
     with codec.fixed_noise(NOISE):
         before = codec(audio)[0]
     if owned := owned_base_tensors(model):
-        raise Broken(
+        raise RuleViolation(
             f"it holds the base's parameters as its own: {owned[0]}", "keep no reference to the codec in a strategy"
         )
     _train(trial, model)
     if changed := trial.base.changed():
-        raise Broken(f"{len(changed)} tensors of the base changed, e.g. {changed[0]!r}")
+        raise RuleViolation(f"{len(changed)} tensors of the base changed, e.g. {changed[0]!r}")
     if codec.training or any(module.training for module in codec.modules()):
-        raise Broken("the base is in train mode")
+        raise RuleViolation("the base is in train mode")
     with codec.fixed_noise(NOISE):
         after, bare = codec(audio)[0], model.reconstruct(audio).audio
     if not (torch.equal(before, after) and torch.equal(bare, after)):
-        raise Broken("after training, the codec without an embedding gives other audio than before")
+        raise RuleViolation("after training, the codec without an embedding gives other audio than before")
     return f"bit-equal after attaching and {STEPS} steps, and without an embedding the output too"
 
 
@@ -420,7 +422,7 @@ def _train(trial: StrategyTrial, model: ConditionedCodec) -> None:
     turns = [(trained, trial.total), (discriminators, partial(_discriminator_total, trial))]
     for index in range(1, STEPS + 1):
         for parameters, total_of in turns:
-            total = total_of(model, trial.surroundings.step(model, index))
+            total = total_of(model, trial.fixtures.step(model, index))
             if parameters and total is not None and total.requires_grad:
                 grads = torch.autograd.grad(total, parameters, allow_unused=True)
                 with torch.no_grad():

@@ -14,7 +14,7 @@ from snac_core.hookspecs import API_VERSION
 from snac_core.plugins import Catalogue, discover
 from snac_core.strategy import Strategy
 from snac_core.testing.fixtures import small_codec
-from snac_core.testing.results import Broken, Rule, RuleResult, run_rules, undisturbed
+from snac_core.testing.results import Rule, RuleResult, RuleViolation, isolated_random_state, run_rules
 from snac_core.testing.rules import BEHAVIOUR, COMPILING, ISOLATION, SETTINGS, TRAINING
 from snac_core.testing.trial import StrategyTrial
 
@@ -52,7 +52,7 @@ def strategy_results(
     compiled: bool = False,
 ) -> Iterator[RuleResult]:
     """The results of `check_strategy`, each as soon as it is there."""
-    with undisturbed(seed=0):
+    with isolated_random_state(seed=0):
         trial = StrategyTrial(cls, codec or small_codec(), speaker_dim, discover() if catalogue is None else catalogue)
     try:
         yield from run_rules(
@@ -65,39 +65,43 @@ def strategy_results(
 def _name(trial: StrategyTrial) -> str:
     cls = trial.cls
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
-        raise Broken(f"{cls!r} is no subclass of Strategy", "derive the class from snac_core.Strategy")
+        raise RuleViolation(f"{cls!r} is no subclass of Strategy", "derive the class from snac_core.Strategy")
     if not (isinstance(cls.name, str) and cls.name.isidentifier()):
-        raise Broken(f"name = {cls.name!r}", "set name = 'my_strategy' in the class: letters, digits and underscores")
+        raise RuleViolation(
+            f"name = {cls.name!r}", "set name = 'my_strategy' in the class: letters, digits and underscores"
+        )
     if hasattr(nn.ModuleDict, cls.name):
-        raise Broken(f"name = {cls.name!r}, which torch's ModuleDict needs for itself", "choose another name")
+        raise RuleViolation(f"name = {cls.name!r}, which torch's ModuleDict needs for itself", "choose another name")
     registered = trial.catalogue.strategies.classes.get(cls.name, cls)
     if registered is not cls and registered.__qualname__ != cls.__qualname__:
-        raise Broken(f"name = {cls.name!r} belongs to {trial.catalogue.strategies.origins[cls.name]}", "choose another")
+        raise RuleViolation(
+            f"name = {cls.name!r} belongs to {trial.catalogue.strategies.origins[cls.name]}", "choose another"
+        )
     if cls.api != API_VERSION:
-        raise Broken(f"api = {cls.api!r}", f"write it for hook API {API_VERSION}, or leave api out")
+        raise RuleViolation(f"api = {cls.api!r}", f"write it for hook API {API_VERSION}, or leave api out")
     return cls.name
 
 
 def _config(trial: StrategyTrial) -> str:
     config_class = trial.cls.Config
     if not (isinstance(config_class, type) and issubclass(config_class, Strategy.Config)):
-        raise Broken(f"Config is {config_class!r}", "nest `class Config(Strategy.Config):` in the strategy")
+        raise RuleViolation(f"Config is {config_class!r}", "nest `class Config(Strategy.Config):` in the strategy")
     if config_class.model_config.get("extra") != "forbid":
-        raise Broken(
+        raise RuleViolation(
             "Config takes keys that it does not know: a misspelt setting would pass unseen",
             "leave model_config alone, or keep extra='forbid' in it",
         )
     for name, field in config_class.model_fields.items():
         if field.is_required():
-            raise Broken(f"setting {name!r} has no default", f"give {name!r} a default: Field(<default>, ...)")
+            raise RuleViolation(f"setting {name!r} has no default", f"give {name!r} a default: Field(<default>, ...)")
         if not (field.description or "").strip():
-            raise Broken(
+            raise RuleViolation(
                 f"setting {name!r} has no description", f"say what {name!r} means: Field(..., description='...')"
             )
     config = config_class()
     restored = config_class.model_validate(json.loads(config.model_dump_json()))
     if restored != config:
-        raise Broken(
+        raise RuleViolation(
             f"{config!r} comes back from JSON as {restored!r}",
             "use field types that pydantic writes to and reads from JSON",
         )
@@ -112,7 +116,7 @@ def _fields(config_class: type[BaseModel]) -> str:
 def _builds(trial: StrategyTrial) -> str:
     strategy = trial.cls(trial.cls.Config(), trial.taps)
     if not isinstance(getattr(strategy, "config", None), Strategy.Config):
-        raise Broken("self.config is not set", "begin __init__ with super().__init__(config, taps)")
+        raise RuleViolation("self.config is not set", "begin __init__ with super().__init__(config, taps)")
     return f"{sum(p.numel() for _, p in strategy.adapted_parameters()):,} parameters"
 
 

@@ -24,7 +24,7 @@ from snac_core.strategy import Strategy
 from snac_core.taps import Tap, Taps
 from snac_core.testing.fixtures import ROWS, Fixtures
 from snac_core.testing.probes import BaseSnapshot, EditProbe, edits_of
-from snac_core.testing.results import Broken
+from snac_core.testing.results import RuleViolation
 
 NOISE = 7
 
@@ -67,7 +67,7 @@ class StrategyTrial:
         self.codec = codec.freeze()
         self.base = BaseSnapshot(codec)
         self.catalogue = catalogue
-        self.surroundings = Fixtures(codec, speaker_dim)
+        self.fixtures = Fixtures(codec, speaker_dim)
         self.taps = Taps(speaker_dim, codec.taps)
         self.speaker_dim = speaker_dim
 
@@ -77,7 +77,7 @@ class StrategyTrial:
         return hooks_of(self.cls)
 
     @cached_property
-    def places(self) -> list[str]:
+    def edited_taps(self) -> list[str]:
         """The taps that the strategy edits with its default settings."""
         return [edit.tap.name for edit in edits_of(self.model(), self.cls.name)]
 
@@ -90,8 +90,8 @@ class StrategyTrial:
 
     def training_model(self) -> ConditionedCodec:
         """A new model ready to train; an objective comes with an adapter to act on."""
-        model = self.model(() if self.places else (Companion,))
-        context = self.surroundings.context(model)
+        model = self.model(() if self.edited_taps else (Companion,))
+        context = self.fixtures.context(model)
         for _, training_start in self.calls(model, "training_start"):
             training_start(context=context)
         return model.train()
@@ -103,7 +103,7 @@ class StrategyTrial:
     def reconstruct(self, model: ConditionedCodec, cond: Conditioning | None) -> Reconstruction:
         """The path on the batch, with the same noise every time."""
         with self.codec.fixed_noise(NOISE), torch.no_grad():
-            return model.reconstruct(self.surroundings.audio, cond)
+            return model.reconstruct(self.fixtures.audio, cond)
 
     def terms(self, model: ConditionedCodec, step: Step, hook: str = "loss") -> dict[str, Tensor]:
         """The strategy's own terms, checked for what every term must be."""
@@ -120,8 +120,8 @@ class StrategyTrial:
 
     def probes(self, model: ConditionedCodec) -> list[EditProbe]:
         """A probe for each of the strategy's edits in `model`."""
-        bare = FrozenActivations(self.codec, self.surroundings.audio)
-        cond = self.surroundings.conditioning(ROWS)
+        bare = FrozenActivations(self.codec, self.fixtures.audio)
+        cond = self.fixtures.conditioning(ROWS)
         return [EditProbe(edit, bare, cond, seed=0) for edit in edits_of(model, self.cls.name)]
 
     def offering(self) -> Catalogue:
@@ -137,24 +137,24 @@ def hooks_of(cls: type[Strategy]) -> list[str]:
 
 
 def checked_terms(terms: Any, hook: str) -> dict[str, Tensor]:
-    """`terms` if they are what `loss` and `discriminator_loss` must return; else raises Broken."""
+    """`terms` if they are what `loss` and `discriminator_loss` must return; else raises RuleViolation."""
     if not isinstance(terms, dict):
-        raise Broken(
+        raise RuleViolation(
             f"{hook} returned {type(terms).__name__}", f"return a dict of term name to scalar tensor in {hook}"
         )
     for term, value in terms.items():
         if not isinstance(term, str) or not term or "/" in term:
-            raise Broken(
+            raise RuleViolation(
                 f"{hook} returned a term named {term!r}",
                 "name terms with a plain string without '/'; the strategy's name is put before it",
             )
         if not isinstance(value, Tensor):
-            raise Broken(
+            raise RuleViolation(
                 f"term {term!r} of {hook} is a {type(value).__name__}",
                 f"return {term!r} as a tensor: a number (.item(), float()) carries no gradient",
             )
         if value.dim() != 0:
-            raise Broken(
+            raise RuleViolation(
                 f"term {term!r} of {hook} has shape {tuple(value.shape)}",
                 f"reduce {term!r} to a scalar, e.g. with .mean()",
             )

@@ -47,7 +47,7 @@ class Passing(ResidualVectorQuantize):
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Fixtures:
+def fixtures() -> Fixtures:
     codec = small_codec(encoder_dim=2, decoder_dim=16)
     around = Fixtures(codec, SPEAKER_DIM)
     quantizer = Passing(codec.latent_dim, codec.codebook_size, codec.codebook_dim, codec.vq_strides)
@@ -77,12 +77,12 @@ def test_there_are_pairs_to_look_at() -> None:
 @pytest.mark.parametrize(("objective", "settings"), VARIANTS)
 @pytest.mark.parametrize("adapter", PLACEMENTS)
 def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences(
-    surroundings: Fixtures, adapter: str, objective: str, settings: dict[str, Any]
+    fixtures: Fixtures, adapter: str, objective: str, settings: dict[str, Any]
 ) -> None:
-    model = conditioned(surroundings, adapter, objective, settings).double()
+    model = conditioned(fixtures, adapter, objective, settings).double()
     try:
         for _, start in model.callers("training_start"):
-            start(context=surroundings.context(model))
+            start(context=fixtures.context(model))
     except UserError as refusal:
         if objective not in str(refusal) or adapter not in str(refusal):
             raise
@@ -94,7 +94,7 @@ def test_the_gradient_of_every_term_in_a_placement_is_that_of_finite_differences
 
     def terms() -> dict[str, Tensor]:
         with model.codec.fixed_noise(0):
-            found: dict[str, Tensor] = hook(step=surroundings.step(model, LATE))
+            found: dict[str, Tensor] = hook(step=fixtures.step(model, LATE))
             return found
 
     def go(distance: float) -> None:

@@ -58,15 +58,15 @@ class Tuned(Sound):
 
 def arm(*strategies: type[Strategy]) -> tuple[ConditionedCodec, Fixtures]:
     model = ConditionedCodec(one_stage(), strategies, speaker_dim=SPEAKER_DIM).train()
-    surroundings = Fixtures(model.codec, SPEAKER_DIM)
+    fixtures = Fixtures(model.codec, SPEAKER_DIM)
     for _, training_start in model.callers("training_start"):
-        training_start(context=surroundings.context(model))
-    return model, surroundings
+        training_start(context=fixtures.context(model))
+    return model, fixtures
 
 
-def likeness(surroundings: Fixtures) -> Callable[[ConditionedCodec], Tensor]:
+def likeness(fixtures: Fixtures) -> Callable[[ConditionedCodec], Tensor]:
     def loss(model: ConditionedCodec) -> Tensor:
-        step = surroundings.step(model)
+        step = fixtures.step(model)
         own = [term for _, hook in model.callers("loss") for term in hook(step=step).values()]
         total = (step.identity.audio - step.audio).abs().mean() + sum(own)
         return total + cosine_distance(step.converted_embedding, step.target_reference).mean()
@@ -75,10 +75,10 @@ def likeness(surroundings: Fixtures) -> Callable[[ConditionedCodec], Tensor]:
 
 
 def check(
-    model: ConditionedCodec, surroundings: Fixtures, loss: Callable[[ConditionedCodec], Tensor] | None = None
+    model: ConditionedCodec, fixtures: Fixtures, loss: Callable[[ConditionedCodec], Tensor] | None = None
 ) -> None:
-    cond = surroundings.conditioning(len(surroundings.audio))
-    preflight(model, loss or likeness(surroundings), surroundings.audio, cond, seed=3)
+    cond = fixtures.conditioning(len(fixtures.audio))
+    preflight(model, loss or likeness(fixtures), fixtures.audio, cond, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_arms_of_the_built_in_placements_may_train(names: list[str]) -> None:
 
 
 def test_a_good_arm_is_left_exactly_as_it_was() -> None:
-    model, surroundings = arm(Tuned)
+    model, fixtures = arm(Tuned)
     for parameter in model.strategies.parameters():
         parameter.grad = torch.ones_like(parameter)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     base, stream, plain = BaseSnapshot(model.codec), torch.get_rng_state(), random.getstate()
-    check(model, surroundings)
+    check(model, fixtures)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(bool((parameter.grad == 1).all()) for parameter in model.strategies.parameters())
     assert not base.changed()
@@ -106,12 +106,12 @@ def test_a_good_arm_is_left_exactly_as_it_was() -> None:
 
 
 def test_the_verdict_does_not_depend_on_what_ran_before() -> None:
-    model, surroundings = arm(MixesBatch)
+    model, fixtures = arm(MixesBatch)
     messages = set()
     for seed in (1, 2):
         torch.manual_seed(seed)
         with pytest.raises(UserError) as caught:
-            check(model, surroundings)
+            check(model, fixtures)
         messages.add(str(caught.value))
     assert len(messages) == 1
 
@@ -134,52 +134,52 @@ def test_the_verdict_does_not_depend_on_what_ran_before() -> None:
     ],
 )
 def test_an_arm_that_cannot_learn_is_refused_by_name(strategy: type[Strategy], words: str) -> None:
-    model, surroundings = arm(strategy)
+    model, fixtures = arm(strategy)
     base = BaseSnapshot(model.codec)
     with pytest.raises(UserError, match=words) as caught:
-        check(model, surroundings)
+        check(model, fixtures)
     assert "\n" not in str(caught.value)
     assert not base.changed()
 
 
 def test_each_placement_of_an_arm_is_judged_by_itself() -> None:
-    model, surroundings = arm(Sound, NoGradient)
+    model, fixtures = arm(Sound, NoGradient)
     with pytest.raises(UserError, match="strategy 'no_gradient' gets no gradient"):
-        check(model, surroundings)
-    model, surroundings = arm(Sound, IgnoresEmbedding)
+        check(model, fixtures)
+    model, fixtures = arm(Sound, IgnoresEmbedding)
     with pytest.raises(UserError, match="strategy 'ignores_embedding' ignores"):
-        check(model, surroundings)
+        check(model, fixtures)
 
 
 def test_a_loss_through_integer_codes_gives_no_gradient_to_an_edit_before_vq() -> None:
     model = ConditionedCodec(small_codec(), ["phase6_encoder_adapter"], speaker_dim=SPEAKER_DIM)
-    surroundings = Fixtures(model.codec, SPEAKER_DIM)
+    fixtures = Fixtures(model.codec, SPEAKER_DIM)
 
     def loss(model: ConditionedCodec) -> Tensor:
-        codes = model.encode(surroundings.audio, surroundings.conditioning(3))
-        return (model.decode(codes, length=surroundings.audio.shape[-1]) - surroundings.audio).abs().mean()
+        codes = model.encode(fixtures.audio, fixtures.conditioning(3))
+        return (model.decode(codes, length=fixtures.audio.shape[-1]) - fixtures.audio).abs().mean()
 
     with pytest.raises(UserError, match=r"'phase6_encoder_adapter' gets no gradient .*integer codes"):
-        check(model, surroundings, loss)
+        check(model, fixtures, loss)
 
 
 def test_a_single_item_is_enough_to_see_the_batch_mixed() -> None:
-    model, surroundings = arm(MixesBatch)
+    model, fixtures = arm(MixesBatch)
     with pytest.raises(UserError, match="mixes the batch"):
-        preflight(model, likeness(surroundings), surroundings.audio[:1], surroundings.conditioning(1), seed=0)
+        preflight(model, likeness(fixtures), fixtures.audio[:1], fixtures.conditioning(1), seed=0)
 
 
 def test_an_arm_without_strategies_is_refused() -> None:
-    model, surroundings = arm()
+    model, fixtures = arm()
     with pytest.raises(UserError, match="an arm without strategies edits nothing"):
-        check(model, surroundings)
+        check(model, fixtures)
 
 
 def test_an_error_of_the_loss_itself_comes_through() -> None:
-    model, surroundings = arm(Sound)
+    model, fixtures = arm(Sound)
 
     def loss(model: ConditionedCodec) -> Tensor:
         raise UserError("no term 'likness'; did you mean 'likeness'?")
 
     with pytest.raises(UserError, match="no term 'likness'"):
-        check(model, surroundings, loss)
+        check(model, fixtures, loss)

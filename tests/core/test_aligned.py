@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snac_core.augment import read_faster
+from snac_core.augment import resample_by
 from snac_core.losses import aligned_distance, alignment
 
 RATE = 8000
@@ -38,7 +38,7 @@ def test_a_part_of_the_target_is_found_wherever_it_lies() -> None:
 def test_other_timing_costs_little_and_other_sounds_much() -> None:
     slower = sung([300, 700, 450, 1100], 0.25)
     assert distance(TUNE, slower) < 0.15
-    higher = read_faster(sung([300, 700, 450, 1100], 0.25), torch.tensor([1.4]), TUNE.shape[-1])
+    higher = resample_by(sung([300, 700, 450, 1100], 0.25), torch.tensor([1.4]), TUNE.shape[-1])
     assert distance(TUNE, higher) > 2 * distance(TUNE, slower)
 
 

@@ -10,7 +10,14 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from snac_core.augment import change_voice, colour, equaliser, move_formants, read_faster, shift
+from snac_core.augment import (
+    change_voice,
+    equalizer,
+    random_equalization,
+    resample_by,
+    shift_formants,
+    shift_frequencies,
+)
 from snac_core.seeding import generator
 
 parselmouth = pytest.importorskip("parselmouth", reason="the oracle of pitch and formants is Praat")
@@ -65,7 +72,7 @@ def test_a_harmonic_tone_moves_by_the_semitones_within_ten_cents_and_keeps_its_d
 def test_a_vowels_first_two_formants_move_by_the_factor_and_its_pitch_stays(formants: tuple[float, ...]) -> None:
     factors = torch.tensor([0.8, 0.9, 1.1, 1.2])
     spoken = vowel(100, formants)
-    moved = move_formants(spoken.repeat(4, 1, 1), RATE, factors)
+    moved = shift_formants(spoken.repeat(4, 1, 1), RATE, factors)
     before = formants_of(spoken, 1.0)
     for row, factor in zip(moved[:, 0], factors.tolist(), strict=True):
         assert formants_of(row, factor) / before == pytest.approx([factor, factor], rel=0.05)
@@ -77,7 +84,7 @@ def test_a_change_of_pitch_alone_leaves_the_formants_where_they_were(semitones: 
     spoken = vowel(100)
     moved = change_voice(spoken.view(1, 1, -1), RATE, torch.tensor([semitones]), torch.ones(1))[0, 0]
     assert formants_of(moved, 1.0) == pytest.approx(formants_of(spoken, 1.0), rel=0.05)
-    dragged = shift(spoken.view(1, 1, -1), RATE, torch.tensor([2 ** (semitones / 12)]))[0, 0]
+    dragged = shift_frequencies(spoken.view(1, 1, -1), RATE, torch.tensor([2 ** (semitones / 12)]))[0, 0]
     away = formants_of(dragged, 2 ** (semitones / 12)) / formants_of(spoken, 1.0)
     assert away == pytest.approx([2 ** (semitones / 12)] * 2, rel=0.05), "a shift takes formants along"
 
@@ -103,25 +110,25 @@ def test_items_of_a_batch_do_not_hear_each_other() -> None:
 
 def test_a_change_by_nothing_changes_nothing() -> None:
     noise = 0.1 * torch.randn(1, 1, 8000)
-    torch.testing.assert_close(move_formants(noise, RATE, torch.ones(1)), noise, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shift_formants(noise, RATE, torch.ones(1)), noise, atol=1e-5, rtol=0)
     low = tone(200).view(1, 1, -1)
-    for same in (read_faster(low, torch.ones(1), RATE), shift(low, RATE, torch.ones(1))):
+    for same in (resample_by(low, torch.ones(1), RATE), shift_frequencies(low, RATE, torch.ones(1))):
         torch.testing.assert_close(same[..., 100:-100], low[..., 100:-100], atol=1e-3, rtol=0)
 
 
 def test_what_the_slower_rate_cannot_hold_does_not_come_back_as_an_alias() -> None:
     time = torch.arange(RATE) / RATE
     high = torch.sin(2 * math.pi * 7000 * time).view(1, 1, -1)
-    assert float(read_faster(high, torch.tensor([1.3]), 12000)[..., 200:-200].abs().max()) < 0.01
+    assert float(resample_by(high, torch.tensor([1.3]), 12000)[..., 200:-200].abs().max()) < 0.01
     kept = torch.sin(2 * math.pi * 5000 * time).view(1, 1, -1)
-    assert float(read_faster(kept, torch.tensor([1.3]), 12000)[..., 200:-200].abs().max()) == pytest.approx(1, abs=0.02)
+    assert float(resample_by(kept, torch.tensor([1.3]), 12000)[..., 200:-200].abs().max()) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("samples", [40, 700, 20000])
 def test_silence_and_short_audio_stay_finite(samples: int) -> None:
     for audio in (torch.zeros(2, 1, samples), 0.1 * torch.randn(2, 1, samples)):
         made = change_voice(audio, RATE, torch.tensor([-2.0, 2.0]), torch.tensor([0.8, 1.2]))
-        made = colour(made, RATE, 6.0, generator("colour"))
+        made = random_equalization(made, RATE, 6.0, generator("colour"))
         assert made.shape == audio.shape
         assert bool(made.isfinite().all())
 
@@ -130,7 +137,7 @@ def test_a_band_of_the_equaliser_has_its_gain_at_its_centre_half_of_it_at_its_ed
     centre, quality, gain_db = 1000.0, 2.0, 8.0
     width = centre / quality
     upper = width / 2 + math.sqrt(width**2 / 4 + centre**2)  # edges lie around the centre in log frequency
-    response = equaliser(
+    response = equalizer(
         torch.tensor([20.0, upper - width, centre, upper, 50000.0]),
         torch.tensor([[centre]]), torch.tensor([[gain_db]]), torch.tensor([[quality]]),
     )  # fmt: skip
@@ -139,7 +146,7 @@ def test_a_band_of_the_equaliser_has_its_gain_at_its_centre_half_of_it_at_its_ed
 
 def test_a_random_equaliser_stays_within_its_bounds_and_gives_every_item_its_own() -> None:
     noise = 0.1 * torch.randn(1, 1, 16000).repeat(4, 1, 1)
-    made = colour(noise, RATE, 6.0, generator("colour"))
+    made = random_equalization(noise, RATE, 6.0, generator("colour"))
     assert len({tuple(row[0, :5].tolist()) for row in made}) == 4
     spectra = [torch.fft.rfft(x).abs().unfold(-1, 400, 400).square().mean(-1).sqrt() for x in (noise, made)]
     change = 20 * (spectra[1] / spectra[0]).log10()

@@ -35,16 +35,16 @@ SPEAKER_DIM = 16
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Fixtures:
+def fixtures() -> Fixtures:
     return Fixtures(small_codec(), SPEAKER_DIM)
 
 
-def arm(surroundings: Fixtures, *names: str, **config: dict[str, Any]) -> ConditionedCodec:
+def arm(fixtures: Fixtures, *names: str, **config: dict[str, Any]) -> ConditionedCodec:
     """A model with every parameter away from its initial value."""
     model = ConditionedCodec(
-        surroundings.codec, dict.fromkeys(names), speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE
+        fixtures.codec, dict.fromkeys(names), speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE
     )
-    context = surroundings.context(model)
+    context = fixtures.context(model)
     for _, training_start in model.callers("training_start"):
         training_start(context=context)
     return perturbed(model, seed=0).train()
@@ -63,28 +63,28 @@ def terms(model: ConditionedCodec, step: Step, strategy: str, hook: str = "loss"
     ("adapter", "objective"), [(p, o) for p in PLACEMENTS for o in LOSSES if p == o or o not in ABOUT_THEMSELVES]
 )
 def test_every_loss_term_reaches_every_placement_and_nothing_frozen(
-    surroundings: Fixtures, adapter: str, objective: str
+    fixtures: Fixtures, adapter: str, objective: str
 ) -> None:
     try:
-        model = arm(surroundings, adapter, objective)
+        model = arm(fixtures, adapter, objective)
     except UserError as refusal:  # what cannot reach the adapter says so before training
         if objective not in str(refusal) or adapter not in str(refusal):
             raise
         return
-    for name, term in terms(model, surroundings.step(model), objective).items():
+    for name, term in terms(model, fixtures.step(model), objective).items():
         reached = gradients(model, term)[adapter]
         assert any(flows(grad) for grad in reached.values()), f"{objective}/{name} does not reach {adapter}"
         term.backward(retain_graph=True)
     assert all(parameter.grad is None for parameter in model.codec.parameters())
-    assert all(parameter.grad is None for parameter in surroundings.speaker_encoder.parameters())
+    assert all(parameter.grad is None for parameter in fixtures.speaker_encoder.parameters())
 
 
-def test_the_speaker_loss_lowers_itself_through_the_speaker_encoder_and_the_quantizer(surroundings: Fixtures) -> None:
+def test_the_speaker_loss_lowers_itself_through_the_speaker_encoder_and_the_quantizer(fixtures: Fixtures) -> None:
     for adapter in ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"):
-        model = arm(surroundings, adapter, "voice_conversion")
+        model = arm(fixtures, adapter, "voice_conversion")
         losses = []
         for _ in range(12):
-            loss = terms(model, surroundings.step(model), "voice_conversion")["spk_vc"]
+            loss = terms(model, fixtures.step(model), "voice_conversion")["spk_vc"]
             losses.append(float(loss.detach()))
             table = gradients(model, loss)[adapter]
             with torch.no_grad():
@@ -96,9 +96,9 @@ def test_the_speaker_loss_lowers_itself_through_the_speaker_encoder_and_the_quan
 
 # Decoding an adapter's output from integer codes gives it exactly zero gradient, and so does another embedding on them.
 @pytest.mark.parametrize("kind", ["conv", "film"])
-def test_an_adapter_before_vq_learns_from_identity_and_conversion(surroundings: Fixtures, kind: str) -> None:
-    model = arm(surroundings, "phase6_encoder_adapter", phase6_encoder_adapter={"adapter_type": kind})
-    step = surroundings.step(model)
+def test_an_adapter_before_vq_learns_from_identity_and_conversion(fixtures: Fixtures, kind: str) -> None:
+    model = arm(fixtures, "phase6_encoder_adapter", phase6_encoder_adapter={"adapter_type": kind})
+    step = fixtures.step(model)
     for audio in (step.identity.audio, step.converted.audio):
         assert all(flows(grad) for grad in gradients(model, audio.square().mean())["phase6_encoder_adapter"].values())
 
@@ -111,11 +111,11 @@ def test_decoding_the_same_codes_for_another_speaker_is_refused_where_it_could_t
         model.decode(codes, speakers(2))
 
 
-def test_negatives_reach_an_adapter_before_vq(surroundings: Fixtures) -> None:
+def test_negatives_reach_an_adapter_before_vq(fixtures: Fixtures) -> None:
     names = ("phase6_encoder_adapter", "phase3_contrastive")
     for form in ("infonce", "margin"):
-        model = arm(surroundings, *names, phase3_contrastive={"path": False, "form": form, "margin": 2.5})
-        loss = terms(model, surroundings.step(model), "phase3_contrastive")["contrastive"]
+        model = arm(fixtures, *names, phase3_contrastive={"path": False, "form": form, "margin": 2.5})
+        loss = terms(model, fixtures.step(model), "phase3_contrastive")["contrastive"]
         assert all(flows(grad) for grad in gradients(model, loss)["phase6_encoder_adapter"].values()), form
 
 
@@ -134,12 +134,12 @@ def test_an_embedding_depends_on_the_audio_alone_and_keeps_its_encoders_dimensio
 
 
 # A projection in the optimizer, with targets that are not detached, can be trained to agree with itself.
-def test_nothing_that_measures_can_be_trained(surroundings: Fixtures) -> None:
-    model = arm(surroundings, *PLACEMENTS, *LOSSES)
-    step = surroundings.step(model)
+def test_nothing_that_measures_can_be_trained(fixtures: Fixtures) -> None:
+    model = arm(fixtures, *PLACEMENTS, *LOSSES)
+    step = fixtures.step(model)
     trained = {id(parameter) for _, parameter in model.trained_parameters()}
     trained |= {id(parameter) for _, parameter in model.discriminator_parameters()}
-    assert not trained & {id(p) for module in (surroundings.speaker_encoder, model.codec) for p in module.parameters()}
+    assert not trained & {id(p) for module in (fixtures.speaker_encoder, model.codec) for p in module.parameters()}
     for reference in (step.own_reference, step.target_reference, step.own.speaker, step.target.speaker):
         assert not reference.requires_grad
 
@@ -166,9 +166,9 @@ def test_every_item_gets_its_own_negatives_whatever_is_skipped_before_it() -> No
     assert bool((SpeakerSampler(two, 0).negatives(torch.tensor([0]), torch.tensor([1]), 1, 3) == -1).all())
 
 
-def test_every_converted_item_is_taught_by_its_negatives(surroundings: Fixtures) -> None:
-    model = arm(surroundings, "phase3_contrastive")
-    step = surroundings.step(model)
+def test_every_converted_item_is_taught_by_its_negatives(fixtures: Fixtures) -> None:
+    model = arm(fixtures, "phase3_contrastive")
+    step = fixtures.step(model)
     loss = terms(model, step, "phase3_contrastive")["contrastive"]
     (grad,) = torch.autograd.grad(loss, step._embeddings)
     assert bool((grad[len(step.audio) :].abs().sum(1) > 0).all())
@@ -185,10 +185,10 @@ def test_the_same_voice_under_another_label_is_never_a_negative() -> None:
 
 # An adversary of the identity path alone never hears a conversion; discriminators with one window and hop are one discriminator.
 @pytest.mark.parametrize("strategy", DISCRIMINATORS)
-def test_an_adversary_hears_converted_speech(surroundings: Fixtures, strategy: str) -> None:
-    model = arm(surroundings, "phase6_encoder_adapter", strategy)
+def test_an_adversary_hears_converted_speech(fixtures: Fixtures, strategy: str) -> None:
+    model = arm(fixtures, "phase6_encoder_adapter", strategy)
     with model.codec.fixed_noise(0):
-        one, other = (terms(model, surroundings.step(model, index), strategy, "discriminator_loss") for index in (1, 2))
+        one, other = (terms(model, fixtures.step(model, index), strategy, "discriminator_loss") for index in (1, 2))
     assert any(not torch.isclose(value, other[name]) for name, value in one.items()), "other targets, other sound"
 
 
@@ -202,10 +202,10 @@ def test_discriminators_differ_in_window_hop_and_period() -> None:
 
 
 # To ask for the source from output under another speaker's embedding teaches to ignore the embedding.
-def test_only_output_under_the_own_embedding_is_compared_with_the_source(surroundings: Fixtures) -> None:
-    model = arm(surroundings, "phase4_decoder_film", "voice_conversion")
+def test_only_output_under_the_own_embedding_is_compared_with_the_source(fixtures: Fixtures) -> None:
+    model = arm(fixtures, "phase4_decoder_film", "voice_conversion")
     with model.codec.fixed_noise(0):
-        one, other = surroundings.step(model, index=1), surroundings.step(model, index=2)
+        one, other = fixtures.step(model, index=1), fixtures.step(model, index=2)
         assert not torch.equal(one.target_ids, other.target_ids)
         first, second = (terms(model, step, "voice_conversion") for step in (one, other))
     torch.testing.assert_close(first["recon"], second["recon"])
@@ -276,10 +276,10 @@ def test_no_embedding_is_the_bare_codec_and_not_a_zero_vector() -> None:
 
 # Attention to a single key is a constant bias: the speaker shifts every signal alike.
 @pytest.mark.parametrize("adapter", ["phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"])
-def test_what_a_speaker_changes_depends_on_what_is_said(surroundings: Fixtures, adapter: str) -> None:
-    model = arm(surroundings, adapter).eval()
+def test_what_a_speaker_changes_depends_on_what_is_said(fixtures: Fixtures, adapter: str) -> None:
+    model = arm(fixtures, adapter).eval()
     edit = next(edit for edits in model.edits.values() for edit in edits)
-    one, other = (surroundings.conditioning(1, first) for first in (0, 1))
+    one, other = (fixtures.conditioning(1, first) for first in (0, 1))
     said = torch.randn(2, edit.tap.channels, 40)
     change = edit(said, one.expand(2)) - edit(said, other.expand(2))
     assert not torch.allclose(change[0], change[1], atol=1e-3)

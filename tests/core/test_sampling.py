@@ -91,6 +91,6 @@ def test_one_speaker_is_not_enough() -> None:
 
 
 def test_a_speaker_without_embedding_suggests_the_nearest() -> None:
-    assert table(3).rows(["s002", "s000"]).tolist() == [2, 0]
+    assert table(3).indices(["s002", "s000"]).tolist() == [2, 0]
     with pytest.raises(UserError, match="no embedding of speaker 's02'; did you mean 's002'"):
-        table(3).rows(["s02"])
+        table(3).indices(["s02"])

@@ -20,9 +20,9 @@ B, N, SPEAKER_DIM = 3, 2, 8
 
 
 @contextmanager
-def counted(surroundings: Fixtures) -> Iterator[dict[str, list[int]]]:
+def counted(fixtures: Fixtures) -> Iterator[dict[str, list[int]]]:
     """Rows of every pass, by part: through the encoder's first layer, the quantizer, the decoder's first and last."""
-    codec = surroundings.codec
+    codec = fixtures.codec
     rows: dict[str, list[int]] = defaultdict(list)
     parts: dict[str, nn.Module] = {
         "encoder": codec.encoder.block[0],
@@ -30,7 +30,7 @@ def counted(surroundings: Fixtures) -> Iterator[dict[str, list[int]]]:
         "quantizer": codec.quantizer,
         "decoder": codec.decoder.model[0],
         "decoder end": codec.decoder.model[-1],
-        "speaker_encoder": surroundings.speaker_encoder,
+        "speaker_encoder": fixtures.speaker_encoder,
     }
     handles = []
     for part, module in parts.items():
@@ -46,16 +46,16 @@ def counted(surroundings: Fixtures) -> Iterator[dict[str, list[int]]]:
             handle.remove()
 
 
-def make_step(model: ConditionedCodec, surroundings: Fixtures, bare: FrozenActivations | None = None) -> Step:
+def make_step(model: ConditionedCodec, fixtures: Fixtures, bare: FrozenActivations | None = None) -> Step:
     speakers = torch.arange(B)
     return Step(
         model,
-        surroundings.audio,
-        sample_rate=surroundings.codec.sampling_rate,
+        fixtures.audio,
+        sample_rate=fixtures.codec.sampling_rate,
         speaker_ids=speakers,
-        target_ids=surroundings.sampler.targets(speakers, 1, N),
-        speaker_encoder=surroundings.speaker_encoder,
-        sampler=surroundings.sampler,
+        target_ids=fixtures.sampler.targets(speakers, 1, N),
+        speaker_encoder=fixtures.speaker_encoder,
+        sampler=fixtures.sampler,
         index=1,
         frozen_activations=bare,
     )
@@ -67,8 +67,8 @@ def train(step: Step) -> None:
     total.backward()  # type: ignore[union-attr]
 
 
-def arm(surroundings: Fixtures, *strategies: str) -> ConditionedCodec:
-    return ConditionedCodec(surroundings.codec, [*strategies, "voice_conversion"], speaker_dim=SPEAKER_DIM)
+def arm(fixtures: Fixtures, *strategies: str) -> ConditionedCodec:
+    return ConditionedCodec(fixtures.codec, [*strategies, "voice_conversion"], speaker_dim=SPEAKER_DIM)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def arm(surroundings: Fixtures, *strategies: str) -> ConditionedCodec:
 def test_an_arm_makes_one_batched_pass_through_every_part(
     strategies: list[str], quantized: int, decoder_start: int
 ) -> None:
-    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
-    model = arm(surroundings, *strategies)
-    with counted(surroundings) as rows:
-        train(make_step(model, surroundings))
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    model = arm(fixtures, *strategies)
+    with counted(fixtures) as rows:
+        train(make_step(model, fixtures))
     assert rows == {
         "encoder": [B],
         "encoder end": [B],
@@ -98,22 +98,22 @@ def test_an_arm_makes_one_batched_pass_through_every_part(
 
 
 def test_arms_side_by_side_share_the_encoder_and_the_bare_quantizer() -> None:
-    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
     names = ["phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter"]
-    models = [arm(surroundings, name) for name in names]
-    with counted(surroundings) as rows:
-        bare = FrozenActivations(surroundings.codec, surroundings.audio)
+    models = [arm(fixtures, name) for name in names]
+    with counted(fixtures) as rows:
+        bare = FrozenActivations(fixtures.codec, fixtures.audio)
         for model in models:
-            train(make_step(model, surroundings, bare))
+            train(make_step(model, fixtures, bare))
     assert rows["encoder"] == rows["encoder end"] == [B]
     assert sorted(rows["quantizer"]) == [B, (1 + N) * B], "once for both arms after VQ, once for the arm before it"
     assert rows["decoder end"] == rows["speaker_encoder"] == [(1 + N) * B] * 3
 
 
 def test_everything_a_step_offers_is_computed_once() -> None:
-    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
-    step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
-    with counted(surroundings) as rows:
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    step = make_step(arm(fixtures, "phase6_encoder_adapter"), fixtures)
+    with counted(fixtures) as rows:
         for _ in range(3):
             assert step.identity.audio.shape == step.bare.audio.shape == step.audio.shape
             assert step.converted.audio.shape == (N * B, 1, step.audio.shape[-1])
@@ -131,20 +131,20 @@ def test_everything_a_step_offers_is_computed_once() -> None:
 
 
 def test_what_nobody_asks_for_is_not_computed() -> None:
-    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
-    with counted(surroundings) as rows:
-        make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    with counted(fixtures) as rows:
+        make_step(arm(fixtures, "phase6_encoder_adapter"), fixtures)
     assert not rows
 
 
 def test_latents_are_had_without_decoding_and_are_those_of_the_outputs() -> None:
-    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
-    step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
-    with counted(surroundings) as rows:
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    step = make_step(arm(fixtures, "phase6_encoder_adapter"), fixtures)
+    with counted(fixtures) as rows:
         own, converted = step.identity_latents, step.converted_latents
         assert (len(own.z), len(converted.z)) == (B, N * B)
     assert set(rows) == {"encoder", "encoder end", "quantizer"}
-    with counted(surroundings) as rows:
+    with counted(fixtures) as rows:
         assert step.identity.z is not None
         assert torch.equal(step.identity.z_q, own.z_q)
         assert torch.equal(step.converted.codes[0], converted.codes[0])
@@ -152,12 +152,12 @@ def test_latents_are_had_without_decoding_and_are_those_of_the_outputs() -> None
 
 
 def test_a_steps_rows_belong_to_their_speakers() -> None:
-    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
-    model = arm(surroundings, "phase4_decoder_film")
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    model = arm(fixtures, "phase4_decoder_film")
     with torch.no_grad():
         for _, parameter in model.trained_parameters():
             parameter.normal_(std=0.3)
-    step, table = make_step(model, surroundings), surroundings.table
+    step, table = make_step(model, fixtures), fixtures.table
     assert torch.equal(step.own.speaker, table.conditioning[step.speaker_ids])
     assert torch.equal(step.target.speaker, table.conditioning[step.target_ids])
     assert torch.equal(step.own_reference, table.reference[step.speaker_ids])
@@ -171,8 +171,8 @@ def test_a_steps_rows_belong_to_their_speakers() -> None:
 
 
 def test_gradients_reach_the_strategy_from_identity_and_converted_and_none_from_the_bare_output() -> None:
-    surroundings = Fixtures(small_codec(), SPEAKER_DIM)
-    step = make_step(arm(surroundings, "phase6_encoder_adapter"), surroundings)
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    step = make_step(arm(fixtures, "phase6_encoder_adapter"), fixtures)
     assert step.identity.audio.requires_grad
     assert step.converted_embedding.requires_grad
     assert not step.bare.audio.requires_grad

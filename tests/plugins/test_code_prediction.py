@@ -23,24 +23,24 @@ SPEAKER_DIM, TARGETS = 16, 2
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Fixtures:
+def fixtures() -> Fixtures:
     return Fixtures(small_codec(), SPEAKER_DIM)
 
 
-def step_of(surroundings: Fixtures, recordings: tuple[Tensor, Tensor] | None = None, **config: Any) -> Step:
+def step_of(fixtures: Fixtures, recordings: tuple[Tensor, Tensor] | None = None, **config: Any) -> Step:
     """A step of phase 6, three items with two targets each."""
     model = ConditionedCodec(
-        surroundings.codec,
+        fixtures.codec,
         ["phase6_encoder_adapter", "code_prediction"],
         speaker_dim=SPEAKER_DIM,
         config={"code_prediction": config},
         plugins=CATALOGUE,
     )
-    speakers = torch.arange(len(surroundings.audio))
+    speakers = torch.arange(len(fixtures.audio))
     return Step(
-        model, surroundings.audio, sample_rate=16000, speaker_ids=speakers,
-        target_ids=surroundings.sampler.targets(speakers, 1, TARGETS), speaker_encoder=surroundings.speaker_encoder,
-        sampler=surroundings.sampler, index=1, parallel=lambda: recordings,
+        model, fixtures.audio, sample_rate=16000, speaker_ids=speakers,
+        target_ids=fixtures.sampler.targets(speakers, 1, TARGETS), speaker_encoder=fixtures.speaker_encoder,
+        sampler=fixtures.sampler, index=1, parallel=lambda: recordings,
     )  # fmt: skip
 
 
@@ -55,9 +55,9 @@ def entropy(step: Step, z: Tensor, codes: list[Tensor]) -> float:
 
 
 def test_identity_and_restored_want_the_codes_of_the_source_and_moved_those_of_the_other_voice(
-    surroundings: Fixtures,
+    fixtures: Fixtures,
 ) -> None:
-    step = step_of(surroundings)
+    step = step_of(fixtures)
     found = {name: float(term.detach()) for name, term in terms_of(step).items()}
     assert set(found) == {"identity", "moved", "restored"}
     objective: Any = step.model.attached["code_prediction"]
@@ -71,9 +71,9 @@ def test_identity_and_restored_want_the_codes_of_the_source_and_moved_those_of_t
 
 
 def test_moved_is_asked_for_under_the_embedding_of_the_other_voice(
-    surroundings: Fixtures, monkeypatch: pytest.MonkeyPatch
+    fixtures: Fixtures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = step_of(surroundings)
+    step = step_of(fixtures)
     objective: Any = step.model.attached["code_prediction"]
     asked: list[Tensor] = []
     path = ConditionedCodec.latents
@@ -85,23 +85,23 @@ def test_moved_is_asked_for_under_the_embedding_of_the_other_voice(
     monkeypatch.setattr(ConditionedCodec, "latents", listening)
     terms_of(step)
     moved, _ = objective.other_voices(step)
-    embedding = surroundings.speaker_encoder(moved, 16000)
+    embedding = fixtures.speaker_encoder(moved, 16000)
     assert any(speaker.shape == embedding.shape and torch.allclose(speaker, embedding) for speaker in asked)
 
 
-def test_voices_that_are_not_moved_are_the_source(surroundings: Fixtures) -> None:
-    step = step_of(surroundings, semitones=0.0, formants=0.0, equaliser_db=0.0)
+def test_voices_that_are_not_moved_are_the_source(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, semitones=0.0, formants=0.0, equaliser_db=0.0)
     objective: Any = step.model.attached["code_prediction"]
     for voice in objective.other_voices(step):
         assert float((voice - step.audio).abs().max()) < 0.05
 
 
-def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Fixtures) -> None:
-    audio = surroundings.audio
+def test_parallel_wants_the_codes_of_the_targets_recording(fixtures: Fixtures) -> None:
+    audio = fixtures.audio
     recorded = audio.clone()
     recorded[0] = 0  # a target who says nothing
     recorded = torch.cat([recorded] * TARGETS)
-    step = step_of(surroundings, (recorded, torch.full((len(recorded),), audio.shape[-1])), parallel=True)
+    step = step_of(fixtures, (recorded, torch.full((len(recorded),), audio.shape[-1])), parallel=True)
     objective: Any = step.model.attached["code_prediction"]
     codes, there = objective.target_codes(step)
     assert bool((there == 1).all())
@@ -115,44 +115,44 @@ def test_parallel_wants_the_codes_of_the_targets_recording(surroundings: Fixture
     assert float(terms_of(step)["parallel"].detach()) == pytest.approx(expected)
 
 
-def test_targets_without_a_recording_count_for_nothing(surroundings: Fixtures) -> None:
-    audio = torch.cat([surroundings.audio] * TARGETS)
+def test_targets_without_a_recording_count_for_nothing(fixtures: Fixtures) -> None:
+    audio = torch.cat([fixtures.audio] * TARGETS)
     lengths = torch.full((len(audio),), audio.shape[-1])
-    whole = step_of(surroundings, (audio, lengths), parallel=True)
+    whole = step_of(fixtures, (audio, lengths), parallel=True)
     none = lengths.clone()
     none[1:] = 0
-    step = step_of(surroundings, (audio, none), parallel=True)
+    step = step_of(fixtures, (audio, none), parallel=True)
     objective: Any = whole.model.attached["code_prediction"]
     codes = [level[:1] for level in objective.target_codes(whole)[0]]
     expected = entropy(step, step.converted_latents.z[:1], codes)
     assert float(terms_of(step)["parallel"].detach()) == pytest.approx(expected)
     for silent in (audio, torch.zeros(len(audio), 1, 1)):  # one sample is what the runner gives where nobody says it
-        nothing = terms_of(step_of(surroundings, (silent, torch.zeros_like(lengths)), parallel=True))
+        nothing = terms_of(step_of(fixtures, (silent, torch.zeros_like(lengths)), parallel=True))
         assert float(nothing["parallel"].detach()) == 0
 
 
-def test_every_row_of_targets_has_the_codes_that_it_has_alone(surroundings: Fixtures) -> None:
-    length = surroundings.audio.shape[-1]
-    rows = [surroundings.audio[row % ROWS : row % ROWS + 1] * (1 + row) for row in range(ROWS * TARGETS)]
+def test_every_row_of_targets_has_the_codes_that_it_has_alone(fixtures: Fixtures) -> None:
+    length = fixtures.audio.shape[-1]
+    rows = [fixtures.audio[row % ROWS : row % ROWS + 1] * (1 + row) for row in range(ROWS * TARGETS)]
     lengths = torch.tensor([length - 300 * row for row in range(len(rows))])
     recorded = torch.cat([F.pad(wave[..., :n], (0, length - int(n))) for wave, n in zip(rows, lengths, strict=True)])
-    step = step_of(surroundings, (recorded, lengths), parallel=True)
+    step = step_of(fixtures, (recorded, lengths), parallel=True)
     objective: Any = step.model.attached["code_prediction"]
     codes, _ = objective.target_codes(step)
     for row in range(len(rows)):
-        step.audio = surroundings.audio[row % ROWS : row % ROWS + 1]
+        step.audio = fixtures.audio[row % ROWS : row % ROWS + 1]
         step.__dict__["parallel"] = (recorded[row : row + 1], lengths[row : row + 1])
         alone, _ = objective.target_codes(step)
         for level, one in zip(codes, alone, strict=True):
             assert torch.equal(level[row : row + 1], one)
 
 
-def test_what_a_source_is_padded_with_has_no_codes_to_predict(surroundings: Fixtures) -> None:
-    codec = surroundings.codec
+def test_what_a_source_is_padded_with_has_no_codes_to_predict(fixtures: Fixtures) -> None:
+    codec = fixtures.codec
     block = codec.hop_length * codec.vq_strides[0]
-    step = step_of(surroundings, parallel=True)
+    step = step_of(fixtures, parallel=True)
     step.audio = step.audio[..., : 5 * block + 3]
-    recorded = torch.cat([surroundings.audio] * TARGETS)
+    recorded = torch.cat([fixtures.audio] * TARGETS)
     step.__dict__["parallel"] = (recorded, torch.full((len(recorded),), recorded.shape[-1]))
     objective: Any = step.model.attached["code_prediction"]
     codes, _ = objective.target_codes(step)
@@ -161,25 +161,25 @@ def test_what_a_source_is_padded_with_has_no_codes_to_predict(surroundings: Fixt
     assert objective.target_codes(step)[0][0].shape[-1] == 1
 
 
-def test_a_shuffled_arm_is_taught_the_other_voices_under_wrong_embeddings(surroundings: Fixtures) -> None:
-    step = step_of(surroundings)
+def test_a_shuffled_arm_is_taught_the_other_voices_under_wrong_embeddings(fixtures: Fixtures) -> None:
+    step = step_of(fixtures)
     right = step.conditioning_of(step.audio).speaker
-    torch.testing.assert_close(right, surroundings.speaker_encoder(step.audio, 16000))
+    torch.testing.assert_close(right, fixtures.speaker_encoder(step.audio, 16000))
     step.sampler = SpeakerSampler(replace(step.sampler.table, shuffled=True), 0)
     wrong = step.conditioning_of(step.audio).speaker
     assert not any(torch.allclose(a, b) for a, b in zip(right, wrong, strict=True))
     assert {float(row.sum()) for row in right} == {float(row.sum()) for row in wrong}
 
 
-def test_speech_in_which_nobody_says_the_same_is_refused(surroundings: Fixtures) -> None:
+def test_speech_in_which_nobody_says_the_same_is_refused(fixtures: Fixtures) -> None:
     with pytest.raises(UserError, match="'code_prediction': no two speakers of this data say the same"):
-        terms_of(step_of(surroundings, None, parallel=True))
+        terms_of(step_of(fixtures, None, parallel=True))
 
 
-def test_nothing_is_decoded(surroundings: Fixtures) -> None:
-    step = step_of(surroundings)
+def test_nothing_is_decoded(fixtures: Fixtures) -> None:
+    step = step_of(fixtures)
     called: list[int] = []
-    handle = surroundings.codec.decoder.model[0].register_forward_hook(lambda *_: called.append(1))
+    handle = fixtures.codec.decoder.model[0].register_forward_hook(lambda *_: called.append(1))
     try:
         sum(term for _, loss in step.model.callers("loss") for term in loss(step=step).values()).backward()  # type: ignore[union-attr]
     finally:
@@ -187,10 +187,10 @@ def test_nothing_is_decoded(surroundings: Fixtures) -> None:
     assert not called
 
 
-def test_an_arm_that_leaves_the_codes_alone_is_refused(surroundings: Fixtures) -> None:
+def test_an_arm_that_leaves_the_codes_alone_is_refused(fixtures: Fixtures) -> None:
     model = ConditionedCodec(
-        surroundings.codec, ["phase4_decoder_film", "code_prediction"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE
+        fixtures.codec, ["phase4_decoder_film", "code_prediction"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE
     )
     start = dict(model.callers("training_start"))["code_prediction"]
     with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantizer"):
-        start(context=surroundings.context(model))
+        start(context=fixtures.context(model))

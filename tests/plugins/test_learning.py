@@ -102,11 +102,11 @@ def other_sounds(like: torch.Tensor, sample_rate: int) -> torch.Tensor:
 def test_an_objective_alone_lowers_itself_on_what_it_was_not_trained_on(
     adapter: str, objective: str, settings: dict[str, Any]
 ) -> None:
-    surroundings, other = (Fixtures(small_codec(decoder_dim=16), SPEAKER_DIM) for _ in range(2))
-    other.codec = surroundings.codec
-    other.audio = other_sounds(surroundings.audio, surroundings.codec.sampling_rate)
+    fixtures, other = (Fixtures(small_codec(decoder_dim=16), SPEAKER_DIM) for _ in range(2))
+    other.codec = fixtures.codec
+    other.audio = other_sounds(fixtures.audio, fixtures.codec.sampling_rate)
     model = ConditionedCodec(
-        surroundings.codec,
+        fixtures.codec,
         [adapter, objective],
         speaker_dim=SPEAKER_DIM,
         config={objective: {**settings, **SMALL.get(objective, {})}},
@@ -114,16 +114,16 @@ def test_an_objective_alone_lowers_itself_on_what_it_was_not_trained_on(
     ).train()
     try:
         for _, hook in model.callers("training_start"):
-            hook(context=surroundings.context(model))
+            hook(context=fixtures.context(model))
     except UserError:
         assert (adapter, objective) in REFUSED
         return
     start = {key: value.clone() for key, value in state_of(model.attached).items()}
     discriminator = [parameter for _, parameter in model.discriminator_parameters()]
     own = [parameter for _, parameter in model.trained_parameters()]
-    teach(discriminator, 4, 1e-2, lambda index: discriminators_loss(surroundings.step(model, LATE + index)))
+    teach(discriminator, 4, 1e-2, lambda index: discriminators_loss(fixtures.step(model, LATE + index)))
     rate = RATES.get(objective, 1e-2)
-    teach(own, 6, rate, lambda index: own_loss(surroundings.step(model, LATE + index), objective))
+    teach(own, 6, rate, lambda index: own_loss(fixtures.step(model, LATE + index), objective))
     before, after = fallen(model, lambda m: [other.step(m, 2 * LATE + i) for i in range(1)], objective, start)
     assert sum(after) < sum(before)
 

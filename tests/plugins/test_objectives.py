@@ -21,28 +21,28 @@ SPEAKER_DIM, TARGETS = 16, 2
 
 
 @pytest.fixture(scope="module")
-def surroundings() -> Fixtures:
+def fixtures() -> Fixtures:
     return Fixtures(small_codec(), SPEAKER_DIM)
 
 
 def step_of(
-    surroundings: Fixtures, objective: str, index: int = 1, adapter: str = "phase4_decoder_film", **config: Any
+    fixtures: Fixtures, objective: str, index: int = 1, adapter: str = "phase4_decoder_film", **config: Any
 ) -> Step:
     """A step of an adapter and an objective, three items with two targets each."""
     model = ConditionedCodec(
-        surroundings.codec,
+        fixtures.codec,
         [adapter, objective],
         speaker_dim=SPEAKER_DIM,
         config={objective: config},
         plugins=CATALOGUE,
     )
     for _, start in model.callers("training_start"):
-        start(context=surroundings.context(model))
-    speakers = torch.arange(len(surroundings.audio))
-    targets = surroundings.sampler.targets(speakers, index, TARGETS)
+        start(context=fixtures.context(model))
+    speakers = torch.arange(len(fixtures.audio))
+    targets = fixtures.sampler.targets(speakers, index, TARGETS)
     return Step(
-        model, surroundings.audio, sample_rate=16000, speaker_ids=speakers, target_ids=targets,
-        speaker_encoder=surroundings.speaker_encoder, sampler=surroundings.sampler, index=index,
+        model, fixtures.audio, sample_rate=16000, speaker_ids=speakers, target_ids=targets,
+        speaker_encoder=fixtures.speaker_encoder, sampler=fixtures.sampler, index=index,
     )  # fmt: skip
 
 
@@ -70,9 +70,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Conditioning]]:
 
 
 def test_synthetic_conversion_goes_from_another_voice_under_the_own_embedding_to_the_original(
-    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
+    fixtures: Fixtures, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = step_of(surroundings, "synthetic_vc", probability=1.0)
+    step = step_of(fixtures, "synthetic_vc", probability=1.0)
     loss_of(step)
     ((audio, cond),) = heard
     own = step.own.speaker
@@ -86,17 +86,17 @@ def test_synthetic_conversion_goes_from_another_voice_under_the_own_embedding_to
     monkeypatch.setattr(ConditionedCodec, "reconstruct", perfect)
     found = loss_of(step)
     assert float(found["recon"]) == 0, "the target is the original"
-    embedding = surroundings.speaker_encoder(step.audio, 16000)
+    embedding = fixtures.speaker_encoder(step.audio, 16000)
     expected = 1 - torch.nn.functional.cosine_similarity(embedding, step.own_reference)
     torch.testing.assert_close(found["spk_synth"], expected.mean())
 
 
 def test_synthetic_voices_depend_on_seed_and_step_alone(
-    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]]
+    fixtures: Fixtures, heard: list[tuple[Tensor, Conditioning]]
 ) -> None:
     for index in (1, 1, 2):
         torch.manual_seed(len(heard))
-        loss_of(step_of(surroundings, "synthetic_vc", index))
+        loss_of(step_of(fixtures, "synthetic_vc", index))
     one, same, other = (audio for audio, _ in heard)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -104,21 +104,21 @@ def test_synthetic_voices_depend_on_seed_and_step_alone(
 
 @pytest.mark.parametrize(("probability", "rows"), [(0.01, 1), (0.5, 2), (1.0, 3)])
 def test_a_share_of_the_batch_is_made_into_other_voices(
-    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], probability: float, rows: int
+    fixtures: Fixtures, heard: list[tuple[Tensor, Conditioning]], probability: float, rows: int
 ) -> None:
-    loss_of(step_of(surroundings, "synthetic_vc", probability=probability))
+    loss_of(step_of(fixtures, "synthetic_vc", probability=probability))
     assert [len(audio) for audio, _ in heard] == [rows]
 
 
 @pytest.mark.parametrize("kind", ["semitones", "formants", "equaliser_db"])
 def test_each_kind_of_change_can_be_had_alone(
-    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], kind: str
+    fixtures: Fixtures, heard: list[tuple[Tensor, Conditioning]], kind: str
 ) -> None:
     nothing = {"semitones": (), "formants": (), "equaliser_db": 0.0}
     alone = {**nothing, kind: 6.0 if kind == "equaliser_db" else (0.2,)}
-    step = step_of(surroundings, "synthetic_vc", probability=1.0, **nothing)
+    step = step_of(fixtures, "synthetic_vc", probability=1.0, **nothing)
     loss_of(step)
-    loss_of(step_of(surroundings, "synthetic_vc", probability=1.0, **alone))
+    loss_of(step_of(fixtures, "synthetic_vc", probability=1.0, **alone))
     untouched, changed = (audio for audio, _ in heard)
     assert {tuple(row) for row in untouched[:, 0].tolist()} == {tuple(row) for row in step.audio[:, 0].tolist()}
     assert not torch.isclose(changed, untouched, atol=1e-4).all(dim=2).any()
@@ -128,9 +128,9 @@ def test_each_kind_of_change_can_be_had_alone(
 
 
 def test_the_cycle_converts_the_converted_back_to_the_source_speaker(
-    surroundings: Fixtures, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
+    fixtures: Fixtures, heard: list[tuple[Tensor, Conditioning]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = step_of(surroundings, "content")
+    step = step_of(fixtures, "content")
     loss_of(step)
     audio, cond = heard[-1]
     assert torch.equal(audio, step.converted.audio)
@@ -143,8 +143,8 @@ def test_the_cycle_converts_the_converted_back_to_the_source_speaker(
     assert float(loss_of(step)["cycle"]) == 0
 
 
-def test_parallel_speech_is_what_a_conversion_is_compared_with(surroundings: Fixtures) -> None:
-    step = step_of(surroundings, "content", cycle=False, parallel=True)
+def test_parallel_speech_is_what_a_conversion_is_compared_with(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, "content", cycle=False, parallel=True)
     with pytest.raises(UserError, match="no two speakers of this data say the same words"):
         loss_of(step)
     perfect, length = step.converted.audio.detach(), step.audio.shape[-1]
@@ -164,8 +164,8 @@ def negatives_of(step: Step) -> list[set[int]]:
     return [set(row.tolist()) - {-1} for row in rows]
 
 
-def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_target(surroundings: Fixtures) -> None:
-    step = step_of(surroundings, "phase3_contrastive", path=False, max_negatives=1)
+def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_target(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, "phase3_contrastive", path=False, max_negatives=1)
     batch = set(step.speaker_ids.tolist()) | set(step.target_ids.tolist())
     sources = step.speaker_ids.repeat(TARGETS).tolist()
     for found, source, target in zip(negatives_of(step), sources, step.target_ids.tolist(), strict=True):
@@ -173,14 +173,14 @@ def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_tar
         assert source in found
         assert batch - {target} <= found
         assert len(found - batch) <= 1
-    few = step_of(surroundings, "phase3_contrastive", path=False, batch_negatives=False, source_negative=False)
+    few = step_of(fixtures, "phase3_contrastive", path=False, batch_negatives=False, source_negative=False)
     for found, source, target in zip(negatives_of(few), sources, few.target_ids.tolist(), strict=True):
         assert not {source, target} & found
 
 
 @pytest.mark.parametrize("form", ["infonce", "margin"])
-def test_a_conversion_is_pulled_to_all_parts_of_its_target(surroundings: Fixtures, form: str) -> None:
-    step = step_of(surroundings, "phase3_contrastive", path=False, form=form, margin=2.5)
+def test_a_conversion_is_pulled_to_all_parts_of_its_target(fixtures: Fixtures, form: str) -> None:
+    step = step_of(fixtures, "phase3_contrastive", path=False, form=form, margin=2.5)
     table = step.sampler.table
     draw = torch.Generator().manual_seed(3)
     parts = table.reference.unsqueeze(1) + 0.3 * torch.randn(len(table), 4, SPEAKER_DIM, generator=draw)
@@ -199,11 +199,11 @@ def test_a_conversion_is_pulled_to_all_parts_of_its_target(surroundings: Fixture
     assert max(at["part"], at["mean"]) < at["source"]
 
 
-def test_what_conditions_is_no_positive(surroundings: Fixtures) -> None:
+def test_what_conditions_is_no_positive(fixtures: Fixtures) -> None:
     """Or an arm under wrong embeddings, the control, would be taught to follow them."""
     losses = []
     for shift in (0, 1):
-        step = step_of(surroundings, "phase3_contrastive", path=False)
+        step = step_of(fixtures, "phase3_contrastive", path=False)
         table = step.sampler.table
         rolled = replace(table, conditioning=table.conditioning.roll(shift, 0))
         step.sampler, before = SpeakerSampler(rolled, seed=0), step.sampler
@@ -213,19 +213,19 @@ def test_what_conditions_is_no_positive(surroundings: Fixtures) -> None:
     assert losses[0] == losses[1]
 
 
-def test_nobody_counts_twice_among_the_negatives(surroundings: Fixtures) -> None:
-    step = step_of(surroundings, "phase3_contrastive", path=False, max_negatives=12)
+def test_nobody_counts_twice_among_the_negatives(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, "phase3_contrastive", path=False, max_negatives=12)
     for row in step.model.attached["phase3_contrastive"]._negatives(step).tolist():
         found = [speaker for speaker in row if speaker >= 0]
         assert found
         assert len(set(found)) == len(found)
 
 
-def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameters(surroundings: Fixtures) -> None:
-    model = step_of(surroundings, "phase3_contrastive", path=False).model
+def test_without_a_path_the_contrastive_phase_edits_nothing_and_has_no_parameters(fixtures: Fixtures) -> None:
+    model = step_of(fixtures, "phase3_contrastive", path=False).model
     assert set(model.edits) == {tap for tap in model.edits if tap.startswith("decoder_")}
     assert not list(model.attached["phase3_contrastive"].parameters())
-    alone = ConditionedCodec(surroundings.codec, ["phase3_contrastive"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE)
+    alone = ConditionedCodec(fixtures.codec, ["phase3_contrastive"], speaker_dim=SPEAKER_DIM, plugins=CATALOGUE)
     assert list(alone.edits) == ["quantized"]
 
 
@@ -242,8 +242,8 @@ def test_discriminators_are_as_wide_as_the_decoder(width: int, period: float, sp
     assert sum(sizes[5:]) == pytest.approx(spectral, rel=0.01)
 
 
-def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(surroundings: Fixtures) -> None:
-    step = step_of(surroundings, "adversarial", warmup_steps=4)
+def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, "adversarial", warmup_steps=4)
     outputs = step.identity.audio.detach().requires_grad_(True)
     step.__dict__["_outputs"] = (Reconstruction(outputs, outputs, outputs, []),) * 2
     found = []
@@ -255,9 +255,9 @@ def test_an_adversarys_gradient_rises_with_the_steps_and_its_value_stays_raw(sur
         torch.testing.assert_close(grad, share * found[-1][1])
 
 
-def test_discriminators_learn_from_their_own_terms_alone(surroundings: Fixtures) -> None:
+def test_discriminators_learn_from_their_own_terms_alone(fixtures: Fixtures) -> None:
     for name in ("adversarial", "codebook_adversary"):
-        step = step_of(surroundings, name, adapter="phase6_encoder_adapter")
+        step = step_of(fixtures, name, adapter="phase6_encoder_adapter")
         discriminator = [parameter for _, parameter in step.model.discriminator_parameters()]
         torch.stack(list(loss_of(step).values())).sum().backward()  # type: ignore[no-untyped-call]
         assert all(parameter.grad is None for parameter in discriminator)
@@ -271,8 +271,8 @@ def test_discriminators_learn_from_their_own_terms_alone(surroundings: Fixtures)
         assert all(parameter.grad is not None for parameter in discriminator)
 
 
-def test_a_codebook_adversary_turns_the_gradient_round(surroundings: Fixtures) -> None:
-    step = step_of(surroundings, "codebook_adversary", adapter="phase6_encoder_adapter")
+def test_a_codebook_adversary_turns_the_gradient_round(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, "codebook_adversary", adapter="phase6_encoder_adapter")
     z_q = step.converted_latents.z_q.detach().requires_grad_(True)
     both = torch.cat([step.identity_latents.z_q.detach(), z_q])
     step.__dict__["_latents"] = Latents(both, both, [])
@@ -284,6 +284,6 @@ def test_a_codebook_adversary_turns_the_gradient_round(surroundings: Fixtures) -
     torch.testing.assert_close(turned, -straight)
 
 
-def test_a_codebook_adversary_refuses_an_arm_that_leaves_the_codes_alone(surroundings: Fixtures) -> None:
+def test_a_codebook_adversary_refuses_an_arm_that_leaves_the_codes_alone(fixtures: Fixtures) -> None:
     with pytest.raises(UserError, match=r"phase4_decoder_film.*acts before the quantizer"):
-        step_of(surroundings, "codebook_adversary")
+        step_of(fixtures, "codebook_adversary")

@@ -138,7 +138,7 @@ def test_targets_are_other_training_speakers_and_differ_from_step_to_step(bench:
     one = Arm.new(arm(PHASES[2]), 0, tmp_path, resources)
     drawn = set()
     for step in range(1, 40):
-        speakers = resources.table.rows(resources.batches(0).at(step).speakers)
+        speakers = resources.table.indices(resources.batches(0).at(step).speakers)
         targets = one.sampler.targets(speakers, step, 1)
         assert not (targets == speakers).any()
         drawn |= set(zip(speakers.tolist(), targets.tolist(), strict=True))
@@ -153,7 +153,7 @@ def test_the_base_and_the_speaker_encoder_are_frozen_whatever_the_mode(bench: Be
     one = Arm.new(arm(*PHASES), 0, tmp_path, resources)
     one.model.train()
     batch = resources.batches(0).at(1)
-    speakers = resources.table.rows(batch.speakers)
+    speakers = resources.table.indices(batch.speakers)
     for index in (1, 2):
         frozen_codec = FrozenActivations(resources.codec, batch.audio)
         targets = one.sampler.targets(speakers, index, 1)

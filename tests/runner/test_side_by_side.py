@@ -133,7 +133,7 @@ def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
     resources = bench.resources(study)
     arms = [Arm.new(arm(name), 0, tmp_path / name, resources) for name in PHASES]
     batch = resources.batches(0).at(1)
-    speakers = resources.table.rows(batch.speakers)
+    speakers = resources.table.indices(batch.speakers)
     drawn = arms[0].sampler.targets(speakers, 1, targets)
     rows, all_rows = study.batch_size, (1 + targets) * study.batch_size
     passes.clear()

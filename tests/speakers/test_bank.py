@@ -33,9 +33,9 @@ def test_what_is_written_comes_back_as_maps(bank: Bank) -> None:
         assert np.array_equal(getattr(bank, name), values)
     assert bank.ids[7] == "u000007"
     assert bank.names[3] == "s0003"
-    table = bank.table("dev")
-    assert table.names == ("s0008", "s0009")
-    assert torch.equal(table.reference, torch.from_numpy(parts["reference"][8:]))
+    first, last = bank.header.speaker_splits["dev"]
+    assert bank.names[first:last] == ["s0008", "s0009"]
+    assert np.array_equal(bank.reference[first:last], parts["reference"][8:])
 
 
 def test_equal_content_gives_equal_bytes_and_replacing_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_equal_content_gives_equal_bytes_and_replacing_leaves_nothing_behind(tmp
 
 def test_rows_are_found_by_what_was_heard(bank: Bank) -> None:
     keys = np.stack([bank.keys[4], np.zeros(32, np.uint8), bank.keys[49], bank.keys[0]])
-    assert bank.rows_of(keys).tolist() == [4, -1, 49, 0]
-    assert bank.speaker_rows_of(bank.speaker_keys[[2]]).tolist() == [2]
+    assert bank.find(keys).tolist() == [4, -1, 49, 0]
+    assert bank.find_speakers(bank.speaker_keys[[2]]).tolist() == [2]
 
 
 def test_other_encoders_and_other_audio_are_refused(bank: Bank) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from snac_core.errors import UserError
-from snac_core.speakers.index import BankGallery, build_index
+from snac_core.speakers.index import BankPool, build_index
 from snac_core.speakers.sampling import NEAR_DUPLICATE, SpeakerSampler, SpeakerTable, Strata, draw_distinct
 
 seeds = st.integers(0, 2**40)
@@ -178,18 +178,6 @@ def test_more_than_there_are_come_again_only_after_all_have_come() -> None:
     assert once[0, 3:].eq(-1).all()
 
 
-def test_ranks_draw_different_speakers_and_rank_0_draws_what_one_process_draws() -> None:
-    anchors, targets = torch.arange(20), torch.arange(20, 40)
-    for choice in ("random", "stratified"):
-        drawn = [
-            SpeakerSampler(table(60), 3, rank=rank).negatives(anchors, targets, 7, 4, choice=choice)
-            for rank in (0, 0, 1)
-        ]
-        assert torch.equal(drawn[0], drawn[1])
-        assert not torch.equal(drawn[0], drawn[2])
-        assert torch.equal(drawn[0], SpeakerSampler(table(60), 3).negatives(anchors, targets, 7, 4, choice=choice))
-
-
 def test_an_unknown_choice_suggests_the_nearest() -> None:
     sampler = SpeakerSampler(table(5), 0)
     with pytest.raises(UserError, match="unknown choice 'stratifed'; did you mean 'stratified'"):
@@ -203,10 +191,10 @@ def test_utterances_of_a_bank_are_drawn_by_the_same_rules(
     monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", rows_of_all)
     monkeypatch.setattr("snac_core.speakers.index.RANDOM", 200)
     bank = written(tmp_path, arrays(150, 8, dim=6))
-    gallery = BankGallery(bank, build_index(bank)[0])
-    assert len(gallery) == 960, "train alone"
-    embeddings, labels = gallery.vectors(torch.arange(960)), gallery.labels(torch.arange(960))
-    sampler, strata = SpeakerSampler(gallery, 0), Strata()
+    pool = BankPool(bank, build_index(bank)[0])
+    assert len(pool) == 960, "train alone"
+    embeddings, labels = pool.vectors(torch.arange(960)), pool.labels(torch.arange(960))
+    sampler, strata = SpeakerSampler(pool, 0), Strata()
     anchors = torch.arange(0, 960, 30)
     targets = sampler.targets(anchors, 1, 1, choice="stratified")
     negatives = sampler.negatives(anchors, targets, 1, 10, choice="stratified")
@@ -218,7 +206,7 @@ def test_utterances_of_a_bank_are_drawn_by_the_same_rules(
     assert bool((labels[targets] != labels[anchors]).all())
     assert stratum(cosine, strata).tolist() == [[0] * 3 + [1] * 4 + [2] * 3] * len(anchors)
     assert sampler.notes == []
-    assert torch.equal(negatives, SpeakerSampler(gallery, 0).negatives(anchors, targets, 1, 10, choice="stratified"))
+    assert torch.equal(negatives, SpeakerSampler(pool, 0).negatives(anchors, targets, 1, 10, choice="stratified"))
 
 
 def test_one_search_serves_a_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,16 +217,16 @@ def test_one_search_serves_a_whole_batch(tmp_path: Path, monkeypatch: pytest.Mon
     search = index.search
     monkeypatch.setattr(index, "search", lambda queries, k: searches.append(len(queries)) or search(queries, k))
     anchors = torch.arange(0, 200, 10)
-    SpeakerSampler(BankGallery(bank, index), 0).negatives(anchors, anchors + 5, 1, 6, choice="stratified")
+    SpeakerSampler(BankPool(bank, index), 0).negatives(anchors, anchors + 5, 1, 6, choice="stratified")
     assert searches == [20]
 
 
 def test_a_speaker_with_nearly_all_utterances_still_gets_others_as_targets(tmp_path: Path) -> None:
     parts = arrays(5, 200)
     parts["labels"][:795] = 0
-    gallery = BankGallery(written(tmp_path, parts))
-    targets = SpeakerSampler(gallery, 0).targets(torch.zeros(50, dtype=torch.long), 1, 2)
-    assert bool((gallery.labels(targets) != 0).all())
+    pool = BankPool(written(tmp_path, parts))
+    targets = SpeakerSampler(pool, 0).targets(torch.zeros(50, dtype=torch.long), 1, 2)
+    assert bool((pool.labels(targets) != 0).all())
 
 
 def test_a_large_bank_without_index_and_an_empty_split_are_refused(
@@ -246,11 +234,9 @@ def test_a_large_bank_without_index_and_an_empty_split_are_refused(
 ) -> None:
     bank = written(tmp_path, arrays(10, 20))
     with pytest.raises(UserError, match="has no test utterances to draw from"):
-        BankGallery(bank, split="test")
-    with pytest.raises(UserError, match="no test speakers; splits with speakers: train, dev"):
-        bank.table("test")
+        BankPool(bank, split="test")
     monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", 100)
     with pytest.raises(UserError, match="no index to find hard ones"):
-        BankGallery(bank)
+        BankPool(bank)
     with pytest.raises(UserError, match="conditioning needs its table of speakers"):
-        _ = SpeakerSampler(BankGallery(bank, build_index(bank)[0]), 0).table
+        _ = SpeakerSampler(BankPool(bank, build_index(bank)[0]), 0).table

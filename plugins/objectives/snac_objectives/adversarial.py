@@ -10,7 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from snac_core import Step, Strategy, Taps, hookimpl
-from snac_core.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_loss, listening
+from snac_core.discriminators import (
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_loss,
+    without_parameter_gradients,
+)
 from snac_core.legacy import LegacyKeys, number
 
 
@@ -76,7 +82,7 @@ class Adversarial(Strategy):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`adv` on all outputs and `features` between the source and its identity, each a scalar."""
         outputs = torch.cat([step.identity.audio, step.converted.audio])
-        with listening(self.discriminator):
+        with without_parameter_gradients(self.discriminator):
             made = self.discriminator(outputs)
             with torch.no_grad():
                 real = self.discriminator(step.audio)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snac_core import Step, Strategy, hookimpl
-from snac_core.augment import change_voice, colour
+from snac_core.augment import change_voice, random_equalization
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import alignment, code_entropy
 from snac_core.seeding import generator
@@ -79,7 +79,7 @@ class CodePrediction(Strategy):
         pitch, formants = 2 * torch.rand(2, len(step.audio), generator=draw) - 1
         config, rate = self.config, step.sample_rate
         moved = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
-        return moved, colour(moved, rate, config.equaliser_db, draw) if config.equaliser_db else moved
+        return moved, random_equalization(moved, rate, config.equaliser_db, draw) if config.equaliser_db else moved
 
     @torch.no_grad()
     def target_codes(self, step: Step) -> tuple[list[Tensor], Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snac_core import Step, Strategy, Taps, hookimpl
-from snac_core.discriminators import listening
+from snac_core.discriminators import without_parameter_gradients
 from snac_core.step import TrainingContext
 from snac_objectives.requirements import require_edits_before_vq
 
@@ -88,7 +88,7 @@ class CodebookAdversary(Strategy):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`speaker`: the classifier's cross-entropy, through the reversal; it rises as the codes hide the speaker."""
         reversed_: Tensor = _Reversal.apply(step.converted_latents.z_q)
-        with listening(self.discriminator):
+        with without_parameter_gradients(self.discriminator):
             return {"speaker": self._entropy(reversed_, step)}
 
     @hookimpl

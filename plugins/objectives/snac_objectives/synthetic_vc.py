@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snac_core import Step, Strategy, Taps, hookimpl
-from snac_core.augment import change_voice, colour
+from snac_core.augment import change_voice, random_equalization
 from snac_core.conditioning import Conditioning
 from snac_core.legacy import LegacyKeys
 from snac_core.losses import MultiScaleSTFT, cosine_distance
@@ -83,7 +83,7 @@ class SyntheticVC(Strategy):
         semitones, formants = (_drawn(choices, count, draw) for choices in (config.semitones, config.formants))
         if config.semitones or config.formants:
             audio = change_voice(audio, sample_rate, semitones, 1 + formants)
-        return colour(audio, sample_rate, config.equaliser_db, draw) if config.equaliser_db else audio
+        return random_equalization(audio, sample_rate, config.equaliser_db, draw) if config.equaliser_db else audio
 
 
 def _drawn(choices: tuple[float, ...], count: int, draw: torch.Generator) -> Tensor:

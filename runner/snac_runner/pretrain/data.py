@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from snac_core.augment import move_formants, read_faster
+from snac_core.augment import resample_by, shift_formants
 from snac_core.errors import UserError
 from snac_core.seeding import derive, generator
 from snac_runner.data.corpus import Corpus
@@ -32,9 +32,9 @@ def augment(audio: Tensor, samples: int, sample_rate: int, how: Augmentation, dr
     changed = chance < how.changed
     augmented: Tensor = audio[..., :samples].clone()
     if changed.any():
-        moved = read_faster(audio[changed], 1 + (2 * speed[changed] - 1) * how.speed, samples)
+        moved = resample_by(audio[changed], 1 + (2 * speed[changed] - 1) * how.speed, samples)
         if how.formant:
-            moved = move_formants(moved, sample_rate, 1 + (2 * formant[changed] - 1) * how.formant)
+            moved = shift_formants(moved, sample_rate, 1 + (2 * formant[changed] - 1) * how.formant)
         augmented[changed] = moved
     augmented *= (10 ** ((2 * gain - 1) * how.gain_db / 20)).view(-1, 1, 1)
     return augmented / augmented.abs().amax(dim=-1, keepdim=True).clamp(min=1)
