@@ -1,4 +1,4 @@
-"""A strategy in one file: every frame of the decoder chooses what it takes of the speaker."""
+"""A strategy in one file: cross-attention from decoder frames to tokens of the speaker embedding."""
 
 from pydantic import Field
 from torch import nn
@@ -7,17 +7,17 @@ from snac_core import Strategy, hookimpl
 
 
 class CrossAttention(Strategy):
-    """Frames ask, tokens made from the speaker embedding answer: x + O attention(Q x, tokens); O is 0 when new.
+    """x + O attention(Q x, tokens of the speaker embedding), where O is 0 at initialisation.
 
-    With a single token the softmax is 1 whatever a frame asks, and the answer a constant; hence several.
+    With a single token, the softmax is 1 and the edit is the same for all frames.
     """
 
     name = "cross_attention"
     after_taps = ("decoder_*",)
 
     class Config(Strategy.Config):
-        tokens: int = Field(8, ge=2, description="Keys and values made from the speaker embedding.")
-        width: int = Field(64, ge=1, description="Channels in which frames and tokens are compared.")
+        tokens: int = Field(8, ge=2, description="Number of tokens made from the speaker embedding.")
+        width: int = Field(64, ge=1, description="Channels of queries, keys and values.")
 
     def __init__(self, config, taps):
         super().__init__(config, taps)
@@ -25,7 +25,7 @@ class CrossAttention(Strategy):
         for tap in taps.match(self.after_taps):
             part = self.parts[tap.name] = nn.ModuleDict()
             part["query"] = nn.Conv1d(tap.channels, config.width, 1)
-            part["tokens"] = nn.Linear(taps.speaker_dim, config.tokens * 2 * config.width)  # of a unit vector
+            part["tokens"] = nn.Linear(taps.speaker_dim, config.tokens * 2 * config.width)  # keys and values
             part["out"] = nn.Conv1d(config.width, tap.channels, 1)
             nn.init.zeros_(part["out"].weight)
             nn.init.zeros_(part["out"].bias)
@@ -36,8 +36,8 @@ class CrossAttention(Strategy):
         tokens = part["tokens"](cond.speaker).unflatten(1, (self.config.tokens, -1))  # (B, tokens, 2 width)
         keys, values = tokens.chunk(2, dim=-1)
         queries = part["query"](x).transpose(1, 2)  # (B, F, width)
-        answers = nn.functional.scaled_dot_product_attention(queries, keys, values)  # softmax over the tokens
-        return x + part["out"](answers.transpose(1, 2))
+        attended = nn.functional.scaled_dot_product_attention(queries, keys, values)  # (B, F, width)
+        return x + part["out"](attended.transpose(1, 2))
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""A gate on every decoder stage, from the speaker embedding."""
+"""Gates on every decoder stage, computed from the speaker embedding."""
 
 import torch
 from pydantic import Field
@@ -8,13 +8,13 @@ from snac_core import Strategy, hookimpl
 
 
 class SpeakerGate(Strategy):
-    """Scale each decoder stage, per channel, by 1 + strength * tanh(W s); exactly 1 at initialisation."""
+    """Scales every channel of each decoder stage by 1 + strength * tanh(W s); exactly 1 at initialisation."""
 
     name = "speaker_gate"
     after_taps = ("decoder_*",)
 
     class Config(Strategy.Config):
-        strength: float = Field(1.0, gt=0, description="Largest distance of a gate from 1.")
+        strength: float = Field(1.0, gt=0, description="Largest deviation of a gate from 1.")
 
     def __init__(self, config, taps):
         super().__init__(config, taps)

@@ -1,4 +1,4 @@
-"""The plugins of third parties under examples/: installed, checked, trained, compared and named in every result."""
+"""The example plugins: installed, checked, trained, compared, and named in every result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGE, FILE = EXAMPLES / "snac_speaker_gate", EXAMPLES / "cross_attention.py"
 
 
 def install(package: Path, target: Path) -> None:
-    """Install a distribution into a folder: by uv without a network, else by writing what an installer would."""
+    """Install a distribution into a folder: with uv, without a network; else by writing what an installer writes."""
     command = ["uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--target", str(target), str(package)]
     if shutil.which("uv") and subprocess.run(command, capture_output=True, timeout=60).returncode == 0:
         return
@@ -41,7 +41,7 @@ def install(package: Path, target: Path) -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example package, beside this project for the time of a test."""
+    """The example package, installed for one test."""
     install(PACKAGE, tmp_path / "site")
     monkeypatch.syspath_prepend(tmp_path / "site")
     importlib.invalidate_caches()
@@ -108,13 +108,13 @@ def test_frames_attend_to_different_tokens_of_the_speaker() -> None:
     x = torch.randn(1, tap.channels, 50)
     edit = next(iter(model.edits["decoder_1"]))
     added = edit(x, Conditioning(torch.nn.functional.normalize(torch.randn(1, 8), dim=1))) - x
-    assert added.std(dim=-1).mean() > 0.1 * added.abs().mean(), "what is added differs from frame to frame"
+    assert added.std(dim=-1).mean() > 0.1 * added.abs().mean(), "the edit differs between frames"
     alone = {"cross_attention": {"tokens": 1}}
-    with pytest.raises(UserError, match="tokens = 1"):  # with one token it could not
+    with pytest.raises(UserError, match="tokens = 1"):  # attention over one token is constant
         ConditionedCodec(small_codec(), ["cross_attention"], speaker_dim=8, plugins=catalogue, config=alone)
 
 
-@pytest.mark.slow  # installs the project with all its libraries anew
+@pytest.mark.slow  # installs the project with all its libraries
 def test_in_a_fresh_environment_from_installation_to_a_comparative_report(tmp_path: Path) -> None:
     if not shutil.which("uv"):
         pytest.skip("needs uv")
@@ -127,9 +127,7 @@ def test_in_a_fresh_environment_from_installation_to_a_comparative_report(tmp_pa
         return done.stdout
 
     run("uv", "venv", venv, "--python", sys.executable)
-    overrides = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["uv"]["override-dependencies"]
-    (tmp_path / "overrides.txt").write_text("\n".join(overrides))
-    run("uv", "pip", "install", "--python", bin_ / "python", "--overrides", "overrides.txt", project, PACKAGE)
+    run("uv", "pip", "install", "--python", bin_ / "python", project, PACKAGE)
     assert "snac-speaker-gate 0.1.0" in run(bin_ / "runner", "plugins")
     run(bin_ / "runner", "data", "synth", "speech", "--speakers", 24, "--sentences", 6)
     study = ("--data", "speech", "--steps", 20, "--seeds", 2, "--set", "test_pairs=16", "--out", "study")

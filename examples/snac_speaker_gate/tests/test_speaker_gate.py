@@ -1,10 +1,10 @@
-"""The whole test-suite that a plugin needs: the conformance kit of snac_core."""
+"""The tests of the plugin: the conformance kit of snac_core."""
 
 from snac_speaker_gate import SpeakerGate
 
 from snac_core.testing import check_strategy
 
 
-def test_the_gate_holds_to_every_rule():
+def test_the_gate_conforms_to_every_rule():
     failed = [str(result) for result in check_strategy(SpeakerGate, compiled=True) if not result.passed]
     assert not failed, "\n".join(failed)
