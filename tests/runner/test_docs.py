@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from small_study import SMALL, Bench, runner
 
-from snac_runner.cli import train
+from snac_runner import config
 from snac_runner.config import StudySettings, compose
 from snac_runner.pretrain.evaluate import compare
 from snac_runner.pretrain.settings import PretrainSettings, recipe
@@ -46,10 +46,10 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "examples").symlink_to(PROJECT / "examples")
     for name, speaker in zip("ab", sorted((bench.speech / "train").iterdir()), strict=False):
         shutil.copy(sorted(speaker.glob("*.flac"))[0], tmp_path / f"{name}.wav")
-    compose = train.compose
+    compose_settings = config.compose
 
     def small(*arguments: Any) -> Any:
-        study, arms, rates = compose(*arguments)
+        study, arms, rates = compose_settings(*arguments)
         changes = {**SMALL, "base": str(bench.base), "steps": 2, "seeds": study.seeds[:1]}
         if study.speaker_encoder != StudySettings().speaker_encoder:
             del changes["speaker_encoder"]
@@ -73,9 +73,8 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         }
         return recipe(name, **{**changes, **few})
 
-    monkeypatch.setattr(train, "compose", small)
-    monkeypatch.setattr("snac_runner.cli.evaluate.compose", small)
-    monkeypatch.setattr(train, "StudyResources", loaded)
+    monkeypatch.setattr(config, "compose", small)
+    monkeypatch.setattr("snac_runner.resources.StudyResources", loaded)
     monkeypatch.setattr("snac_runner.pretrain.settings.recipe", quick)
     monkeypatch.setattr("snac_runner.pretrain.evaluate.compare", partial(compare, max_items=1, coarse=False))
     monkeypatch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
