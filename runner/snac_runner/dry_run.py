@@ -12,7 +12,13 @@ from snac_runner.config import ArmSettings
 from snac_runner.controls import wanted_metrics
 from snac_runner.evaluate.scoring import score_conversion
 from snac_runner.evaluate.systems import conditioned
-from snac_runner.evaluate.verdict import Sds, Size, planned_effect, share_kept, shortfalls
+from snac_runner.evaluate.verdict import (
+    StandardDeviations,
+    StudySize,
+    noninferiority_power,
+    planned_detectable_effect,
+    shortfalls,
+)
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import peak_memory
 from snac_runner.train import preflight, train_step
@@ -20,8 +26,10 @@ from snac_runner.train import preflight, train_step
 TRIED_STEPS = 3
 # Assumed standard deviations of a difference in normalised SECS between two arms, per factor. Only the estimates of a
 # dry run use them; the report computes the minimum detectable effect from its own data.
-SPREAD = Sds(seed=0.05, target=0.15, source=0.10, rest=0.20)
-CONTENT_SPREAD = Sds(seed=0.02, target=0.04, source=0.07, rest=0.10)  # the same for a difference in error rates
+SPREAD = StandardDeviations(seed=0.05, target=0.15, source=0.10, residual=0.20)
+CONTENT_SPREAD = StandardDeviations(
+    seed=0.02, target=0.04, source=0.07, residual=0.10
+)  # the same for a difference in error rates
 
 
 def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources) -> str:
@@ -51,15 +59,15 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
     usable, _ = wanted_metrics(resources)
     content = [metric for metric in usable.values() if metric.role == "content"]
     comparisons = (1 + bool(content)) * max(1, len(arms) * (len(arms) - 1) // 2)
-    size = Size(len(study.seeds), targets, sources, len(pairs))
-    effect = planned_effect(size, SPREAD, comparisons=comparisons)
+    size = StudySize(len(study.seeds), targets, sources, len(pairs))
+    effect = planned_detectable_effect(size, SPREAD, comparisons=comparisons)
     lines.append(
         f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; minimum detectable effect "
         f"in normalised SECS, at a power of 80 %: about {effect:.2f}"
     )
     if content:
         margin = max(metric.margin for metric in content)
-        kept = share_kept(size, CONTENT_SPREAD, margin)
+        kept = noninferiority_power(size, CONTENT_SPREAD, margin)
         lines.append(
             f"content: to be called better, an arm must also be shown to add less than {100 * margin:.0f} points of "
             f"content errors; for an arm that adds none, about {100 * kept:.0f} % of such studies can show it"

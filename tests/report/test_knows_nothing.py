@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from snac_runner.evaluate.verdict import Judged, Sds, Size, compare, planned_effect, share_kept
+from snac_runner.evaluate.verdict import (
+    ArmScores,
+    StandardDeviations,
+    StudySize,
+    compare,
+    noninferiority_power,
+    planned_detectable_effect,
+)
 
 SOURCES, PER_TARGET = 20, 4
 SD_TARGET, SD_SOURCE, SD_REST = 0.15, 0.10, 0.20
@@ -15,8 +22,8 @@ SD_TARGET, SD_SOURCE, SD_REST = 0.15, 0.10, 0.20
 
 def drawn_study(
     rng: np.random.Generator, *, seeds: int, targets: int, sd_seed: float, effect: float, content: bool
-) -> tuple[dict[str, Judged], np.ndarray, np.ndarray]:
-    """Two arms; the standard deviations are those of their difference, as `planned_effect` takes them."""
+) -> tuple[dict[str, ArmScores], np.ndarray, np.ndarray]:
+    """Two arms; the standard deviations are those of their difference, as `planned_detectable_effect` takes them."""
     pairs = PER_TARGET * targets
     target = np.repeat(np.arange(targets), PER_TARGET)
     source = (np.arange(pairs) % SOURCES).astype(np.int64)
@@ -29,7 +36,7 @@ def drawn_study(
         return shift + common + half * own
 
     arms = {
-        name: Judged(list(range(seeds)), scores(shift), 0.3 * scores(0.0) if content else None)
+        name: ArmScores(list(range(seeds)), scores(shift), 0.3 * scores(0.0) if content else None)
         for name, shift in (("a", effect), ("b", 0.0))
     }
     return arms, target, source
@@ -50,14 +57,14 @@ class Shares:
 def shares(seeds: int, targets: int, sd_seed: float, studies: int) -> Shares:
     """Two equal arms, and two that differ by the announced effect, `studies` times each."""
     rng = np.random.default_rng([seeds, targets, round(100 * sd_seed)])
-    sds = Sds(sd_seed, SD_TARGET, SD_SOURCE, SD_REST)
-    announced = planned_effect(Size(seeds, targets, SOURCES, PER_TARGET * targets), sds)
+    sds = StandardDeviations(sd_seed, SD_TARGET, SD_SOURCE, SD_REST)
+    announced = planned_detectable_effect(StudySize(seeds, targets, SOURCES, PER_TARGET * targets), sds)
     false = both = covered = found = 0
     for _ in range(studies):
         arms, *labels = drawn_study(rng, seeds=seeds, targets=targets, sd_seed=sd_seed, effect=0.0, content=True)
         (equal,) = compare(arms, *labels, content_margin=0.05)
         both += equal.decision.word in ("better", "worse")
-        alone = {name: Judged(arm.seeds, arm.speaker) for name, arm in arms.items()}
+        alone = {name: ArmScores(arm.seeds, arm.speaker) for name, arm in arms.items()}
         false += compare(alone, *labels)[0].decision.word in ("higher", "lower")
         covered += equal.difference.low <= 0 <= equal.difference.high
         arms, *labels = drawn_study(rng, seeds=seeds, targets=targets, sd_seed=sd_seed, effect=announced, content=False)
@@ -107,13 +114,15 @@ def test_equal_arms_among_many_are_told_apart_no_more_often() -> None:
 
 def test_a_dry_run_knows_how_often_content_is_shown_to_be_kept() -> None:
     rng, margin = np.random.default_rng(6), 0.06
-    size = Size(3, 20, SOURCES, PER_TARGET * 20)
+    size = StudySize(3, 20, SOURCES, PER_TARGET * 20)
     held = 0
     for _ in range(120):
         arms, *labels = drawn_study(rng, seeds=3, targets=20, sd_seed=0.05, effect=0.0, content=True)
         (equal,) = compare(arms, *labels, content_margin=margin)
         assert equal.content is not None
         held += equal.content.high < margin
-    announced = share_kept(size, Sds(*(0.3 * sd for sd in (0.05, SD_TARGET, SD_SOURCE, SD_REST))), margin)
+    announced = noninferiority_power(
+        size, StandardDeviations(*(0.3 * sd for sd in (0.05, SD_TARGET, SD_SOURCE, SD_REST))), margin
+    )
     assert held / 120 == pytest.approx(announced, abs=0.13)  # three standard errors
     assert 0.2 < announced < 0.95, "or nothing would have been asked"

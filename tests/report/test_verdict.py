@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from simulated_study import write_study
 
 from snac_runner.evaluate.statistics import Estimate
-from snac_runner.evaluate.verdict import Decision, Sds, Size, Word, decide, is_dead, planned_effect, shortfalls
+from snac_runner.evaluate.verdict import (
+    Decision,
+    StandardDeviations,
+    StudySize,
+    Word,
+    decide,
+    is_dead,
+    planned_detectable_effect,
+    shortfalls,
+)
 from snac_runner.report.estimates import Numbers, compute
 from snac_runner.report.format import number
 from snac_runner.report.page import summary
@@ -72,20 +81,20 @@ def test_too_few_speakers_or_seeds_forbid_a_verdict_and_are_named() -> None:
 
 
 def test_eight_speakers_cannot_carry_twenty_eight_comparisons() -> None:
-    assert shortfalls(targets=8, seeds=1, ok=1, whose="alpha and beta") == (
+    assert shortfalls(targets=8, seeds=1, ok=1, short_of_seeds="alpha and beta") == (
         "needs ≥ 2 seeds of alpha and beta, here 1",
     )
     assert shortfalls(targets=8, seeds=3, ok=1, comparisons=6) == ()
     (said,) = shortfalls(targets=8, seeds=3, ok=1, comparisons=28)
-    assert said == "needs ≥ 11 target speakers for 28 comparisons at once, here 8"
+    assert said == "needs ≥ 11 target speakers for 28 comparisons, here 8"
     assert shortfalls(targets=11, seeds=3, ok=1, comparisons=28) == ()
 
 
 def test_an_arm_within_the_noise_of_decoding_is_dead_and_an_unmeasured_one_is_not() -> None:
-    assert is_dead(moved=0.002, noise_floor=0.01)
-    assert not is_dead(moved=0.05, noise_floor=0.01)
-    assert not is_dead(moved=math.nan, noise_floor=0.01)
-    assert not is_dead(moved=0.0, noise_floor=math.nan)
+    assert is_dead(change=0.002, noise_floor=0.01)
+    assert not is_dead(change=0.05, noise_floor=0.01)
+    assert not is_dead(change=math.nan, noise_floor=0.01)
+    assert not is_dead(change=0.0, noise_floor=math.nan)
 
 
 @given(
@@ -115,7 +124,9 @@ def test_two_arms_that_are_each_a_little_ahead_in_one_primary_are_not_told_apart
 
 def test_more_of_everything_makes_a_smaller_effect_detectable() -> None:
     def effect(seeds: int, targets: int, sources: int, pairs: int) -> float:
-        return planned_effect(Size(seeds, targets, sources, pairs), Sds(0.02, 0.05, 0.03, 0.1))
+        return planned_detectable_effect(
+            StudySize(seeds, targets, sources, pairs), StandardDeviations(0.02, 0.05, 0.03, 0.1)
+        )
 
     small, large = effect(2, 8, 16, 32), effect(5, 20, 40, 80)
     assert 0 < large < small

@@ -1,6 +1,12 @@
-"""All pairs of arms on the two declared primaries: differences, corrected p-values, and what they allow to be said.
+"""What a comparison of two arms may say: rules that are fixed before any number is known.
 
-What a comparison of two arms may say: rules that are fixed before any number is seen."""
+Every pair of arms is compared in two primary measures, speaker similarity and content. A verdict is one of `Word`:
+
+- "better", "worse": superior in one measure, not inferior in the other by more than its margin.
+- "higher", "lower": superior in speaker similarity, where content has no primary measure.
+- "inconclusive": the study has enough data for a verdict, and no difference is shown.
+- "no verdict": the data cannot carry a verdict, e.g. fewer than 8 target speakers, or one seed.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +21,105 @@ from scipy import stats
 
 from snac_runner.evaluate.statistics import Array, Estimate, Labels, Spread, estimates, holm, level_means, sign_flip
 
+MIN_TARGETS = 8  # five target speakers cannot reach p < 0.05 in a sign-flip test (2 / 2**5 = 0.0625)
+MIN_SEEDS = 2
+MIN_OK = 0.95  # share of the conversions that must have been measured
+SPEAKER_MARGIN = 0.05  # largest loss of normalised SECS that counts as not worse
+MIN_RANGE = 0.30  # of a content judge: its error rate on other words (mismatched) minus that on the bare codec
+ALPHA = 0.05
+PLANNED_POWER = 0.84  # of the interval; the sign-flip test, which must agree, lowers it by up to three points
+
+Word = Literal["better", "worse", "higher", "lower", "inconclusive", "no verdict"]
+
 
 @dataclass(frozen=True)
-class Judged:
-    """What one arm scored.
+class Decision:
+    """A verdict on arm A against arm B. For "no verdict", `missing` says what the data lack."""
+
+    word: Word
+    missing: tuple[str, ...] = ()
+
+
+def shortfalls(
+    *, targets: int, seeds: int, ok: float, comparisons: int = 1, short_of_seeds: str = ""
+) -> tuple[str, ...]:
+    """What the data lack for a verdict, as phrases "needs ..., here ..."; empty if nothing is missing.
+
+    Args:
+        targets, seeds: number of target speakers and of seeds.
+        ok: share of the conversions that were measured.
+        comparisons: number of comparisons that Holm's correction covers.
+        short_of_seeds: names of the arms that have fewer seeds than the rest of the study.
+    """
+    missing = []
+    if targets < MIN_TARGETS:
+        missing.append(f"needs ≥ {MIN_TARGETS} target speakers, here {targets}")
+    elif 2 / 2**targets * comparisons >= ALPHA:
+        needed = math.ceil(math.log2(2 * comparisons / ALPHA) + 1e-9)
+        missing.append(f"needs ≥ {needed} target speakers for {comparisons} comparisons, here {targets}")
+    if seeds < MIN_SEEDS:
+        missing.append(f"needs ≥ {MIN_SEEDS} seeds{f' of {short_of_seeds}' if short_of_seeds else ''}, here {seeds}")
+    if ok < MIN_OK:
+        missing.append(f"needs ≥ {MIN_OK:.0%} of the conversions measured, here {ok:.0%}")
+    return tuple(missing)
+
+
+def decide(
+    speaker: Estimate,
+    speaker_p: float,
+    *,
+    content: Estimate | None = None,
+    content_p: float = math.nan,
+    content_margin: float = math.nan,
+    missing: Sequence[str] = (),
+) -> Decision:
+    """The verdict on A minus B.
+
+    "better": one measure is superior (its interval excludes zero, and p < 0.05), the other is not inferior (its
+    interval is above minus its margin). "worse" is the same from B's side. If both hold, because each arm is ahead in
+    one measure by less than the margin, the verdict is "inconclusive". Without a content measure the verdict can be
+    "higher" or "lower", but not "better" or "worse".
+
+    Args:
+        speaker: difference in normalised SECS.
+        speaker_p: Holm-adjusted.
+        content: difference in content error with its sign changed, so that up is better; None: no primary measure.
+        content_p: Holm-adjusted.
+        content_margin: largest loss that counts as not inferior.
+        missing: what the data lack; if anything, the verdict is "no verdict".
+    """
+    if missing:
+        return Decision("no verdict", tuple(missing))
+
+    def superior(e: Estimate, p: float, sign: int) -> bool:
+        return p < ALPHA and (e.low > 0 if sign > 0 else e.high < 0)
+
+    def not_inferior(e: Estimate, margin: float, sign: int) -> bool:
+        return e.low > -margin if sign > 0 else e.high < margin
+
+    def better(sign: int) -> bool:
+        if content is None:
+            return superior(speaker, speaker_p, sign)
+        return (superior(speaker, speaker_p, sign) and not_inferior(content, content_margin, sign)) or (
+            superior(content, content_p, sign) and not_inferior(speaker, SPEAKER_MARGIN, sign)
+        )
+
+    words: tuple[Word, Word] = ("higher", "lower") if content is None else ("better", "worse")
+    ahead, behind = better(1), better(-1)
+    if ahead == behind:  # neither, or each ahead in one measure by less than the margin
+        return Decision("inconclusive")
+    return Decision(words[0] if ahead else words[1])
+
+
+@dataclass(frozen=True)
+class ArmScores:
+    """The scores of one arm in the primary measures.
 
     Attributes:
         seeds: of the rows.
         speaker: SECS (S, P), NaN where nothing was measured.
         content: an error rate (S, P), lower is better; None where content has no primary measure.
-        ok: share of the conversions that both were measured on.
+        ok: share of the conversions on which both were measured.
     """
 
     seeds: Sequence[int | None]
@@ -35,14 +130,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arm A minus arm B on the seeds and conversions that both have.
+    """Arm A minus arm B, on the seeds and conversions that both have.
 
     Attributes:
-        difference: in normalised SECS (SECS where there is no span), up is better.
-        content: in the error rate, down is better; None where content has no primary measure.
-        p, content_p: of no difference; the larger of the sign-flip test's and the interval's.
-        p_holm, content_p_holm: corrected over all pairs of arms and primaries.
-        detectable, content_detectable: true difference that this study would find with 80 % power.
+        difference: in normalised SECS (in SECS if there is no span); up is better.
+        content: in the error rate; down is better. None if content has no primary measure.
+        p, content_p: of the null hypothesis of no difference: the larger of the sign-flip test's and the interval's.
+        p_holm, content_p_holm: corrected over all pairs of arms and measures.
+        detectable, content_detectable: minimum detectable effect with 80 % power.
     """
 
     a: str
@@ -59,7 +154,7 @@ class Comparison:
 
 
 def compare(
-    arms: Mapping[str, Judged],
+    arms: Mapping[str, ArmScores],
     target: Labels,
     source: Labels,
     *,
@@ -67,25 +162,25 @@ def compare(
     content_margin: float = math.nan,
     obstacles: Sequence[str] = (),
 ) -> tuple[Comparison, ...]:
-    """Every pair of arms.
+    """Compare every pair of arms.
 
-    A difference counts where both tests find it: the sign-flip test, which asks whether target speakers agree and knows
-    nothing of seeds, and the interval over seeds, target speakers and source utterances. So a pair's p is the larger of
-    the two (an intersection-union test: Berger 1982, Technometrics 24, 295-300), and that is what Holm corrects, over
-    pairs and over both primaries: "better" may come from either.
+    Two tests must both show a difference: the sign-flip test over target speakers, which ignores seeds, and the
+    interval over seeds, target speakers and source utterances. So p is the larger of the two (an intersection-union
+    test: Berger 1982, Technometrics 24, 295-300). Holm's correction covers all pairs and both measures, because either
+    measure can lead to "better".
 
     Args:
         arms: name to scores.
         target, source: labels (P,) of each pair's target speaker and source utterance.
-        span: ceiling minus floor in SECS (1, P); None: differences stay in SECS.
-        content_margin: the largest loss of content that counts as not worse.
-        obstacles: what forbids every verdict.
+        span: ceiling minus floor in SECS (1, P); None: differences are in SECS.
+        content_margin: largest loss of content that counts as not inferior.
+        obstacles: what prevents every verdict of the study.
     """
     pairs = list(combinations(arms, 2))
     if not pairs:
         return ()
-    judged = all(arm.content is not None for arm in arms.values())
-    measures = ["speaker", "content"] if judged else ["speaker"]
+    with_content = all(arm.content is not None for arm in arms.values())
+    measures = ["speaker", "content"] if with_content else ["speaker"]
     values: list[Array] = []
     over: list[Array | None] = []
     for a, b in pairs:
@@ -103,18 +198,18 @@ def compare(
     comparisons = []
     for number, (a, b) in enumerate(pairs):
         at = number * len(measures)
-        speaker, content = found[at], found[at + 1] if judged else None
+        speaker, content = found[at], found[at + 1] if with_content else None
         sizes = [e for e in (speaker, content) if e is not None]
         lacking = shortfalls(
             targets=min(e.targets for e in sizes), seeds=min(e.seeds for e in sizes),
-            ok=min(arms[a].ok, arms[b].ok), comparisons=len(values), whose=_short_of_seeds(arms, a, b),
+            ok=min(arms[a].ok, arms[b].ok), comparisons=len(values), short_of_seeds=_short_of_seeds(arms, a, b),
         )  # fmt: skip
         if not _shared(arms[a], arms[b]):
             lacking = ("needs a seed that both arms have",)
         decision = decide(
             speaker, float(corrected[at]), missing=[*lacking, *obstacles],
-            content=_turned(content) if content else None,
-            content_p=float(corrected[at + 1]) if judged else math.nan, content_margin=content_margin,
+            content=_negated(content) if content else None,
+            content_p=float(corrected[at + 1]) if with_content else math.nan, content_margin=content_margin,
         )  # fmt: skip
         more = (content, float(p[at + 1]), float(corrected[at + 1]), content.detectable(len(values))) if content else ()
         effect = speaker.detectable(len(values))
@@ -122,7 +217,7 @@ def compare(
     return tuple(comparisons)
 
 
-def _difference(a: Judged, b: Judged, measure: str) -> Array:
+def _difference(a: ArmScores, b: ArmScores, measure: str) -> Array:
     """A minus B (S, P) on the seeds that both have."""
     shared = _shared(a, b)
     rows_a, rows_b = (getattr(arm, measure)[[list(arm.seeds).index(seed) for seed in shared]] for arm in (a, b))
@@ -130,45 +225,25 @@ def _difference(a: Judged, b: Judged, measure: str) -> Array:
     return difference
 
 
-def _shared(a: Judged, b: Judged) -> list[int | None]:
+def _shared(a: ArmScores, b: ArmScores) -> list[int | None]:
     return [seed for seed in a.seeds if seed in b.seeds]
 
 
-def _turned(e: Estimate) -> Estimate:
-    """The same difference with *up* as good."""
+def _negated(e: Estimate) -> Estimate:
     return Estimate(-e.mean, -e.high, -e.low, e.se, e.df, e.method, e.seeds, e.targets, e.sources, e.cells, e.spread)
 
 
-def _short_of_seeds(arms: Mapping[str, Judged], a: str, b: str) -> str:
-    """Which of two arms lack the seeds that other arms have; nothing where all are alike."""
+def _short_of_seeds(arms: Mapping[str, ArmScores], a: str, b: str) -> str:
+    """Which of two arms have fewer seeds than other arms; empty if all arms have too few."""
     short = [arm for arm in arms if len(arms[arm].seeds) < MIN_SEEDS]
     if len(short) == len(arms):
         return ""
     return " and ".join(arm for arm in (a, b) if arm in short) or f"both {a} and {b}"
 
 
-MIN_TARGETS = 8  # five target speakers cannot reach p < 0.05 in a sign-flip test (2 / 2**5 = 0.0625)
-MIN_SEEDS = 2
-MIN_OK = 0.95  # share of the items that must have been measured
-SPEAKER_MARGIN = 0.05  # normalised SECS that may be lost and still count as not worse
-MIN_RANGE = 0.30  # of a content judge: mismatched minus bare; with less it hardly tells right words from wrong ones
-ALPHA = 0.05
-PLANNED_POWER = 0.84  # of the interval; that the sign-flip test must agree takes up to three points of it
-
-Word = Literal["better", "worse", "higher", "lower", "inconclusive", "no verdict"]
-
-
 @dataclass(frozen=True)
-class Decision:
-    """A verdict on arm A against arm B, and for "no verdict" what is missing."""
-
-    word: Word
-    missing: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much a study judges."""
+class StudySize:
+    """Numbers of seeds, target speakers, source utterances and pairs."""
 
     seeds: int
     targets: int
@@ -177,98 +252,42 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Sds:
-    """Standard deviations of a difference between two arms, per factor, and of what is left between single cells."""
+class StandardDeviations:
+    """Of a difference between two arms: per factor, and of the residual between single cells."""
 
     seed: float
     target: float
     source: float
-    rest: float
+    residual: float
 
 
-def shortfalls(*, targets: int, seeds: int, ok: float, comparisons: int = 1, whose: str = "") -> tuple[str, ...]:
-    """What the data lack for a verdict, as "needs ...; here ..." phrases; empty when nothing is missing.
-
-    `whose` names the arms that have fewer seeds than the rest of the study.
-    """
-    missing = []
-    if targets < MIN_TARGETS:
-        missing.append(f"needs ≥ {MIN_TARGETS} target speakers, here {targets}")
-    elif 2 / 2**targets * comparisons >= ALPHA:
-        needed = math.ceil(math.log2(2 * comparisons / ALPHA) + 1e-9)
-        missing.append(f"needs ≥ {needed} target speakers for {comparisons} comparisons at once, here {targets}")
-    if seeds < MIN_SEEDS:
-        missing.append(f"needs ≥ {MIN_SEEDS} seeds{f' of {whose}' if whose else ''}, here {seeds}")
-    if ok < MIN_OK:
-        missing.append(f"needs ≥ {MIN_OK:.0%} of the conversions measured, here {ok:.0%}")
-    return tuple(missing)
-
-
-def decide(
-    speaker: Estimate,
-    speaker_p: float,
-    *,
-    content: Estimate | None = None,
-    content_p: float = math.nan,
-    content_margin: float = math.nan,
-    missing: Sequence[str] = (),
-) -> Decision:
-    """The verdict on A minus B.
-
-    `speaker` is the difference in normalised SECS, `content` the difference in normalised content with *up* as good,
-    and the p-values are Holm-adjusted. "better": one primary is superior (its interval clears zero and p < 0.05) and
-    the other is not inferior (its interval clears minus its margin); "worse" is the same seen from B. Where both hold,
-    each arm being ahead in one primary by less than the margin, nothing is said. Without a content measure only
-    "higher" or "lower" speaker similarity can be said, never better or worse.
-    """
-    if missing:
-        return Decision("no verdict", tuple(missing))
-
-    def superior(e: Estimate, p: float, sign: int) -> bool:
-        return p < ALPHA and (e.low > 0 if sign > 0 else e.high < 0)
-
-    def holds(e: Estimate, margin: float, sign: int) -> bool:
-        return e.low > -margin if sign > 0 else e.high < margin
-
-    def better(sign: int) -> bool:
-        if content is None:
-            return superior(speaker, speaker_p, sign)
-        return (superior(speaker, speaker_p, sign) and holds(content, content_margin, sign)) or (
-            superior(content, content_p, sign) and holds(speaker, SPEAKER_MARGIN, sign)
-        )
-
-    words: tuple[Word, Word] = ("higher", "lower") if content is None else ("better", "worse")
-    ahead, behind = better(1), better(-1)
-    if ahead == behind:  # neither, or each ahead in one primary by less than what may be lost in it
-        return Decision("inconclusive")
-    return Decision(words[0] if ahead else words[1])
-
-
-def is_dead(*, moved: float, noise_floor: float) -> bool:
-    """True when the embedding moves the judge's score by less than repeated decodes with other noise do.
+def is_dead(*, change: float, noise_floor: float) -> bool:
+    """Whether the embedding changes the judge's score by less than decoding noise does.
 
     Args:
-        moved: mean over conversions of the absolute difference in SECS between the right embedding and another
-            speaker's; where that was not measured, of the difference to the bare codec. NaN: nothing is known.
-        noise_floor: standard deviation of SECS over decodes with other noise; NaN: nothing is known.
+        change: mean absolute difference in SECS between the right embedding and another speaker's; if that was not
+            measured, to the bare codec. NaN: unknown.
+        noise_floor: standard deviation of SECS over decodes with different noise; NaN: unknown.
     """
-    return math.isfinite(moved) and math.isfinite(noise_floor) and moved <= noise_floor
+    return math.isfinite(change) and math.isfinite(noise_floor) and change <= noise_floor
 
 
-def planned_effect(size: Size, sds: Sds, *, comparisons: int = 1, power: float = PLANNED_POWER) -> float:
-    """Minimum detectable difference of a study that has not run, from the standard deviations of a difference.
+def planned_detectable_effect(
+    size: StudySize, sds: StandardDeviations, *, comparisons: int = 1, power: float = PLANNED_POWER
+) -> float:
+    """Minimum detectable effect of a study that has not run, from assumed standard deviations of a difference.
 
-    `power` is the interval's; the verdict, which asks the sign-flip test too, finds that effect in at least 80 % of
-    studies. NaN where no factor has two levels.
+    `power` is that of the interval. The verdict also needs the sign-flip test, and finds this effect in at least 80 %
+    of studies. NaN if no factor has two levels.
     """
     spread = _planned_spread(size, sds)
     return math.nan if spread is None else spread.detectable(alpha=ALPHA / comparisons, power=power)
 
 
-def share_kept(size: Size, sds: Sds, margin: float) -> float:
-    """Of studies of two arms that are equal in a measure, the share whose interval stays within `margin` of zero.
+def noninferiority_power(size: StudySize, sds: StandardDeviations, margin: float) -> float:
+    """The probability that a study of two arms with equal content shows non-inferiority within `margin`.
 
-    That is what "better" asks of content beside a difference in speaker similarity. NaN where no factor has two levels.
+    "better" needs this beside a difference in speaker similarity. NaN if no factor has two levels.
     """
     spread = _planned_spread(size, sds)
     if spread is None:
@@ -276,13 +295,13 @@ def share_kept(size: Size, sds: Sds, margin: float) -> float:
     return float(stats.nct.sf(spread.half_width(ALPHA) / spread.se, spread.df, margin / spread.se))
 
 
-def _planned_spread(size: Size, sds: Sds) -> Spread | None:
-    """The sampling variances that such a study is expected to show; they go through the verdict's own intervals."""
-    rest = sds.rest**2 / (size.seeds * size.pairs)
+def _planned_spread(size: StudySize, sds: StandardDeviations) -> Spread | None:
+    """The expected sampling variances of such a study; None if no factor has two levels."""
+    residual = sds.residual**2 / (size.seeds * size.pairs)
     own = [(sds.seed, size.seeds), (sds.target, size.targets), (sds.source, size.sources)]
     varied = [(sd**2 / levels, levels) for sd, levels in own if levels > 1]
     if not varied:
         return None
-    # clustered by a factor, a mean varies with the factor's own effect and with the noise of single cells
-    parts = tuple((v + rest, levels - 1.0) for v, levels in varied)
-    return Spread(sum(v for v, _ in varied) + rest, parts)
+    # the variance of a mean clustered by a factor contains the factor's effect and the residual
+    parts = tuple((v + residual, levels - 1.0) for v, levels in varied)
+    return Spread(sum(v for v, _ in varied) + residual, parts)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from snac_runner.evaluate.statistics import Array, Estimate, Labels, equal_error_rate, estimates, labels
-from snac_runner.evaluate.verdict import MIN_RANGE, Comparison, Judged, compare, is_dead
+from snac_runner.evaluate.verdict import MIN_RANGE, ArmScores, Comparison, compare, is_dead
 from snac_runner.report.format import present
 from snac_runner.report.listening import preferences
 from snac_runner.report.results import Result, Study, finite
@@ -213,7 +213,7 @@ def compute(study: Study) -> Numbers:
     obstacles = _obstacles(study, span is not None, floor, ceiling, content)
     comparisons = _compare(cells, arms, span, content, ok, obstacles)
     noise = {a: _noise_floor(study, a) for a in arms}
-    dead = tuple(arm for arm in arms if is_dead(moved=_moved(cells, arm, floor), noise_floor=noise[arm]))
+    dead = tuple(arm for arm in arms if is_dead(change=_moved(cells, arm, floor), noise_floor=noise[arm]))
     score = "secs" if span is None else "normalised"
     ranked = sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)
     return Numbers(
@@ -361,12 +361,12 @@ def _compare(
 ) -> tuple[Comparison, ...]:
     primaries = ["secs", *([content.name] if content else [])]
 
-    def judged(arm: str) -> Judged:
+    def judged(arm: str) -> ArmScores:
         # of all conversions: one of whose source a recogniser read nothing has not been measured
         of = sum(len(run.result.utterances) for run in cells.study.arms[arm] if run.ok and run.result is not None)
         shares = [ok.get((arm, name), (0, 0))[0] / of if of else 0.0 for name in primaries]
         errors = cells.arm(arm, content.name) if content else None
-        return Judged(cells.seeds(arm), cells.arm(arm, "secs"), errors, min(shares))
+        return ArmScores(cells.seeds(arm), cells.arm(arm, "secs"), errors, min(shares))
 
     return compare(
         {arm: judged(arm) for arm in arms}, cells.target, cells.source, span=span,
