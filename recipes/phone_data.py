@@ -1,21 +1,16 @@
-"""Things to say: many different sentences, from the words and the bigrams of pocketsphinx's English model.
+"""Training data of the phone recogniser: speech clips with their phones, and batches of them.
 
-Each word is one of a few drawn by how often they are said (evened out, so that rare words come up), chosen by how well
-it follows the word before. What comes out reads like English without meaning, and no two sentences are alike: a
-recogniser that learns from it hears every phone in many surroundings.
-
-
-What pocketsphinx reads in speech whose text is not known: words with their times, kept on disk.
-
-Speech with known phones: espeak-ng's own, recorded speech, and both as a codec gives them back.
-
-What the phone recogniser is trained on: stretches of speech with their phones, and batches of them."""
+- `SentenceGenerator` and `synthesize_clips`: random sentences spoken by espeak-ng, which reports phones and times.
+- `transcribe` and `recorded_clips`: recorded speech. Where no text is known, pocketsphinx transcribes it.
+- `coded_clips`: clips after a codec.
+- `ClipSampler`: batches of several kinds of clips.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -38,13 +33,57 @@ from snac_runner.evaluate.content import RATE, Recogniser
 from snac_runner.evaluate.phone_recogniser import FRAME, PHONES, SAMPLE_RATE, phones_of, spans
 from snac_runner.pretrain.evaluate import decode_levels
 
-_EVENED = 0.7  # exponent on a word's frequency
-_CANDIDATES = 12
-_LOG_BASE = 1.0001  # of the scores of pocketsphinx
+UNKNOWN = -100
+"""Class of a frame with an unknown phone; torch's cross entropy ignores it."""
+
+MAX_SECONDS = 16.0  # longer clips are left out
+SPEEDS = (0.88, 1.0, 1.14)  # of recorded speech
+FLATTENING = 0.7  # exponent of word frequencies; below 1 rare words are more frequent than in English
+CANDIDATES = 12  # words drawn per position of a sentence
+LOG_BASE = 1.0001  # of pocketsphinx's scores
+
+_CLASS = {phone: index + 1 for index, phone in enumerate(PHONES)}  # 0 is the blank of CTC
 
 
-class Writer:
-    """Writes sentences; those it is told to avoid, the built-in ones, never come out.
+@dataclass(frozen=True)
+class Clip:
+    """A clip of speech.
+
+    Attributes:
+        wave: int16 (T,) at 16 kHz.
+        phones: classes of its phones, uint8 (L,).
+        frames: class of each frame of the network, uint8 (F,), 0 in pauses; (0,) if times are not known.
+    """
+
+    wave: Tensor
+    phones: Tensor
+    frames: Tensor
+
+
+def make_clip(wave: Tensor, phones: Sequence[str], times: Sequence[tuple[str, int, int]] = ()) -> Clip:
+    """A clip of a wave (T,) in [-1, 1].
+
+    Args:
+        wave: at 16 kHz.
+        phones: names.
+        times: (phone, first sample, last sample + 1), if known.
+    """
+    frames = torch.zeros(-(-len(wave) // FRAME) if times else 0, dtype=torch.uint8)
+    for phone, start, end in times:
+        frames[-(-start // FRAME) : -(-end // FRAME)] = _CLASS[phone]
+    classes = torch.tensor([_CLASS[p] for p in phones], dtype=torch.uint8)
+    return Clip(_int16(wave), classes, frames)
+
+
+def _int16(wave: Tensor) -> Tensor:
+    return (wave.clamp(-1, 1) * 32767).round().to(torch.int16)
+
+
+class SentenceGenerator:
+    """Random sentences of the words and bigrams of pocketsphinx's English model, without the built-in sentences.
+
+    Each word is one of a few that are drawn by their flattened frequency, chosen by how much more likely it is after
+    the word before than alone. No two sentences are alike, so every phone occurs in many contexts.
 
     Raises:
         UserError: if pocketsphinx is not installed.
@@ -54,9 +93,7 @@ class Writer:
         try:
             from pocketsphinx import Decoder, get_model_path
         except ImportError:
-            raise UserError(
-                "sentences need the words of the package pocketsphinx: install the extra [judges]"
-            ) from None
+            raise UserError("the words come from the package pocketsphinx: install the extra [judges]") from None
         self._model = Decoder(samprate=16000, loglevel="FATAL").get_lm("_default")
         lines = Path(get_model_path("en-us/cmudict-en-us.dict")).read_text().splitlines()
         words = sorted(
@@ -65,77 +102,42 @@ class Writer:
         scores = np.array([self._model.prob([word]) for word in words], dtype=np.float64)
         known = scores > scores.min()
         self.words = [word for word, is_known in zip(words, known, strict=True) if is_known]
-        share = np.exp(_EVENED * np.log(_LOG_BASE) * scores[known])
-        self._share = np.cumsum(share / share.sum())
-        self._avoided = {text.lower().rstrip(".?!") for text in SENTENCES}
+        share = np.exp(FLATTENING * np.log(LOG_BASE) * scores[known])
+        self._cumulative = np.cumsum(share / share.sum())
+        self._excluded = {text.lower().rstrip(".?!") for text in SENTENCES}
 
-    def write(self, count: int, seed: int, shortest: int = 4, longest: int = 10) -> list[str]:
-        """`count` different sentences of `shortest` to `longest` words; a pure function of the arguments."""
+    def sentences(self, count: int, seed: int, min_words: int = 4, max_words: int = 10) -> list[str]:
+        """`count` different sentences; they depend on the arguments only."""
         draw = np.random.default_rng(derive(seed, "sentences"))
         texts: dict[str, None] = {}
         while len(texts) < count:
-            length = int(draw.integers(shortest, longest + 1))
+            length = int(draw.integers(min_words, max_words + 1))
             sentence: list[str] = []
             for _ in range(length):
-                places = np.searchsorted(self._share, draw.random(_CANDIDATES)).clip(max=len(self.words) - 1)
-                sentence.append(self._following(sentence, [self.words[i] for i in places], float(draw.random())))
+                indices = np.searchsorted(self._cumulative, draw.random(CANDIDATES)).clip(max=len(self.words) - 1)
+                sentence.append(self._next(sentence, [self.words[i] for i in indices], float(draw.random())))
             text = " ".join(sentence)
-            if text not in self._avoided:
+            if text not in self._excluded:
                 texts[text] = None
         return list(texts)
 
-    def _following(self, before: list[str], candidates: list[str], chance: float) -> str:
-        """One of the candidates, by how likely it is after the last word relative to by itself."""
+    def _next(self, before: list[str], candidates: list[str], chance: float) -> str:
         if not before:
             return candidates[0]
         gain = np.array([self._model.prob([w, before[-1]]) - self._model.prob([w]) for w in candidates])
-        likely = np.exp(np.log(_LOG_BASE) * (gain - gain.max()))
+        likely = np.exp(np.log(LOG_BASE) * (gain - gain.max()))
         return candidates[int(np.searchsorted(np.cumsum(likely / likely.sum()), chance).clip(max=len(candidates) - 1))]
 
 
-class Word(NamedTuple):
-    """A word, or silence (text ""), from `start` to `end`, in s."""
+def synthesize_clips(texts: Sequence[str], voices: Sequence[str], seed: int = 0) -> list[Clip]:
+    """Speak each text with one of espeak-ng's voices, in turn; texts with foreign words are left out.
 
-    text: str
-    start: float
-    end: float
-
-
-Reading = list[Word]
-
-
-def read_all(
-    utterances: Sequence[Utterance], path: Path, *, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Reading]:
-    """Utterance id -> what is read in it; readings that `path` (JSON lines) holds are not made again."""
-    readings: dict[str, Reading] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            readings[entry["id"]] = [Word(*word) for word in entry["words"]]
-    recognise = Recogniser()
-    for number, u in enumerate(utterances):
-        if u.id in readings:
-            continue
-        readings[u.id] = [Word(*word) for word in recognise.timed(load_audio(u, RATE), RATE)]
-        lines = [json.dumps({"id": key, "words": words}) for key, words in readings.items()]
-        write_text(path, "\n".join(lines) + "\n")
-        if progress:
-            progress(number + 1, len(utterances))
-    return readings
-
-
-LONGEST = 16.0  # s; longer pieces are left out
-SPEEDS = (0.88, 1.0, 1.14)
-
-Progress = Callable[[int, int], None]
-
-
-def say_all(
-    texts: Sequence[str], voices: Sequence[str], seed: int = 0, *, progress: Progress | None = None
-) -> list[Piece]:
-    """Each text by one of the voices, in turn; speed, pitch and intonation are drawn. Foreign words are left out."""
-    pieces = []
+    Args:
+        texts: to speak.
+        voices: names.
+        seed: of speed, pitch and intonation.
+    """
+    clips = []
     for number, name in enumerate(voices):
         draw = np.random.default_rng(derive(seed, name, "manner"))
         with voice(name, derive(seed, name)) as speaker:
@@ -147,112 +149,122 @@ def say_all(
                 )
                 samples = torch.from_numpy(speaker.say(text).copy())
                 try:
-                    said = spans(speaker.phoneme_starts)
-                except UserError:  # it holds a foreign word
+                    spoken = spans(speaker.phoneme_starts)
+                except UserError:  # a phoneme that is not one of American English
                     continue
-                wave = resample(samples[: said[-1][2]], speaker.sample_rate, SAMPLE_RATE)
+                wave = resample(samples[: spoken[-1][2]], speaker.sample_rate, SAMPLE_RATE)
                 factor = SAMPLE_RATE / speaker.sample_rate
-                timed = [(phone, round(start * factor), round(end * factor)) for phone, start, end in said]
-                phones = [phone for phone, _ in groupby(phone for phone, _, _ in said)]
-                pieces.append(piece(0.3 * wave / wave.abs().max(), phones, timed))
-        if progress:
-            progress(number + 1, len(voices))
-    return pieces
+                times = [(phone, round(start * factor), round(end * factor)) for phone, start, end in spoken]
+                phones = [phone for phone, _ in groupby(phone for phone, _, _ in spoken)]
+                clips.append(make_clip(0.3 * wave / wave.abs().max(), phones, times))
+    return clips
 
 
-def cut_all(
-    utterances: Iterable[Utterance], readings: dict[str, Reading], seed: int = 0, speeds: Sequence[float] = SPEEDS
-) -> list[Piece]:
-    """Recorded speech at several speeds. A known text is taken whole, a reading is cut between words."""
-    pieces = []
+class Word(NamedTuple):
+    """A word, or a pause (text ""), from `start` to `end`, in s."""
+
+    text: str
+    start: float
+    end: float
+
+
+def transcribe(utterances: Sequence[Utterance], path: Path) -> dict[str, list[Word]]:
+    """Words with times by utterance id, from pocketsphinx. `path` (JSON lines) keeps the transcripts."""
+    transcripts: dict[str, list[Word]] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            transcripts[entry["id"]] = [Word(*word) for word in entry["words"]]
+    recognise = Recogniser()
+    for number, u in enumerate(utterances, 1):
+        if u.id in transcripts:
+            continue
+        transcripts[u.id] = [Word(*word) for word in recognise.timed(load_audio(u, RATE), RATE)]
+        lines = [json.dumps({"id": key, "words": words}) for key, words in transcripts.items()]
+        write_text(path, "\n".join(lines) + "\n")
+        if number % 10 == 0:
+            print(f"transcribed: {number} of {len(utterances)}")
+    return transcripts
+
+
+def recorded_clips(utterances: Iterable[Utterance], transcripts: dict[str, list[Word]], seed: int = 0) -> list[Clip]:
+    """Clips of recorded speech at three speeds: whole utterances with a text, others cut between transcribed words."""
+    clips = []
     for u in utterances:
         wave = load_audio(u, SAMPLE_RATE)[0]
-        for speed in speeds:
-            played = resample(wave, round(SAMPLE_RATE * speed), SAMPLE_RATE) if speed != 1 else wave
+        for speed in SPEEDS:
+            changed = resample(wave, round(SAMPLE_RATE * speed), SAMPLE_RATE) if speed != 1 else wave
             if u.text is not None:
                 parts: Iterable[tuple[float, float, str]] = [(0.0, u.seconds, u.text)]
             else:
-                parts = _cut(readings[u.id], np.random.default_rng(derive(seed, u.id, speed, "cuts")))
+                parts = cut_transcript(transcripts[u.id], np.random.default_rng(derive(seed, u.id, speed, "cuts")))
             for start, end, text in parts:
-                if (end - start) / speed > LONGEST:
+                if (end - start) / speed > MAX_SECONDS:
                     continue
                 try:
                     phones = phones_of(text)
-                except UserError:  # a word that espeak-ng says with a foreign sound
+                except UserError:  # a word with a phoneme that is not one of American English
                     continue
                 first, last = (round(t / speed * SAMPLE_RATE) for t in (start, end))
-                pieces.append(piece(played[first:last], phones))
-    return pieces
+                clips.append(make_clip(changed[first:last], phones))
+    return clips
 
 
-def _cut(reading: Reading, draw: np.random.Generator) -> Iterator[tuple[float, float, str]]:
-    """(start, end, text) of parts of 2 to 6 s, cut where a word begins; a rest under a second goes to nobody."""
-    words: list[str] = []
+def cut_transcript(words: list[Word], draw: np.random.Generator) -> Iterator[tuple[float, float, str]]:
+    """(start, end, text) of parts of 2 to 6 s that begin at a word; a remainder shorter than 1 s is dropped."""
+    texts: list[str] = []
     start, wanted = None, float(draw.uniform(2, 6))
-    for word in reading:
+    for word in words:
         if start is None:
             start = word.start
-        if words and word.start - start >= wanted:
-            yield start, word.start, " ".join(words)
-            words, start, wanted = [], word.start, float(draw.uniform(2, 6))
+        if texts and word.start - start >= wanted:
+            yield start, word.start, " ".join(texts)
+            texts, start, wanted = [], word.start, float(draw.uniform(2, 6))
         if word.text:
-            words.append(word.text)
-    if words and start is not None and reading[-1].end - start >= 1:
-        yield start, reading[-1].end, " ".join(words)
+            texts.append(word.text)
+    if texts and start is not None and words[-1].end - start >= 1:
+        yield start, words[-1].end, " ".join(texts)
 
 
-def through_codec(
-    codec: SNAC, pieces: Sequence[Piece], share: float, seed: int = 0, *, progress: Progress | None = None
-) -> list[Piece]:
-    """A share of the pieces as the codec gives them back; of every fourth of them only the two coarsest levels."""
+def coded_clips(codec: SNAC, clips: Sequence[Clip], share: float, seed: int = 0) -> list[Clip]:
+    """A random share of the clips after the codec; every fourth of them is decoded from its two coarsest levels."""
     draw = np.random.default_rng(derive(seed, "coded"))
-    chosen = [p for p in pieces if draw.random() < share]
+    chosen = [clip for clip in clips if draw.random() < share]
     rate, coded = codec.sampling_rate, []
-    for number, p in enumerate(chosen):
-        audio = resample(p.wave.float()[None, None] / 32768, SAMPLE_RATE, rate)
+    for number, clip in enumerate(chosen):
+        audio = resample(clip.wave.float()[None, None] / 32768, SAMPLE_RATE, rate)
         levels = min(2, codec.n_codebooks) if number % 4 == 3 else None
         with torch.inference_mode():
-            heard = decode_levels(codec, codec.encode(audio), levels, audio.shape[-1])
-        wave = resample(heard[0, 0].clone(), rate, SAMPLE_RATE)
-        coded.append(Piece((wave.clamp(-1, 1) * 32767).round().to(torch.int16), p.phones, p.frames))
-        if progress:
-            progress(number + 1, len(chosen))
+            output = decode_levels(codec, codec.encode(audio), levels, audio.shape[-1])
+        wave = resample(output[0, 0].clone(), rate, SAMPLE_RATE)
+        coded.append(Clip(_int16(wave), clip.phones, clip.frames))
     return coded
 
 
-_CLASS = {phone: index + 1 for index, phone in enumerate(PHONES)}  # 0 is CTC's blank
+def save_clips(path: Path, clips: Sequence[Clip]) -> None:
+    """Write clips to one safetensors file."""
+    tensors = {
+        "wave": torch.cat([clip.wave for clip in clips]),
+        "samples": torch.tensor([len(clip.wave) for clip in clips]),
+        "phones": torch.cat([clip.phones for clip in clips]),
+        "count": torch.tensor([len(clip.phones) for clip in clips]),
+        "frames": torch.cat([clip.frames for clip in clips]),
+        "timed": torch.tensor([len(clip.frames) for clip in clips]),
+    }
+    write_bytes(path, save(tensors))
 
 
-UNKNOWN = -100
-"""Class of a frame whose phone is not known; what torch's cross entropy ignores."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of speech.
-
-    Attributes:
-        wave: int16 (T,) at 16 kHz.
-        phones: classes of what is said, uint8 (L,).
-        frames: the class of each frame of the network, uint8 (F,), 0 in pauses; (0,) where times are not known.
-    """
-
-    wave: Tensor
-    phones: Tensor
-    frames: Tensor
-
-
-def piece(wave: Tensor, phones: Sequence[str], spans: Sequence[tuple[str, int, int]] = ()) -> Piece:
-    """A piece of a float wave (T,) in [-1, 1], names of phones and, where known, their starts and ends in samples."""
-    frames = torch.zeros(-(-len(wave) // FRAME) if spans else 0, dtype=torch.uint8)
-    for phone, start, end in spans:
-        frames[-(-start // FRAME) : -(-end // FRAME)] = _CLASS[phone]
-    classes = torch.tensor([_CLASS[p] for p in phones], dtype=torch.uint8)
-    return Piece((wave.clamp(-1, 1) * 32767).round().to(torch.int16), classes, frames)
+def load_clips(path: Path) -> list[Clip]:
+    """Read the clips that `save_clips` has written."""
+    tensors = load_file(path)
+    waves = torch.split(tensors["wave"], tensors["samples"].tolist())
+    phones = torch.split(tensors["phones"], tensors["count"].tolist())
+    frames = torch.split(tensors["frames"], tensors["timed"].tolist())
+    return [Clip(*parts) for parts in zip(waves, phones, frames, strict=True)]
 
 
 class Batch(NamedTuple):
-    """Audio (B, T), phones of all items (sum of L,), how many each has (B,), classes of the frames (B, F)."""
+    """Audio (B, T), phones of all items (sum of L,), their number per item (B,), classes of the frames (B, F)."""
 
     audio: Tensor
     phones: Tensor
@@ -260,75 +272,58 @@ class Batch(NamedTuple):
     frames: Tensor
 
 
-def store(path: Path, pieces: Sequence[Piece]) -> None:
-    """Write pieces as one safetensors file."""
-    table = {
-        "wave": torch.cat([p.wave for p in pieces]),
-        "samples": torch.tensor([len(p.wave) for p in pieces]),
-        "phones": torch.cat([p.phones for p in pieces]),
-        "count": torch.tensor([len(p.phones) for p in pieces]),
-        "frames": torch.cat([p.frames for p in pieces]),
-        "timed": torch.tensor([len(p.frames) for p in pieces]),
-    }
-    write_bytes(path, save(table))
+class ClipSampler:
+    """Batches of clips of several kinds.
 
+    Args:
+        kinds: (share, clips) of each kind; clips of a kind are drawn with equal probability.
+    """
 
-def restore(path: Path) -> list[Piece]:
-    """Read what `store` wrote."""
-    table = load_file(path)
-    waves = torch.split(table["wave"], table["samples"].tolist())
-    phones = torch.split(table["phones"], table["count"].tolist())
-    frames = torch.split(table["frames"], table["timed"].tolist())
-    return [Piece(*parts) for parts in zip(waves, phones, frames, strict=True)]
-
-
-class Material:
-    """Pieces of several kinds, each kind drawn as often as its weight says."""
-
-    def __init__(self, kinds: Sequence[tuple[float, Sequence[Piece]]]) -> None:
-        pieces = [(p, weight / len(kind)) for weight, kind in kinds for p in kind]
-        pieces.sort(key=lambda pair: len(pair[0].wave))
-        self.pieces = [p for p, _ in pieces]
-        self.samples = torch.tensor([len(p.wave) for p in self.pieces])
-        self._reach = torch.tensor([weight for _, weight in pieces], dtype=torch.float64).cumsum(0)
+    def __init__(self, kinds: Sequence[tuple[float, Sequence[Clip]]]) -> None:
+        clips = [(clip, share / len(kind)) for share, kind in kinds for clip in kind]
+        clips.sort(key=lambda pair: len(pair[0].wave))
+        self.clips = [clip for clip, _ in clips]
+        self.samples = torch.tensor([len(clip.wave) for clip in self.clips])
+        self._cumulative = torch.tensor([share for _, share in clips], dtype=torch.float64).cumsum(0)
 
     @property
     def hours(self) -> float:
+        """Length of all clips."""
         return float(self.samples.sum()) / SAMPLE_RATE / 3600
 
     def batch(self, seconds: float, seed: int, step: int) -> Batch:
-        """About `seconds` of speech, a function of (seed, step).
+        """A batch with about `seconds` of speech. It depends on (seed, step) only.
 
-        One piece, drawn at random, sets the length; the others are no longer and no shorter than 0.6 of it. Each
-        begins at a random frame of its row, silence around it.
+        A random clip sets the length; the others are not longer, and not shorter than 0.6 of it. Each begins at a
+        random frame of its row, with silence around it.
         """
         draw = generator(seed, step, "phone pieces")
 
         def chance() -> float:
             return float(torch.rand((), generator=draw, dtype=torch.float64))
 
-        longest = self._at(chance() * float(self._reach[-1]))
+        longest = self._index(chance() * float(self._cumulative[-1]))
         most = int(self.samples[longest])
         shortest = int(torch.searchsorted(self.samples, int(0.6 * most)))
-        low = float(self._reach[shortest - 1]) if shortest else 0.0
-        high = float(self._reach[longest])
-        width = (most // 4800 + 2) * 4800  # a length that Fourier transforms are quick at, and whole frames
+        low = float(self._cumulative[shortest - 1]) if shortest else 0.0
+        high = float(self._cumulative[longest])
+        width = (most // 4800 + 2) * 4800  # whole frames, and a fast size for the FFT
         count = max(2, round(seconds * SAMPLE_RATE / width))
         chosen = [
-            self.pieces[longest],
-            *(self.pieces[self._at(low + chance() * (high - low))] for _ in range(count - 1)),
+            self.clips[longest],
+            *(self.clips[self._index(low + chance() * (high - low))] for _ in range(count - 1)),
         ]
         audio = torch.zeros(count, width)
         frames = torch.zeros(count, width // FRAME + 1, dtype=torch.long)
-        for row, classes, p in zip(audio, frames, chosen, strict=True):
-            start = int(chance() * ((width - len(p.wave)) // FRAME + 1))
-            row[start * FRAME : start * FRAME + len(p.wave)] = p.wave.float() / 32768
-            if len(p.frames):
-                classes[start : start + len(p.frames)] = p.frames.long()
+        for row, classes, clip in zip(audio, frames, chosen, strict=True):
+            start = int(chance() * ((width - len(clip.wave)) // FRAME + 1))
+            row[start * FRAME : start * FRAME + len(clip.wave)] = clip.wave.float() / 32768
+            if len(clip.frames):
+                classes[start : start + len(clip.frames)] = clip.frames.long()
             else:
                 classes[:] = UNKNOWN
-        counts = torch.tensor([len(p.phones) for p in chosen])
-        return Batch(audio, torch.cat([p.phones for p in chosen]).long(), counts, frames)
+        counts = torch.tensor([len(clip.phones) for clip in chosen])
+        return Batch(audio, torch.cat([clip.phones for clip in chosen]).long(), counts, frames)
 
-    def _at(self, reach: float) -> int:
-        return min(int(torch.searchsorted(self._reach, reach, right=True)), len(self.pieces) - 1)
+    def _index(self, cumulative: float) -> int:
+        return min(int(torch.searchsorted(self._cumulative, cumulative, right=True)), len(self.clips) - 1)

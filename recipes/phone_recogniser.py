@@ -1,18 +1,19 @@
-"""Training the phone recogniser: connectionist temporal classification (Graves et al. 2006) of disturbed speech.
+"""Train `phones_tiny`, the bundled phone recogniser, and compare content judges.
 
-What a content judge can tell apart: its errors on speech, on a codec's output of it, and on other words.
+    python recipes/phone_recogniser.py train --data speech/ --out runs/phones_tiny
+    python recipes/phone_recogniser.py compare --data speech/ --judge phones --judge words
 
-From folders of speech to a trained phone recogniser, and to a table of what content judges can tell apart.
-
-`python recipes/phone_recogniser.py`: train the phone recogniser, and measure what content judges can tell apart."""
+`train` uses connectionist temporal classification (CTC, Graves et al. 2006) on synthetic sentences and recorded speech,
+both as they are and after a codec, with perturbations. Where espeak-ng reports the times of its phones, a cross entropy
+of frames is added: CTC alone needs many steps to find an alignment.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter, process_time
@@ -20,191 +21,236 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from disturb import disturb, mask_features
-from phone_data import UNKNOWN, Material
+from perturb import mask_features, perturb
+from phone_data import (
+    UNKNOWN,
+    Batch,
+    Clip,
+    ClipSampler,
+    SentenceGenerator,
+    coded_clips,
+    load_clips,
+    recorded_clips,
+    save_clips,
+    synthesize_clips,
+    transcribe,
+)
 from snac_core.codec import SNAC
-from snac_core.errors import UserError
+from snac_core.errors import UserError, nearest
 from snac_core.files import write_bytes, write_json, write_text, writing
 from snac_core.seeding import derive, generator
 from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus
+from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.synth import TRAIN
 from snac_runner.evaluate.content import RATE, Recogniser, error_rate
 from snac_runner.evaluate.phone_recogniser import BLANK, SAMPLE_RATE, PhoneNetwork, PhoneRecogniser, phones_of
+from snac_runner.schedule import learning_rate
+
+LR = 1.5e-3  # peak; linear warm-up, constant, and a cosine to 0 over the last 30 % of the steps
+DECAY = 0.3
+WEIGHT_DECAY = 1e-2  # of matrices
+GRAD_CLIP = 2.0
+FRAME_WEIGHT = 0.5  # of the cross entropy of frames
+PERTURBED_SHARE = 0.6  # of the items; all are warped and masked
+WARP = 0.12  # largest relative change of the mel axis (vocal tract length perturbation, Jaitly and Hinton 2013)
+SENTENCES = 4896  # 72 for each voice that may be trained on
+SHARES = {"synthetic": 0.25, "synthetic-coded": 0.2, "real": 0.3, "real-coded": 0.25}  # of the training clips
+CODED = {"synthetic": 0.14, "real": 0.33}  # share of the clips that pass the codec, the slowest part of the preparation
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the recogniser is trained.
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, training.jsonl, result.json and the clips.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Folder of speech; its train speakers are used. May be repeated.")
+    ] = [],  # noqa: B006
+    codec: Annotated[str, typer.Option(help="Codec for coded speech: a name or folder.")] = "tiny",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
+    stop_at: Annotated[int | None, typer.Option(help="Stop after this step; run again without it to resume.")] = None,
+    batch_seconds: Annotated[float, typer.Option(min=1, help="Speech per step, in s.")] = 64.0,
+    warmup_steps: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up of the learning rate.")] = 60,
+    clean_steps: Annotated[int, typer.Option(min=0, help="First steps, on synthetic speech without codec only.")] = 300,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines and checkpoints.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+) -> None:
+    """Train phones_tiny. Run the same command again to resume a stopped training."""
+    if (out / "model.safetensors").exists():
+        raise UserError(f"{out} holds a trained recogniser; give another folder with --out")
+    settings = {"batch_seconds": batch_seconds, "warmup_steps": warmup_steps, "clean_steps": clean_steps, "seed": seed}
 
-    Attributes:
-        steps: of the optimizer.
-        seconds: of speech a step, in s.
-        lr: peak learning rate, reached after `warm` steps and left again for zero in the last 0.3 of the steps.
-        warm: steps with a rising learning rate.
-        alone: steps on the first kind of material only: clean speech teaches what a phone is, the rest comes after.
-        framewise: weight of the cross entropy of frames, where espeak-ng says when it speaks which phone: an alignment
-            that CTC would take many steps to find.
-        weight_decay: of AdamW, on matrices only.
-        disturbed: share of the items that are disturbed; all are warped and masked.
-        warp: largest change of the mel axis, up or down: vocal tracts of other lengths (Jaitly and Hinton 2013).
-        seed: of everything random.
-    """
-
-    steps: int = 2000
-    seconds: float = 64.0
-    lr: float = 1.5e-3
-    warm: int = 60
-    alone: int = 300
-    framewise: float = 0.5
-    weight_decay: float = 1e-2
-    disturbed: float = 0.6
-    warp: float = 0.12
-    seed: int = 0
-
-
-def train_phones(
-    first_kind: Material,
-    material: Material,
-    settings: Settings,
-    *,
-    state: Path | None = None,
-    report: Callable[[dict[str, float]], None] | None = None,
-    every: int = 50,
-    checkpoint: Callable[[int, PhoneNetwork], None] | None = None,
-    checkpoint_every: int = 400,
-) -> PhoneNetwork:
-    """Train a network from nothing, or go on from `state`.
-
-    Args:
-        first_kind: what to learn in the first `settings.alone` steps.
-        material: what to learn in all others.
-        settings: how.
-        state: file of weights and optimizer, written at every report, read when it is there: training goes on exactly.
-        report: called every `every` steps with step, loss, lr and seconds.
-        checkpoint: called with the step and the network, in eval mode, every `checkpoint_every` steps and at the end.
-
-    Returns:
-        The network in eval mode.
-
-    Raises:
-        UserError: if `state` was made with other settings.
-    """
-    s = settings
+    # speech, network and optimizer
+    clean, everything = prepare_clips(out / "material", data, codec, seed=seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(s.seed, "phone weights"))
+        torch.manual_seed(derive(seed, "phone weights"))
         network = PhoneNetwork()
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": s.weight_decay},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ],
-        lr=s.lr,
         betas=(0.9, 0.98),
     )
-    first, losses, seconds = _resume(state, network, optimizer, s)
+    checkpoint, log = out / "state.pt", out / "training.jsonl"
+    done, seconds = 0, 0.0
+    records: list[dict[str, float]] = []
+    if checkpoint.is_file():
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if state["settings"] != settings:  # `steps` may change
+            raise UserError(f"{checkpoint} has the settings {state['settings']}, not {settings}; give a new folder")
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, seconds = state["step"], state["seconds"]
+        records = [record for record in map(json.loads, log.read_text().splitlines()) if record["step"] <= done]
+
+    # training
     network.train()
-    for step in range(first, s.steps):
-        begun = perf_counter()
+    losses: list[float] = []
+    last = steps if stop_at is None else min(steps, stop_at)
+    for step in range(done + 1, last + 1):
+        started = perf_counter()
+        batch = (clean if step <= clean_steps else everything).batch(batch_seconds, seed, step - 1)
+        draw = generator(seed, step - 1, "phone disturbance")
+        unchanged = torch.rand(len(batch.audio), 1, generator=draw) >= PERTURBED_SHARE
+        audio = torch.where(unchanged, batch.audio, perturb(batch.audio, SAMPLE_RATE, draw))
+        features = warp_bands(network.features(audio), WARP, draw)
+        for _ in range(2):
+            features = mask_features(features, draw, bands=12, frames=15)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, step - 1, "phone dropout"))
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = network.read(features)
+        loss = phone_loss(logits.float(), batch)
+        decay_start = steps + 1 - DECAY * steps
+        lr = learning_rate(step, LR, warmup_steps=warmup_steps, decay_start=decay_start, decay_end=steps + 1)
         for group in optimizer.param_groups:
-            group["lr"] = s.lr * _schedule(step, s)
-        loss = _loss(network, first_kind if step < s.alone else material, s, step)
+            group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 2.0)
+        nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
         optimizer.step()
         losses.append(loss.item())
-        seconds += perf_counter() - begun
-        done = step + 1
-        if done % every == 0:
-            line = {"step": done, "loss": sum(losses) / len(losses), "lr": s.lr * _schedule(step, s)}
+        seconds += perf_counter() - started
+        if step % log_every == 0 or step == last:
+            records.append({"step": step, "loss": sum(losses) / len(losses), "lr": lr, "seconds": seconds})
             losses = []
-            if report is not None:
-                report(line | {"seconds": seconds})
-            if state is not None:
-                _keep(state, network, optimizer, s, done, seconds)
-        if checkpoint is not None and (done % checkpoint_every == 0 or done == s.steps):
-            network.eval()
-            checkpoint(done, network)
-            network.train()
-    return network.eval()
+            left = seconds / step * (steps - step) / 60
+            print(" ".join(f"{key} {value:.4g}" for key, value in records[-1].items()) + f"; {left:.0f} min left")
+            write_text(log, "".join(json.dumps(record) + "\n" for record in records))
+            with writing(checkpoint) as temporary:
+                state = {"settings": settings, "step": step, "seconds": seconds}
+                state |= {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(state, temporary)
+    if last < steps:
+        print(f"stopped at step {last} of {steps}")
+        return
+
+    write_json(
+        out / "result.json", {"settings": {**settings, "steps": steps}, "hours": everything.hours, "codec": codec}
+    )
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    write_bytes(out / "model.safetensors", save(halved))
+    print(f"the weights are in {out / 'model.safetensors'}")
 
 
-def _loss(network: PhoneNetwork, material: Material, s: Settings, step: int) -> Tensor:
-    """CTC loss per phone on the batch of a step; a function of the weights and (seed, step)."""
-    batch = material.batch(s.seconds, s.seed, step)
-    draw = generator(s.seed, step, "phone disturbance")
-    untouched = torch.rand(len(batch.audio), 1, generator=draw) >= s.disturbed
-    audio = torch.where(untouched, batch.audio, disturb(batch.audio, SAMPLE_RATE, draw))
-    features = warp_bands(network.features(audio), s.warp, draw)
-    for _ in range(2):
-        features = mask_features(features, draw, bands=12, frames=15)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(s.seed, step, "phone dropout"))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network.read(features)
-    log_probabilities = logits.float().log_softmax(-1)
-    length = torch.full((len(audio),), logits.shape[1])
+def phone_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """CTC loss per phone, plus the weighted cross entropy of frames with known phones; logits (B, F, classes)."""
+    log_probabilities = logits.log_softmax(-1)
+    length = torch.full((len(logits),), logits.shape[1])
     ctc = nn.functional.ctc_loss(
         log_probabilities.transpose(0, 1), batch.phones, length, batch.counts, blank=BLANK,
         reduction="none", zero_infinity=True,
     )  # fmt: skip
     loss = ctc.sum() / batch.counts.sum()
     if (batch.frames != UNKNOWN).any():
-        loss = loss + s.framewise * nn.functional.nll_loss(log_probabilities.transpose(1, 2), batch.frames)
+        loss = loss + FRAME_WEIGHT * nn.functional.nll_loss(log_probabilities.transpose(1, 2), batch.frames)
     return loss
 
 
 def warp_bands(features: Tensor, most: float, draw: torch.Generator) -> Tensor:
-    """Stretch or squeeze the mel axis of each item (B, M, F) by a factor in 1 - most .. 1 + most."""
+    """Stretch the mel axis of each item of (B, M, F) by a random factor from 1 - most to 1 + most."""
     items, bands, frames = features.shape
     factor = 1 + most * (2 * torch.rand(items, 1, generator=draw) - 1)
-    place = (torch.arange(bands) * factor).clamp(max=bands - 1)
-    below = place.floor().long().clamp(max=bands - 2)
-    part = (place - below).unsqueeze(-1)
+    position = (torch.arange(bands) * factor).clamp(max=bands - 1)
+    below = position.floor().long().clamp(max=bands - 2)
+    fraction = (position - below).unsqueeze(-1)
     low, high = (features.gather(1, i.unsqueeze(-1).expand(-1, -1, frames)) for i in (below, below + 1))
-    return low + part * (high - low)
+    return low + fraction * (high - low)
 
 
-def _schedule(step: int, s: Settings) -> float:
-    """Up, level, and down along a cosine: how long it stays level can be decided while it is."""
-    if step < s.warm:
-        return (step + 1) / s.warm
-    left = (s.steps - step) / (0.3 * s.steps)
-    return 1.0 if left >= 1 else 0.5 * (1 - math.cos(math.pi * left))
+def prepare_clips(
+    folder: Path, data: Sequence[Path], codec: str, *, sentences: int = SENTENCES, seed: int = 0
+) -> tuple[ClipSampler, ClipSampler]:
+    """Clean synthetic clips, and all clips. Each kind is saved in `folder` and not made again."""
+
+    def cached(kind: str, make: Callable[[], list[Clip]]) -> list[Clip]:
+        path = folder / f"{kind}.safetensors"
+        if not path.is_file():
+            print(f"preparing {kind} speech")
+            save_clips(path, make())
+        return load_clips(path)
+
+    def synthesize() -> list[Clip]:
+        return synthesize_clips(SentenceGenerator().sentences(sentences, seed), TRAIN, seed)
+
+    def record() -> list[Clip]:
+        clips = []
+        for corpus in map(open_corpus, data):
+            utterances = corpus.splits["train"]
+            unlabelled = [u for u in utterances if u.text is None]
+            clips += recorded_clips(utterances, transcribe(unlabelled, folder / f"readings-{corpus.name}.jsonl"), seed)
+        return clips
+
+    kinds = {"synthetic": cached("synthetic", synthesize)}
+    if data:
+        kinds["real"] = cached("real", record)
+    snac = SNAC.from_pretrained(codec).freeze()
+    for kind, clips in list(kinds.items()):
+        share = CODED[kind]
+        kinds[f"{kind}-coded"] = cached(f"{kind}-coded", lambda c=clips, s=share: coded_clips(snac, c, s, seed))  # type: ignore[misc]
+    everything = ClipSampler([(SHARES[kind], clips) for kind, clips in kinds.items()])
+    print(f"{everything.hours:.1f} hours of speech: " + ", ".join(f"{len(c)} {kind}" for kind, c in kinds.items()))
+    return ClipSampler([(1.0, kinds["synthetic"])]), everything
 
 
-def _keep(
-    path: Path, network: PhoneNetwork, optimizer: torch.optim.Optimizer, s: Settings, step: int, seconds: float
+@app.command()
+def compare(
+    data: Annotated[list[Path], typer.Option(help="Folder of speech. May be repeated.")],
+    split: Annotated[list[str], typer.Option(help="Split to use. May be repeated.")] = ["dev", "test"],  # noqa: B006
+    codec: Annotated[list[str], typer.Option(help="Name or folder of a codec. May be repeated.")] = ["tiny"],  # noqa: B006
+    judge: Annotated[
+        list[str],
+        typer.Option(
+            help="phones (phones_tiny), words (pocketsphinx) or spelt (phones of pocketsphinx's words); repeatable."
+        ),
+    ] = ["phones"],  # noqa: B006
+    weights: Annotated[Path | None, typer.Option(help="Weights for `phones`; default: the bundled ones.")] = None,
+    most: Annotated[int, typer.Option(min=2, help="Largest number of utterances per split.")] = 64,
 ) -> None:
-    with writing(path) as working:
-        torch.save(
-            {
-                "settings": asdict(s),
-                "step": step,
-                "seconds": seconds,
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            },
-            working,
-        )
-
-
-def _resume(
-    path: Path | None, network: PhoneNetwork, optimizer: torch.optim.Optimizer, s: Settings
-) -> tuple[int, list[float], float]:
-    """First step to do, losses since the last report (none), seconds spent."""
-    if path is None or not path.is_file():
-        return 0, [], 0.0
-    kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    same = asdict(s) | {"steps": kept["settings"]["steps"]}  # more or fewer steps in all are no other training
-    if kept["settings"] != same:
-        raise UserError(f"{path} was made with {kept['settings']}; the settings are now {asdict(s)}; give a new folder")
-    network.load_state_dict(kept["network"])
-    optimizer.load_state_dict(kept["optimizer"])
-    return kept["step"], [], kept["seconds"]
+    """Print error rates of content judges in %: on speech, after a codec, and against the words of other utterances."""
+    judges = {"phones": lambda: phone_judge(weights), "words": word_judge, "spelt": spelt_judge}
+    for name in judge:
+        if name not in judges:
+            raise UserError(f"unknown content judge {name!r}{nearest(name, judges)}")
+    corpora = [open_corpus(path) for path in data]
+    codecs = {name: SNAC.from_pretrained(name).freeze() for name in codec}
+    print("| judge | codec | speech | against | original | bare | mismatched | range | over half wrong | s per s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for reader in (judges[name]() for name in judge):
+        for base, snac in codecs.items():
+            for corpus, part in ((c, s) for c in corpora for s in split):
+                found = measure(reader, corpus, part, snac, most=most)
+                cells = [reader.name, base, f"{corpus.name}/{part} ({found.utterances})"]
+                cells += ["text" if found.known else "own reading"]
+                rates = (found.original, found.bare, found.mismatched, found.range)
+                cells += [f"{100 * rate:.1f}" for rate in rates]
+                print(f"| {' | '.join(cells)} | {found.above_half:.0%} | {found.real_time:.3f} |")
 
 
 Units = tuple[str, ...]
@@ -212,7 +258,7 @@ Units = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Judge:
-    """Something that reads: from a text, and from audio (1, T) at a rate, to phones or words."""
+    """A recogniser with its units: `spell` a text, and `read` audio (1, T) at a sample rate, to phones or words."""
 
     name: str
     spell: Callable[[str], Units]
@@ -221,16 +267,16 @@ class Judge:
 
 @dataclass(frozen=True)
 class Range:
-    """Mean error rates per utterance, 0 to 1.
+    """Error rates, 0 to 1, means over utterances.
 
     Attributes:
         utterances: how many.
-        known: whether errors are against texts; else against the judge's own reading of the original.
-        original: of the speech itself; 0 where no text is known.
+        known: whether references are texts; else they are the judge's own reading of the original.
+        original: of the original; 0 if no text is known.
         bare: of the codec's output.
-        mismatched: of the codec's output against what another utterance says.
-        above_half: share of utterances of which the codec's output has more than half wrong.
-        real_time: CPU seconds per second of speech that reading takes.
+        mismatched: of the codec's output, against another utterance.
+        above_half: share of utterances for which the codec's output has an error rate above 0.5.
+        real_time: CPU seconds per second of speech.
     """
 
     utterances: int
@@ -243,16 +289,17 @@ class Range:
 
     @property
     def range(self) -> float:
+        """How far the judge separates the right content from another one."""
         return self.mismatched - self.bare
 
 
-def phone_judge(weights: str | None = None) -> Judge:
-    """The recogniser of this project."""
+def phone_judge(weights: Path | None = None) -> Judge:
+    """phones_tiny."""
     return Judge("phones", phones_of, PhoneRecogniser(weights))
 
 
 def word_judge() -> Judge:
-    """pocketsphinx, by its words."""
+    """pocketsphinx, words."""
     recognise = Recogniser()
 
     def words(text: str) -> Units:
@@ -262,7 +309,7 @@ def word_judge() -> Judge:
 
 
 def spelt_judge() -> Judge:
-    """pocketsphinx, by the phones of its words: the same units as ours."""
+    """pocketsphinx, phones of its words."""
     recognise = Recogniser()
 
     def read(audio: Tensor, rate: int) -> Units:
@@ -273,245 +320,57 @@ def spelt_judge() -> Judge:
 
 
 def measure(judge: Judge, corpus: Corpus, split: str, codec: SNAC | None, *, most: int = 64) -> Range:
-    """The errors of a judge on the utterances of a split, evenly chosen, and its range on a codec's output of them.
-
-    Without a codec the speech itself stands for its output.
+    """Error rates of a judge on evenly selected utterances of a split; without a codec its output is the original.
 
     Raises:
-        UserError: if the split has fewer than two utterances that the judge reads anything in.
+        UserError: if the judge reads fewer than two different utterances.
     """
     utterances = corpus.splits.get(split, ())
     chosen = utterances[:: max(1, -(-len(utterances) // most))]
-    said: list[Units] = []
-    originals, heard = [], []
+    references: list[Units] = []
+    originals, outputs = [], []
     seconds = spent = 0.0
     for u in chosen:
         audio = load_audio(u, RATE)
-        begun = process_time()
+        started = process_time()
         original = judge.read(audio, RATE)
-        spent, seconds = spent + process_time() - begun, seconds + audio.shape[-1] / RATE
-        truth = judge.spell(u.text) if u.text else original
-        if truth:
-            said.append(truth)
-            originals.append(error_rate(truth, original))
-            heard.append(judge.read(_bare(codec, audio), RATE))
-    if len(set(said)) < 2:
-        raise UserError(f"{corpus.name} has no two utterances in {split} that the judge {judge.name} can tell apart")
-    bare = [error_rate(truth, h) for truth, h in zip(said, heard, strict=True)]
-    other = [error_rate(_another(said, index), h) for index, h in enumerate(heard)]
+        spent, seconds = spent + process_time() - started, seconds + audio.shape[-1] / RATE
+        reference = judge.spell(u.text) if u.text else original
+        if reference:
+            references.append(reference)
+            originals.append(error_rate(reference, original))
+            outputs.append(judge.read(_reconstruct(codec, audio), RATE))
+    if len(set(references)) < 2:
+        raise UserError(f"{corpus.name}/{split}: {judge.name} does not read two different utterances")
+    bare = [error_rate(reference, output) for reference, output in zip(references, outputs, strict=True)]
+    other = [error_rate(_another(references, index), output) for index, output in enumerate(outputs)]
     return Range(
-        len(said),
-        all(u.text for u in chosen),
-        fmean(originals),
-        fmean(bare),
-        fmean(other),
-        fmean(rate > 0.5 for rate in bare),
-        spent / seconds,
+        utterances=len(references),
+        known=all(u.text for u in chosen),
+        original=fmean(originals),
+        bare=fmean(bare),
+        mismatched=fmean(other),
+        above_half=fmean(rate > 0.5 for rate in bare),
+        real_time=spent / seconds,
     )
 
 
-def _another(said: Sequence[Units], index: int) -> Units:
-    """What the next utterance says that says something else."""
-    return next(t for t in (*said[index + 1 :], *said[:index]) if t != said[index])
+def _another(references: Sequence[Units], index: int) -> Units:
+    """The next reference that differs from the one at `index`."""
+    return next(r for r in (*references[index + 1 :], *references[:index]) if r != references[index])
 
 
-def _bare(codec: SNAC | None, audio: Tensor) -> Tensor:
-    """The codec's output (1, T) of audio (1, T), both at RATE, its noise fixed."""
+def _reconstruct(codec: SNAC | None, audio: Tensor) -> Tensor:
+    """The codec's output (1, T) for audio (1, T), both at RATE, with fixed noise."""
     if codec is None:
         return audio
-    given = resample(audio, RATE, codec.sampling_rate)[None]
+    resampled = resample(audio, RATE, codec.sampling_rate)[None]
     with torch.inference_mode(), codec.fixed_noise(0):
-        coded = codec(given)[0][0]
-    return resample(coded.clone(), codec.sampling_rate, RATE)
-
-
-Say = Callable[[str], None]
-JUDGES = ("phones", "words", "spelt")
-
-SENTENCES = 4896  # 72 for each of the voices that may be trained on
-SHARES = {"synthetic": 0.25, "synthetic-coded": 0.2, "real": 0.3, "real-coded": 0.25}  # of what is heard
-CODED = {"synthetic": 0.14, "real": 0.33}  # share of the pieces that go through the codec, which takes longest
-
-
-def train_recogniser(
-    out: str | Path, data: Iterable[str | Path], settings: Settings, *, codec: str = "tiny", say: Say = print
-) -> Path:
-    """Train on synthetic sentences and on the train speakers of `data`, as recorded and as a codec gives them back.
-
-    What is made on the way stays in `out`: called again after a stop, this goes on where it was.
-
-    Args:
-        out: folder for model.safetensors, training.jsonl, result.json and the material.
-        data: folders of speech; where no text is known, pocketsphinx reads it.
-        settings: of the training.
-        codec: name or folder of the codec whose output the recogniser shall know.
-        say: called with lines of progress.
-
-    Raises:
-        UserError: if `out` holds a finished model, or pocketsphinx is not installed.
-    """
-    from safetensors.torch import save
-
-    out = Path(out)
-    if (out / "model.safetensors").exists():
-        raise UserError(f"{out} holds a trained recogniser; give another folder with --out")
-    first, everything = gather(out, data, codec, seed=settings.seed, say=say)
-    log = out / "training.jsonl"
-
-    def report(line: dict[str, float]) -> None:
-        left = line["seconds"] / line["step"] * (settings.steps - line["step"])
-        say(" ".join(f"{key} {value:.4g}" for key, value in line.items()) + f"; {left / 60:.0f} min left")
-        before = (
-            [e for e in map(json.loads, log.read_text().splitlines()) if e["step"] < line["step"]]
-            if log.is_file()
-            else []
-        )
-        write_text(log, "".join(json.dumps(entry) + "\n" for entry in (*before, line)))
-
-    network = train_phones(first, everything, settings, state=out / "state.pt", report=report)
-    write_json(out / "result.json", {"settings": vars(settings), "hours": everything.hours, "codec": codec})
-    halved = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
-    write_bytes(out / "model.safetensors", save(halved))
-    say(f"the weights are in {out / 'model.safetensors'}")
-    return out / "model.safetensors"
-
-
-def gather(
-    out: Path, data: Iterable[str | Path], codec: str, *, seed: int = 0, sentences: int = SENTENCES, say: Say = print
-) -> tuple[Material, Material]:
-    """Clean synthetic speech, and everything; what `out`/material holds already is not made again."""
-    from phone_data import Material, Piece, Writer, cut_all, read_all, restore, say_all, store, through_codec
-    from snac_core.codec import SNAC
-    from snac_runner.data.open_corpus import open_corpus
-    from snac_runner.data.synth import TRAIN
-
-    folder = out / "material"
-    kinds: dict[str, list[Piece]] = {}
-
-    def made(kind: str, make: Callable[[], list[Piece]]) -> None:
-        place = folder / f"{kind}.safetensors"
-        if not place.is_file():
-            say(f"making {kind} speech")
-            store(place, make())
-        kinds[kind] = restore(place)
-
-    def real() -> list[Piece]:
-        pieces = []
-        for corpus in map(open_corpus, data):
-            utterances = corpus.splits["train"]
-            untold = [u for u in utterances if u.text is None]
-            readings = read_all(untold, folder / f"readings-{corpus.name}.jsonl", progress=_counted(say, "read"))
-            pieces += cut_all(utterances, readings, seed)
-        return pieces
-
-    data = list(data)
-    made("synthetic", lambda: say_all(Writer().write(sentences, seed), TRAIN, seed))
-    if data:
-        made("real", real)
-    frozen = SNAC.from_pretrained(codec).freeze()
-    for kind in tuple(kinds):
-        made(f"{kind}-coded", lambda kind=kind: through_codec(frozen, kinds[kind], CODED[kind], seed))  # type: ignore[misc]
-    everything = Material([(SHARES[kind], pieces) for kind, pieces in kinds.items()])
-    say(f"{everything.hours:.1f} hours of speech: " + ", ".join(f"{len(p)} {kind}" for kind, p in kinds.items()))
-    return Material([(1.0, kinds["synthetic"])]), everything
-
-
-def _counted(say: Say, what: str) -> Callable[[int, int], None]:
-    return lambda done, of: say(f"{what}: {done} of {of}") if done % 10 == 0 or done == of else None
-
-
-def compare_recognisers(
-    data: Iterable[str | Path],
-    *,
-    splits: Iterable[str] = ("dev", "test"),
-    codecs: Iterable[str] = ("tiny",),
-    judges: Sequence[str] = ("phones",),
-    weights: str | None = None,
-    most: int = 64,
-    say: Say = print,
-) -> list[dict[str, Any]]:
-    """A row per judge, codec and split, printed as a Markdown table; error rates in %.
-
-    Args:
-        data: folders of speech.
-        splits: whose speakers are heard.
-        codecs: names or folders.
-        judges: "phones" (ours), "words" (pocketsphinx), "spelt" (phones of pocketsphinx's words).
-        weights: of our recogniser, instead of the bundled ones.
-        most: utterances of each split.
-        say: called with lines.
-
-    Raises:
-        UserError: for a judge or codec that is not known, or too little speech.
-    """
-    from snac_core.codec import SNAC
-    from snac_core.errors import nearest
-    from snac_runner.data.open_corpus import open_corpus
-
-    made = {"phones": lambda: phone_judge(weights), "words": word_judge, "spelt": spelt_judge}
-    for name in judges:
-        if name not in made:
-            raise UserError(f"unknown content judge {name!r}{nearest(name, made)}")
-    corpora = [open_corpus(path) for path in data]
-    bases = {name: SNAC.from_pretrained(name).freeze() for name in codecs}
-    say("| judge | codec | speech | against | original | bare | mismatched | range | over half wrong | s per s |")
-    say("|---|---|---|---|---|---|---|---|---|---|")
-    rows: list[dict[str, Any]] = []
-    for judge in (made[name]() for name in judges):
-        for base, codec in bases.items():
-            for corpus, split in ((c, s) for c in corpora for s in splits):
-                found = measure(judge, corpus, split, codec, most=most)
-                where = f"{corpus.name}/{split}"
-                rows.append({"judge": judge.name, "codec": base, "data": where, **vars(found), "range": found.range})
-                rates = (found.original, found.bare, found.mismatched, found.range)
-                cells = [judge.name, base, f"{where} ({found.utterances})", "text" if found.known else "own reading"]
-                cells += [f"{100 * rate:.1f}" for rate in rates]
-                say(f"| {' | '.join(cells)} | {found.above_half:.0%} | {found.real_time:.3f} |")
-    return rows
-
-
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def train(
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and all that is made on the way.")],
-    data: Annotated[
-        list[Path], typer.Option(help="Folder of speech; its train speakers are used. May be repeated.")
-    ] = [],  # noqa: B006
-    codec: Annotated[str, typer.Option(help="Codec whose output is heard too: a name or folder.")] = "tiny",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-) -> None:
-    """Train the recogniser; called again after a stop it goes on.
-
-    Example: python recipes/phone_recogniser.py train --data speech/ --out runs/phones_tiny
-    """
-
-    train_recogniser(out, data, Settings(steps=steps, seed=seed), codec=codec)
-
-
-@app.command()
-def compare(
-    data: Annotated[list[Path], typer.Option(help="Folder of speech. May be repeated.")],
-    split: Annotated[list[str], typer.Option(help="Whose speakers are heard. May be repeated.")] = ["dev", "test"],  # noqa: B006
-    codec: Annotated[list[str], typer.Option(help="Name or folder of a codec. May be repeated.")] = ["tiny"],  # noqa: B006
-    judge: Annotated[list[str], typer.Option(help="phones, words or spelt. May be repeated.")] = ["phones"],  # noqa: B006
-    weights: Annotated[Path | None, typer.Option(help="Weights of the recogniser instead of the bundled ones.")] = None,
-    most: Annotated[int, typer.Option(min=2, help="Utterances of each split.")] = 64,
-) -> None:
-    """Print error rates of content judges on speech, on a codec's output of it, and on other words than were said.
-
-    Example: python recipes/phone_recogniser.py compare --data speech/ --judge phones --judge words
-    """
-
-    weights_of = None if weights is None else str(weights)
-    compare_recognisers(data, splits=split, codecs=codec, judges=judge, weights=weights_of, most=most)
+        output = codec(resampled)[0][0]
+    return resample(output.clone(), codec.sampling_rate, RATE)
 
 
 if __name__ == "__main__":
-    from snac_core.errors import UserError
-
     try:
         app()
     except UserError as error:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import snac_runner
-from phone_recogniser import Judge, compare_recognisers, measure, phone_judge
+from phone_recogniser import Judge, compare, measure, phone_judge
 from snac_core import SNAC, discover
 from snac_core.errors import UserError
 from snac_core.metric import Conversion
@@ -149,13 +149,14 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
 
 def test_an_unknown_judge_is_refused_with_the_nearest_name(corpus: Corpus) -> None:
     with pytest.raises(UserError, match="unknown content judge 'word'; did you mean 'words'"):
-        compare_recognisers([corpus.root], judges=["word"])
+        compare([corpus.root], judge=["word"])
 
 
-def test_the_table_has_a_row_for_every_split(corpus: Corpus) -> None:
-    lines: list[str] = []
-    rows = compare_recognisers([corpus.root], splits=["test"], most=5, say=lines.append)
-    assert [row["data"] for row in rows] == [f"{corpus.name}/test"]
-    assert rows[0]["range"] == rows[0]["mismatched"] - rows[0]["bare"]
+def test_the_table_has_a_row_for_every_split(corpus: Corpus, codec: SNAC, capsys: pytest.CaptureFixture[str]) -> None:
+    compare([corpus.root], split=["test"], most=5)
+    lines = capsys.readouterr().out.splitlines()
+    found = measure(phone_judge(), corpus, "test", codec, most=5)
+    assert found.range == found.mismatched - found.bare
     assert len(lines) == 3
-    assert f"| {100 * rows[0]['range']:.1f} |" in lines[2]
+    assert f"| {corpus.name}/test ({found.utterances}) |" in lines[2]
+    assert f"| {100 * found.range:.1f} |" in lines[2]

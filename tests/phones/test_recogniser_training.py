@@ -1,27 +1,44 @@
-"""What the training of the recogniser rests on: sentences, pieces, batches, and a loop that can be stopped."""
+"""The recipe of the phone recogniser: sentences, clips, batches, and a training that can be resumed."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from phone_data import UNKNOWN, Material, Piece, Word, _cut, piece, restore, say_all, store, through_codec
-from phone_recogniser import Settings, train_phones, warp_bands
+import phone_recogniser
+from phone_data import (
+    UNKNOWN,
+    Clip,
+    ClipSampler,
+    Word,
+    coded_clips,
+    cut_transcript,
+    load_clips,
+    make_clip,
+    save_clips,
+    synthesize_clips,
+)
 from snac_core import SNAC
 from snac_core.errors import UserError
 from snac_runner.data.synth import HELD_OUT, SENTENCES
-from snac_runner.evaluate.phone_recogniser import FRAME, PHONES, SAMPLE_RATE, phones_of
+from snac_runner.evaluate.phone_recogniser import FRAME, PHONES, SAMPLE_RATE, PhoneRecogniser, phones_of
 
-SETTINGS = Settings(steps=12, seconds=8.0, warm=2, alone=4)
+SHORT: dict[str, Any] = {"steps": 12, "batch_seconds": 8.0, "warmup_steps": 2, "clean_steps": 4, "log_every": 4}
 
 
 @pytest.fixture(scope="module")
-def spoken() -> list[Piece]:
-    return say_all(SENTENCES[:6], ["m1", "f1"])
+def spoken() -> list[Clip]:
+    return synthesize_clips(SENTENCES[:6], ["m1", "f1"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +48,18 @@ def _one_thread() -> None:
 
 def test_written_sentences_are_different_repeatable_and_none_of_the_built_in_ones() -> None:
     pytest.importorskip("pocketsphinx")
-    from phone_data import Writer
+    from phone_data import SentenceGenerator
 
-    writer = Writer()
-    texts = writer.write(200, seed=3)
+    generator = SentenceGenerator()
+    texts = generator.sentences(200, seed=3)
     assert len(set(texts)) == 200
-    assert texts == Writer().write(200, seed=3)
-    assert texts != writer.write(200, seed=4)
+    assert texts == SentenceGenerator().sentences(200, seed=3)
+    assert texts != generator.sentences(200, seed=4)
     assert not {text.lower().rstrip(".?!") for text in SENTENCES} & set(texts)
     assert {phone for text in texts for phone in phones_of(text)} == set(PHONES)
 
 
-def test_spoken_pieces_know_their_phones_and_when_each_is_said(spoken: list[Piece]) -> None:
+def test_spoken_clips_know_their_phones_and_when_each_is_said(spoken: list[Clip]) -> None:
     assert len(spoken) == 6
     for p in spoken:
         assert len(p.frames) == -(-len(p.wave) // FRAME)
@@ -53,24 +70,24 @@ def test_spoken_pieces_know_their_phones_and_when_each_is_said(spoken: list[Piec
         assert SAMPLE_RATE * 1.5 < len(p.wave) < SAMPLE_RATE * 6
 
 
-def test_what_is_loud_is_timed_as_speech(spoken: list[Piece]) -> None:
+def test_what_is_loud_is_timed_as_speech(spoken: list[Clip]) -> None:
     for p in spoken:
         level = p.wave[: len(p.wave) // FRAME * FRAME].float().view(-1, FRAME).square().mean(1)
         loud = level > level.median()
         assert (p.frames[: len(loud)][loud] > 0).float().mean() > 0.95
 
 
-def test_pieces_come_back_from_disk_as_they_were(spoken: list[Piece], tmp_path: Path) -> None:
-    untimed = piece(torch.zeros(5000), ["AA", "B"])
-    store(tmp_path / "pieces.safetensors", [*spoken, untimed])
-    for before, after in zip([*spoken, untimed], restore(tmp_path / "pieces.safetensors"), strict=True):
+def test_clips_come_back_from_disk_as_they_were(spoken: list[Clip], tmp_path: Path) -> None:
+    untimed = make_clip(torch.zeros(5000), ["AA", "B"])
+    save_clips(tmp_path / "clips.safetensors", [*spoken, untimed])
+    for before, after in zip([*spoken, untimed], load_clips(tmp_path / "clips.safetensors"), strict=True):
         assert all(torch.equal(getattr(before, name), getattr(after, name)) for name in ("wave", "phones", "frames"))
 
 
-def test_a_batch_is_a_function_of_seed_and_step_and_holds_whole_pieces(spoken: list[Piece]) -> None:
+def test_a_batch_is_a_function_of_seed_and_step_and_holds_whole_clips(spoken: list[Clip]) -> None:
     untimed = [replace(p, frames=torch.zeros(0, dtype=torch.uint8)) for p in spoken[:2]]
-    material = Material([(0.5, spoken), (0.5, untimed)])
-    batch, again, next_one = material.batch(20.0, 0, 7), material.batch(20.0, 0, 7), material.batch(20.0, 0, 8)
+    sampler = ClipSampler([(0.5, spoken), (0.5, untimed)])
+    batch, again, next_one = sampler.batch(20.0, 0, 7), sampler.batch(20.0, 0, 7), sampler.batch(20.0, 0, 8)
     assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
     assert not torch.equal(batch.audio[:2, :8000], next_one.audio[:2, :8000])
     assert int(batch.counts.sum()) == len(batch.phones)
@@ -82,18 +99,18 @@ def test_a_batch_is_a_function_of_seed_and_step_and_holds_whole_pieces(spoken: l
         assert known.all() or not known.any()
 
 
-def test_readings_are_cut_between_words_and_lose_none() -> None:
+def test_transcripts_are_cut_between_words_and_lose_none() -> None:
     import numpy as np
 
-    reading = [Word("" if i % 5 == 4 else f"w{i}", 0.4 * i, 0.4 * (i + 1)) for i in range(30)]
-    parts = list(_cut(reading, np.random.default_rng(0)))
-    assert " ".join(text for _, _, text in parts) == " ".join(w.text for w in reading if w.text)
+    words = [Word("" if i % 5 == 4 else f"w{i}", 0.4 * i, 0.4 * (i + 1)) for i in range(30)]
+    parts = list(cut_transcript(words, np.random.default_rng(0)))
+    assert " ".join(text for _, _, text in parts) == " ".join(w.text for w in words if w.text)
     assert all(before[1] == after[0] for before, after in pairwise(parts))
     assert all(2 <= end - start <= 6.5 for start, end, _ in parts[:-1])
 
 
-def test_the_codec_keeps_length_and_phones(spoken: list[Piece]) -> None:
-    coded = through_codec(SNAC.from_pretrained("tiny").freeze(), spoken[:2], 1.0)
+def test_the_codec_keeps_length_and_phones(spoken: list[Clip]) -> None:
+    coded = coded_clips(SNAC.from_pretrained("tiny").freeze(), spoken[:2], 1.0)
     assert [p.phones.tolist() for p in coded] == [p.phones.tolist() for p in spoken[:2]]
     assert [len(p.wave) for p in coded] == [len(p.wave) for p in spoken[:2]]
     assert not torch.equal(coded[0].wave, spoken[0].wave)
@@ -103,49 +120,59 @@ def test_warping_moves_a_peak_along_the_bands_and_by_nothing_when_asked_for_noth
     features = torch.zeros(64, 80, 3)
     features[:, 40] = 1.0
     draw = torch.Generator().manual_seed(0)
-    assert torch.equal(warp_bands(features, 0.0, draw), features)
-    peaks = warp_bands(features, 0.12, draw).argmax(1)[:, 0]
+    assert torch.equal(phone_recogniser.warp_bands(features, 0.0, draw), features)
+    peaks = phone_recogniser.warp_bands(features, 0.12, draw).argmax(1)[:, 0]
     assert 35 <= int(peaks.min()) < 40 < int(peaks.max()) <= 46
 
 
-def test_a_short_training_lowers_the_loss_and_a_stopped_one_goes_on_exactly(
-    spoken: list[Piece], tmp_path: Path
-) -> None:
-    material = Material([(1.0, spoken)])
-    lines: list[dict[str, float]] = []
-    whole = train_phones(material, material, SETTINGS, report=lines.append, every=4)
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+@pytest.fixture
+def prepared(spoken: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the synthetic clips of a training."""
+    monkeypatch.setitem(phone_recogniser.CODED, "synthetic", 1.0)
+    save_clips(tmp_path / "prepared" / "material" / "synthetic.safetensors", spoken)
+    return tmp_path / "prepared"
 
-    class Stop(Exception):
-        pass
 
-    def stop(line: dict[str, float]) -> None:
-        if line["step"] == 8:
-            raise Stop
+def test_a_short_training_lowers_the_loss_and_a_stopped_one_resumes_exactly(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "whole")
+    phone_recogniser.train(tmp_path / "whole", **SHORT)
+    records = [json.loads(line) for line in (tmp_path / "whole" / "training.jsonl").read_text().splitlines()]
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
 
-    state = tmp_path / "state.pt"
-    with pytest.raises(Stop):
-        train_phones(material, material, SETTINGS, state=state, report=stop, every=4)
-    resumed = train_phones(material, material, SETTINGS, state=state, every=4)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    phone_recogniser.train(prepared, **SHORT, stop_at=8)
+    assert not (prepared / "model.safetensors").exists()
     with pytest.raises(UserError, match="give a new folder"):
-        train_phones(material, material, replace(SETTINGS, lr=1e-4), state=state)
+        phone_recogniser.train(prepared, **{**SHORT, "batch_seconds": 4.0})
+    phone_recogniser.train(prepared, **SHORT)
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", prepared))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    again = [json.loads(line) for line in (prepared / "training.jsonl").read_text().splitlines()]
+    assert [r | {"seconds": 0} for r in again] == [r | {"seconds": 0} for r in records]
+    assert PhoneRecogniser(prepared / "model.safetensors")(torch.zeros(1, 16000), 16000) is not None
+    with pytest.raises(UserError, match="holds a trained recogniser"):
+        phone_recogniser.train(prepared, **SHORT)
 
 
 def test_the_voices_that_studies_test_on_are_not_trained_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
-    import phone_data
-    import phone_recogniser
-
     used: list[str] = []
 
-    def say(texts: list[str], voices: tuple[str, ...], seed: int) -> list[Piece]:
+    def synthesize(texts: list[str], voices: tuple[str, ...], seed: int) -> list[Clip]:
         used.extend(voices)
-        return say_all(texts, voices[:2], seed)
+        return synthesize_clips(texts, voices[:2], seed)
 
-    monkeypatch.setattr(phone_data, "say_all", say)
+    monkeypatch.setattr(phone_recogniser, "synthesize_clips", synthesize)
     monkeypatch.setitem(phone_recogniser.CODED, "synthetic", 1.0)
-    first, everything = phone_recogniser.gather(tmp_path, [], "tiny", sentences=4, say=lambda line: None)
+    clean, everything = phone_recogniser.prepare_clips(tmp_path, [], "tiny", sentences=4)
     assert used
     assert not set(used) & set(HELD_OUT)
-    assert len(everything.pieces) == 2 * len(first.pieces)
+    assert len(everything.clips) == 2 * len(clean.clips)
+
+
+@pytest.mark.parametrize("recipe", ["phone_recogniser", "speaker_encoder"])
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_recipes_run_as_commands(recipe: str, command: str) -> None:
+    path = Path(phone_recogniser.__file__).with_name(f"{recipe}.py")
+    done = subprocess.run([sys.executable, str(path), command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--data" in done.stdout

@@ -1,7 +1,8 @@
-"""What the training of an encoder rests on: margin, disturbances, voices, trials."""
+"""The recipe of the speaker encoder: margin, perturbations, classes, training, trials."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
-from disturb import disturb, mask_features
+from perturb import mask_features, perturb
+from snac_core.errors import UserError
 from snac_core.seeding import generator
+from snac_core.speakers.ecapa import EcapaTiny
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.evaluate.statistics import equal_error_rate
 from snac_runner.evaluate.verification import embed_parts, parts_of, verify
-from speaker_encoder import AngularMargin, Settings, Voices, crops, gather_voices, train_speaker_encoder
+from speaker_encoder import AngularMargin, SpeakerClasses, load_classes, train, training_batch
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,8 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def voices(speech: Path) -> Voices:
-    return gather_voices([(open_corpus(speech), 1.0)], 16000, speeds=(1.0, 1.25))
+def classes(speech: Path) -> SpeakerClasses:
+    return load_classes([(open_corpus(speech), 1.0)], 16000, speeds=(1.0, 1.25))
 
 
 def test_without_a_margin_the_loss_is_the_softmax_of_scaled_cosines() -> None:
@@ -72,14 +76,14 @@ def test_a_larger_margin_never_lowers_the_loss_even_beyond_the_half_turn() -> No
         assert losses == sorted(losses)
 
 
-def test_a_disturbance_depends_on_its_generator_alone_and_stays_finite() -> None:
+def test_a_perturbation_depends_on_its_generator_alone_and_stays_finite() -> None:
     audio = torch.randn(12, 16000) * 0.1
     audio[3] = 0
-    first, again = (disturb(audio, 16000, generator(1, "x")) for _ in range(2))
+    first, again = (perturb(audio, 16000, generator(1, "x")) for _ in range(2))
     assert torch.equal(first, again)
     assert first.isfinite().all()
     assert first.shape == audio.shape
-    assert not torch.equal(first, disturb(audio, 16000, generator(2, "x")))
+    assert not torch.equal(first, perturb(audio, 16000, generator(2, "x")))
 
 
 def test_masks_hide_one_block_of_bands_and_one_of_frames() -> None:
@@ -92,37 +96,42 @@ def test_masks_hide_one_block_of_bands_and_one_of_frames() -> None:
     assert hidden_frames.float().mean() > 5
 
 
-def test_every_speed_of_a_train_speaker_is_a_class_and_dev_speakers_are_none(voices: Voices) -> None:
-    assert voices.names == [
-        f"{voices.names[0].split('/')[0]}/s{i}@{speed}" for i in range(4) for speed in ("1", "1.25")
+def test_every_speed_of_a_train_speaker_is_a_class_and_dev_speakers_are_none(classes: SpeakerClasses) -> None:
+    assert classes.names == [
+        f"{classes.names[0].split('/')[0]}/s{i}@{speed}" for i in range(4) for speed in ("1", "1.25")
     ]
-    assert sum(voices.share) == pytest.approx(1)
-    slow, fast = voices.clean[0][0], voices.clean[1][0]
+    assert sum(classes.share) == pytest.approx(1)
+    slow, fast = classes.recorded[0][0], classes.recorded[1][0]
     assert len(fast) == pytest.approx(len(slow) / 1.25, abs=2)
     peak = [torch.fft.rfft(w[:16000].float()).abs()[50:200].argmax().item() + 50 for w in (slow, fast)]
     assert peak[1] / peak[0] == pytest.approx(1.25, rel=0.03)
 
 
-def test_a_batch_is_a_function_of_seed_and_step(voices: Voices) -> None:
-    settings = Settings(batch=6)
-    audio, label = crops(voices, settings, 3)
-    again, same = crops(voices, settings, 3)
+def test_a_batch_is_a_function_of_seed_and_step(classes: SpeakerClasses) -> None:
+    audio, label = training_batch(classes, 6, (1.0, 2.5), 0, 3)
+    again, same = training_batch(classes, 6, (1.0, 2.5), 0, 3)
     assert torch.equal(audio, again)
     assert torch.equal(label, same)
-    assert not torch.equal(label, crops(voices, settings, 4)[1]) or audio.shape != crops(voices, settings, 4)[0].shape
+    other, other_label = training_batch(classes, 6, (1.0, 2.5), 0, 4)
+    assert not torch.equal(label, other_label) or audio.shape != other.shape
 
 
-def test_training_is_repeatable(voices: Voices) -> None:
-    settings = Settings(steps=6, batch=4, shortest=0.3, longest=0.4)
-    lines: list[dict[str, float]] = []
-    first = train_speaker_encoder(voices, settings, report=lines.append, every=3)
-    second = train_speaker_encoder(voices, settings)
-    assert all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
-    assert not first.training
-    assert [line["step"] for line in lines] == [3, 6]
-    assert all(math.isfinite(line["loss"]) for line in lines)
+def test_training_is_repeatable(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speaker_encoder.LOG_EVERY", 3)
+    short = {"steps": 6, "batch_size": 4, "min_seconds": 0.3, "max_seconds": 0.4}
+    for name in ("first", "second"):
+        train(tmp_path / name, [speech], synthetic=0, codec="none", **short)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert EcapaTiny(tmp_path / "first" / "model.safetensors").dim == 192
+    records = [json.loads(line) for line in (tmp_path / "first" / "training.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [3, 6]
+    assert all(math.isfinite(record["loss"]) for record in records)
+    result = json.loads((tmp_path / "first" / "result.json").read_text())
+    assert result["classes"] == 3 * 4
+    assert 1 <= result["best"]["step"] <= 6
+    with pytest.raises(UserError, match="holds a trained encoder"):
+        train(tmp_path / "first", [speech], synthetic=0, codec="none", steps=1)
 
 
 def test_the_equal_error_rate_of_known_scores() -> None:
