@@ -54,7 +54,7 @@ def _chosen(count: int, share: float, generator: torch.Generator) -> Tensor:
 
 
 def _filter(audio: Tensor, sample_rate: int, generator: torch.Generator) -> Tensor:
-    """Equaliser, band limits and reverberation (35 % of the items), as one multiplication of spectra."""
+    """Equalizer, band limits and reverberation (35 % of the items), as one multiplication of spectra."""
     count, samples = audio.shape
     tail = int(0.4 * sample_rate)
     size = samples + tail
