@@ -1,4 +1,4 @@
-"""`runner convert`, `encode`, `decode`."""
+"""`runner convert`, `runner encode` and `runner decode`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 from snac_runner.cli.console import Disable, Plugin, catalogue_of
 
 Run = Annotated[Path, typer.Option(help="Folder of a trained run, or of its model.")]
-Target = Annotated[list[Path], typer.Option("--target", help="Speech of the target; several are averaged.")]
+Target = Annotated[list[Path], typer.Option("--target", help="Speech of the target speaker; may be repeated.")]
 Base = Annotated[
     str | None,
-    typer.Option(help="Codec where no run is given (tiny), or where the run's lies elsewhere now.", show_default=False),
+    typer.Option(help="Codec. Default: the base of the run, or tiny without a run.", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")]
 
@@ -36,26 +36,27 @@ def convert(
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Voice conversion: say what the source says in the target's voice."""
+    """Convert speech to the voice of a target speaker; the embeddings of several target files are averaged."""
     from snac_runner.convert import Converter
 
     converter = Converter(run, device, catalogue_of(plugin, disable_plugin), base=base)
-    written = converter.convert(source, target, out, stages=stages)
-    for path in written:
+    for path in converter.convert(source, target, out, stages=stages):
         print(path)
 
 
 def encode(
     source: Annotated[Path, typer.Option(help="Speech to encode.")],
     out: Annotated[Path, typer.Option(help="File of codes to write (.safetensors).")],
-    run: Annotated[Path | None, typer.Option(help="Trained run that acts before VQ.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Trained run with a strategy that acts before VQ.", show_default=False)
+    ] = None,
     target: Target = [],  # noqa: B006
     base: Base = None,
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Speech to codes on disk, with or without a target."""
+    """Encode speech to a file of codes, with or without conditioning."""
     from snac_runner.convert import Converter
 
     print(Converter(run, device, catalogue_of(plugin, disable_plugin), base=base).encode(source, target, out))
@@ -64,14 +65,16 @@ def encode(
 def decode(
     codes: Annotated[Path, typer.Option(help="File of codes.")],
     out: Annotated[Path, typer.Option(help="Wav file to write.")],
-    run: Annotated[Path | None, typer.Option(help="Trained run that acts after VQ.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Trained run with a strategy that acts after VQ.", show_default=False)
+    ] = None,
     target: Target = [],  # noqa: B006
     base: Base = None,
     device: Device = "cpu",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Codes on disk to speech, with or without a target."""
+    """Decode a file of codes to speech, with or without conditioning."""
     from snac_runner.convert import Converter
 
     print(Converter(run, device, catalogue_of(plugin, disable_plugin), base=base).decode(codes, target, out))
