@@ -18,7 +18,7 @@ from snac_runner.data.synth import synthesize
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import mean_log2
 from snac_runner.evaluate.scoring import Scores, score
-from snac_runner.evaluate.systems import Rendering, System, change_voice, floor, resynthesis
+from snac_runner.evaluate.systems import Rendering, System, floor, praat_change_gender, resynthesis
 from snac_runner.report.estimates import Numbers, compute
 from snac_runner.report.page import build
 from snac_runner.report.results import read
@@ -127,7 +127,9 @@ def average_voice(resources: StudyResources) -> System:
     """One voice for everybody: pitch and formants moved to the same place."""
 
     def one(conversions: Conversions, item: Item, speaker: str) -> Tensor:
-        return resynthesis(resources.codec, change_voice(item.audio[0], conversions.sample_rate, 150.0, 1.0)[None])
+        return resynthesis(
+            resources.codec, praat_change_gender(item.audio[0], conversions.sample_rate, 150.0, 1.0)[None]
+        )
 
     return everywhere(one)
 
@@ -144,7 +146,9 @@ def change_of_sex(resources: StudyResources) -> System:
 
     def moved(conversions: Conversions, item: Item, speaker: str) -> Tensor:
         hertz, ratio = (105.0, 0.92) if is_low(conversions, speaker) else (200.0, 1.1)
-        return resynthesis(resources.codec, change_voice(item.audio[0], conversions.sample_rate, hertz, ratio)[None])
+        return resynthesis(
+            resources.codec, praat_change_gender(item.audio[0], conversions.sample_rate, hertz, ratio)[None]
+        )
 
     return everywhere(moved)
 

@@ -120,21 +120,21 @@ def test_the_mismatched_control_says_another_utterance(bench: Bench) -> None:
 
 
 def test_the_signal_processing_has_the_targets_pitch_and_the_sources_length(bench: Bench) -> None:
-    from snac_runner.evaluate.systems import change_voice
+    from snac_runner.evaluate.systems import praat_change_gender
 
     source = voice(120)
-    moved = change_voice(source, RATE, 180.0, 1.1)
+    moved = praat_change_gender(source, RATE, 180.0, 1.1)
     assert len(moved) == len(source)
     found = pitch(moved, RATE)
     assert np.median(found[found > 0]) == pytest.approx(180, rel=0.03)
 
 
 def test_the_signal_processing_is_the_same_every_time() -> None:
-    from snac_runner.evaluate.systems import change_voice
+    from snac_runner.evaluate.systems import praat_change_gender
 
     hiss = 0.05 * torch.randn(RATE, generator=torch.Generator().manual_seed(0))  # voiceless: Praat is random there
     source = torch.cat([voice(120), hiss])
-    assert torch.equal(change_voice(source, RATE, 180.0, 1.1), change_voice(source, RATE, 180.0, 1.1))
+    assert torch.equal(praat_change_gender(source, RATE, 180.0, 1.1), praat_change_gender(source, RATE, 180.0, 1.1))
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,7 @@ def signal_processing(codec: SNAC) -> System:
         own = mean_formants(item.audio[0], rate)
         ratio = float(np.clip(formants / own, *RATIO)) if formants and own else 1.0
         median = 2.0**pitch if pitch is not None else 0.0  # 0: Praat leaves the pitch as it is
-        return resynthesis(codec, change_voice(item.audio[0], rate, median, ratio).unsqueeze(0))
+        return resynthesis(codec, praat_change_gender(item.audio[0], rate, median, ratio).unsqueeze(0))
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         return Rendering(
@@ -196,10 +196,21 @@ def signal_processing(codec: SNAC) -> System:
     return render
 
 
-def change_voice(audio: Tensor, sample_rate: int, median_hertz: float, formant_ratio: float) -> Tensor:
-    """Audio (T,) with its median F0 shifted to `median_hertz` and its formants multiplied by `formant_ratio` (Praat).
+def praat_change_gender(audio: Tensor, sample_rate: int, median_hertz: float, formant_ratio: float) -> Tensor:
+    """Praat's "Change gender" on audio (T,): overlap-add to a given median F0, with scaled formants.
 
-    A median of 0 leaves F0 unchanged. Equal audio gives equal results.
+    The baseline uses Praat instead of `snac_core.augment.change_voice`, which trains strategies in batches, because
+    Praat is the stronger baseline. Measured on 24 conversions between synthetic test speakers, after the tiny codec:
+    GE2E similarity to the target 0.665 with Praat, 0.578 with `change_voice`, 0.622 for the unchanged source.
+
+    Args:
+        audio: (T,).
+        sample_rate: in Hz.
+        median_hertz: median F0 of the result, in Hz; 0 keeps the median.
+        formant_ratio: factor on the formant frequencies.
+
+    Returns:
+        (T,). The same audio always gives the same result.
     """
     import parselmouth
 
