@@ -91,7 +91,7 @@ def test_what_is_not_known_is_named_with_the_nearest_that_is(
         (["train", "--strategy", PHASES[2]], "no data"),
         (["train", "--resume", "nowhere"], "no run at nowhere"),
         (["report", "nowhere"], "no folder nowhere"),
-        (["plugins", "show", "phase4"], "no plugin offers 'phase4'; did you mean 'phase4_decoder_film'"),
+        (["plugins", "show", "phase4"], "no plugin registers 'phase4'; did you mean 'phase4_decoder_film'"),
         (["plugins", "show"], "Missing"),
         (["check", "gone.py"], "gone.py is no Python file"),
         (

@@ -108,7 +108,7 @@ def test_what_is_disabled_is_unknown(capsys: pytest.CaptureFixture[str]) -> None
     assert PHASES[0] not in capsys.readouterr().out
     for command in (["plugins", "show"], ["check"]):
         assert runner(*command, PHASES[0], "--disable-plugin", PHASES[0]) == 2
-        assert f"no plugin offers '{PHASES[0]}'" in capsys.readouterr().err
+        assert f"no plugin registers '{PHASES[0]}'" in capsys.readouterr().err
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`runner plugins`, `plugins show`, `check`."""
+"""`runner plugins`, `runner plugins show`, `runner settings` and `runner check`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="What the installed plugins offer.", invoke_without_command=True)
+    group = typer.Typer(help="List and describe what the installed plugins register.", invoke_without_command=True)
     group.callback(epilog="Example: runner plugins --plugin ./my_strategy.py")(table)
     group.command("show", epilog="Example: runner plugins show NAME")(show)
     app.command(epilog="Example: runner settings")(settings)
@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def table(context: typer.Context, plugin: Plugin = [], disable_plugin: Disable = []) -> None:  # noqa: B006
-    """List every strategy, speaker encoder and metric: kind, hooks, taps, origin."""
+    """List all strategies, speaker encoders and metrics with their kind, hooks, taps and origin."""
     if context.invoked_subcommand:
         context.obj = (plugin, disable_plugin)
         return
@@ -42,16 +42,16 @@ def table(context: typer.Context, plugin: Plugin = [], disable_plugin: Disable =
 
 def show(
     context: typer.Context,
-    name: str,
+    name: Annotated[str, typer.Argument(help="Name of a strategy, speaker encoder or metric.")],
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Describe one strategy, encoder or metric, with its settings, their defaults, ranges and meaning."""
+    """Describe one strategy, speaker encoder or metric, with the default, range and meaning of its settings."""
     from snac_core.settings import stated
 
     files, disabled = context.obj or ([], [])
     catalogue = catalogue_of([*files, *plugin], [*disabled, *disable_plugin])
-    registry = _home(catalogue, name)
+    registry = _registry_of(catalogue, name)
     cls = registry[name]
     kind, hooks, taps = _row(registry, name)
     print(f"{name}: {kind}, from {registry.origins[name]}")
@@ -65,13 +65,13 @@ def show(
 
 
 def settings() -> None:
-    """List the settings of a study and of an arm, with defaults and meaning; --set and study files take them."""
+    """List the settings of a study and of an arm, for --set and for study files, with defaults and meaning."""
     from snac_core.settings import stated
     from snac_runner.config import ArmSettings, StudySettings
 
     for title, model in (
         ("[study], shared by all arms", StudySettings),
-        ("[[arm]], what an arm may differ in", ArmSettings),
+        ("[[arm]], for one arm", ArmSettings),
     ):
         print(title)
         for key, field in model.model_fields.items():
@@ -79,12 +79,12 @@ def settings() -> None:
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="Name of a strategy, encoder or metric, or a plugin file.")],
-    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Also under torch.compile; 10 s.")] = True,
+    name: Annotated[str, typer.Argument(help="Name of a strategy, speaker encoder or metric, or a plugin file.")],
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Test torch.compile too (10 s).")] = True,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Run the conformance kit on one plugin, a line per rule; exit code 2 when a rule fails."""
+    """Check that a plugin follows the rules of the API: one line per rule; exit code 2 if a rule fails."""
     from snac_core import testing
 
     is_file = name.endswith(".py") or Path(name).is_file()
@@ -95,41 +95,39 @@ def check(
         (catalogue.metrics, testing.check_metric),
     )
     if is_file:
-        file = str(Path(name))
-        targets = [
-            (r, c, n) for r, c in kinds for n in r if r.origins[n].file and Path(str(r.origins[n].file)) == Path(file)
-        ]
+        named = [(r, c, n) for r, c in kinds for n in r if (file := r.origins[n].file) and Path(file) == Path(name)]
     else:
-        home = _home(catalogue, name)
-        targets = [(r, c, name) for r, c in kinds if r is home]
-    if not targets:
+        registry_of_name = _registry_of(catalogue, name)
+        named = [(r, c, name) for r, c in kinds if r is registry_of_name]
+    if not named:
         raise UserError(f"{name} registers no strategy, speaker encoder or metric; expected register(MyStrategy)")
     failed = 0
-    for registry, checker, target in targets:
+    for registry, checker, registered in named:
         options = {"catalogue": catalogue, "compiled": compile_} if registry is catalogue.strategies else {}
-        for result in checker(registry[target], **options):
+        for result in checker(registry[registered], **options):
             mark = "ok  " if result.passed else "FAIL"
             advice = "" if result.passed else f" -> {result.advice}"
-            print(f"{mark} {target}: {result.rule}: {result.measured}{advice}", flush=True)
+            print(f"{mark} {registered}: {result.rule}: {result.measured}{advice}", flush=True)
             failed += not result.passed
     if failed:
         raise UserError(f"{name}: {failed} rule(s) failed")
 
 
-def _home(catalogue: Catalogue, name: str) -> Registry:
+def _registry_of(catalogue: Catalogue, name: str) -> Registry:
     registries = (catalogue.strategies, catalogue.speaker_encoders, catalogue.metrics)
     for registry in registries:
         if name in registry:
             return registry
     known = [n for registry in registries for n in registry]
-    raise UserError(f"no plugin offers {name!r}{nearest(name, known)}")
+    raise UserError(f"no plugin registers {name!r}{nearest(name, known)}")
 
 
 def _row(registry: Registry, name: str) -> tuple[str, str, str]:
+    """Kind, hooks (of others than strategies: family, or unit and direction) and taps."""
     cls = registry[name]
     if registry.kind != "strategy":
-        about = getattr(cls, "family", "") or " ".join(filter(None, [cls.unit, f"({cls.direction})"]))
-        return registry.kind, about, ""
+        details = getattr(cls, "family", "") or " ".join(filter(None, [cls.unit, f"({cls.direction})"]))
+        return registry.kind, details, ""
     from snac_core.hooks import HOOKS
 
     hooks = [hook for hook in HOOKS if hasattr(cls, hook)]
