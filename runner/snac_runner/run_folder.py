@@ -19,6 +19,8 @@ from typing import Any, Literal
 import soundfile
 import torch
 
+from snac_core.checkpoint import digest_of
+from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_bytes, write_json
 from snac_core.speakers.encoder import SpeakerEncoder
@@ -240,6 +242,30 @@ def write_result(result: Result, resources: StudyResources) -> None:
             "command": command_line(),
         },
     )
+
+
+def evaluation(
+    model: ConditionedCodec, scores: Scores, resources: StudyResources, *, seed: int, steps: int
+) -> dict[str, Any]:
+    """The pooled metrics of a run with the digest of its weights, as `ConditionedCodec.evaluation`."""
+    pairs = resources.test_pairs
+    return {
+        "weights": digest_of(model.attached),
+        "metrics": {
+            name: {key: figure[key] for key in ("mean", "n_ok", "n", "unit", "direction")}
+            for name, figure in scores.pooled.items()
+        },
+        "about": {
+            "data": resources.corpus.name,
+            "split": pairs.split,
+            "conversions": len(pairs),
+            "judge": f"{resources.judge.name} ({resources.judge.digest[:12]})",
+            "speaker_encoder": f"{resources.speaker_encoder.name} ({resources.speaker_encoder.digest[:12]})",
+            "seed": seed,
+            "steps": steps,
+            "version": importlib.metadata.version("snac-conditioning"),
+        },
+    }
 
 
 def _write_samples(folder: Path, scores: Scores, sample_rate: int) -> None:

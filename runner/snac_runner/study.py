@@ -18,7 +18,7 @@ from snac_runner.arm import Arm
 from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
 from snac_runner.controls import CONTROLS, check_metric_names, evaluate_system, informative_metrics, run_controls
 from snac_runner.data.pairs import PairList
-from snac_runner.evaluate.model_figures import evaluation, noise_floor, times_real_time
+from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import conditioned
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
@@ -26,6 +26,7 @@ from snac_runner.run_folder import (
     Result,
     check_folder,
     check_study_schema,
+    evaluation,
     peak_memory,
     read_result,
     result_status,

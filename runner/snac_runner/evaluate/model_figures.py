@@ -1,21 +1,17 @@
-"""Figures of a trained model apart from its scores: decoding noise, speed, and the table of its model card."""
+"""Figures of a trained model apart from its scores: decoding noise and speed."""
 
 from __future__ import annotations
 
 import time
-from importlib.metadata import version
-from typing import Any
 
 import torch
 
-from snac_core.checkpoint import digest_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.metric import Metric
 from snac_runner.evaluate.conversions import Conversions
-from snac_runner.evaluate.scoring import Scores, score_conversion
+from snac_runner.evaluate.scoring import score_conversion
 from snac_runner.evaluate.systems import NOISE_SEED, conditioned, evaluating
-from snac_runner.resources import StudyResources
 
 
 def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metric, *, items: int = 4) -> float:
@@ -49,27 +45,3 @@ def times_real_time(model: ConditionedCodec, conversions: Conversions, *, rounds
             audio = model.reconstruct(item.audio.unsqueeze(0).to(device), speaker).audio.cpu()
             seconds.append(time.perf_counter() - started)
     return audio.shape[-1] / conversions.sample_rate / min(seconds)
-
-
-def evaluation(
-    model: ConditionedCodec, scores: Scores, resources: StudyResources, *, seed: int, steps: int
-) -> dict[str, Any]:
-    """The pooled metrics of a run with the digest of its weights, as `ConditionedCodec.evaluation`."""
-    pairs = resources.test_pairs
-    return {
-        "weights": digest_of(model.attached),
-        "metrics": {
-            name: {key: figure[key] for key in ("mean", "n_ok", "n", "unit", "direction")}
-            for name, figure in scores.pooled.items()
-        },
-        "about": {
-            "data": resources.corpus.name,
-            "split": pairs.split,
-            "conversions": len(pairs),
-            "judge": f"{resources.judge.name} ({resources.judge.digest[:12]})",
-            "speaker_encoder": f"{resources.speaker_encoder.name} ({resources.speaker_encoder.digest[:12]})",
-            "seed": seed,
-            "steps": steps,
-            "version": version("snac-conditioning"),
-        },
-    }
