@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, training.log, TensorBoard events. All three say the same."""
+"""Logs of a training: metrics.jsonl, training.log and TensorBoard events, with the same content."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class RunLog:
 
     Args:
         folder: of the run.
-        steps_per_epoch: batches in which every training utterance could have been seen once.
-        resumed_at: the step of the checkpoint that the run goes on from; what was logged after it is forgotten.
+        steps_per_epoch: batches that are enough to use every training utterance once.
+        resumed_at: the step of the checkpoint that the run resumes from; records of later steps are removed.
     """
 
     def __init__(self, folder: Path, steps_per_epoch: int, resumed_at: int) -> None:
@@ -32,7 +32,7 @@ class RunLog:
         self._events = SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One record: of a training step, or with the key "dev", of a judged evaluation."""
+        """Write one record: of a training step, or with the key "dev", of an evaluation on dev speakers."""
         record = {"step": record["step"], "epoch": self._epoch(record["step"]), **record}
         self._metrics.write(json.dumps(record) + "\n")
         self._text.write(self._line(record) + "\n")
@@ -43,13 +43,13 @@ class RunLog:
                 self._events.add_scalar(prefix + name, value, record["step"])
 
     def flush(self) -> None:
-        """Put the events on disk too; the other two are written line by line."""
+        """Write buffered events to disk; the other two files are line-buffered."""
         for file in (self._metrics, self._text):
             file.flush()
         self._events.flush()
 
     def close(self) -> None:
-        """No more records."""
+        """Close the files."""
         self.flush()
         self._metrics.close()
         self._text.close()
@@ -71,7 +71,7 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a metrics.jsonl; a line cut off by a crash is not one."""
+    """The complete records of a metrics.jsonl; a line that a crash cut off is skipped."""
     if not path.is_file():
         return []
     records = []

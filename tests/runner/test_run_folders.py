@@ -8,13 +8,16 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
+import typer
 from small_study import PHASES, Bench, contents, records, result, runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snac_core.conditioned import ConditionedCodec
+from snac_runner.cli import app
 from snac_runner.config import compose
 from snac_runner.data.pairs import PairList
 from snac_runner.logs import RunLog, read_metrics
@@ -229,6 +232,15 @@ def test_plugins_show_explains_every_setting(capsys: pytest.CaptureFixture[str])
 
 
 def test_help_is_there_for_every_command_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("quickstart", "train", "ablate", "report", "convert", "encode", "decode", "plugins", "check"):
-        assert runner(command, "--help") == 0
-        assert f"runner {command}" in capsys.readouterr().out.split("Example:")[1]
+    def words(group: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        found = []
+        for name, command in group.commands.items():
+            below = words(command, (*above, name)) if hasattr(command, "commands") else []
+            found += below or [(*above, name)]
+        return found
+
+    commands = words(typer.main.get_command(app))
+    assert len(commands) > 15
+    for command in commands:
+        assert runner(*command, "--help") == 0
+        assert f"runner {' '.join(command)}" in capsys.readouterr().out.split("Example:")[1], command
