@@ -53,9 +53,9 @@ def test_bad_files_are_named_and_skipped_never_silently(speech: Speech, caplog: 
         assert reasons[name].startswith(beginning), (name, reasons[name])
         assert any(name in line.message for line in caplog.records)
     assert len(corpus.of_speaker("bob")) == 2
-    told: list[str] = []
-    open_corpus(root, warn=told.append)
-    assert len(told) == len(expected)
+    messages: list[str] = []
+    open_corpus(root, warn=messages.append)
+    assert len(messages) == len(expected)
 
 
 def test_stereo_and_other_rates_are_used_not_skipped(speech: Speech) -> None:

@@ -45,7 +45,7 @@ def test_held_out_voices_are_never_in_train_and_no_voice_changes_sides() -> None
 
 def test_every_voice_of_the_list_speaks_and_none_is_another() -> None:
     assert set(HELD_OUT + TRAIN) <= set(variants())
-    heard = {}
+    spectra = {}
     for name in HELD_OUT + TRAIN:
         with voice(name) as speaker:
             samples = speaker.say(SENTENCES[0])
@@ -54,10 +54,10 @@ def test_every_voice_of_the_list_speaks_and_none_is_another() -> None:
         # the long-term spectrum in 1/3 octaves: what a voice is, apart from what it says
         power = np.abs(np.fft.rfft(samples, 131072)) ** 2
         edges = np.geomspace(60, 8000, 30) / speaker.sample_rate * 131072
-        heard[name] = np.log([power[int(a) : int(b) + 1].sum() for a, b in pairwise(edges)])
-        heard[name] -= heard[name].mean()
-    names = sorted(heard)
-    apart = [np.abs(heard[a] - heard[b]).mean() for i, a in enumerate(names) for b in names[:i]]
+        spectra[name] = np.log([power[int(a) : int(b) + 1].sum() for a, b in pairwise(edges)])
+        spectra[name] -= spectra[name].mean()
+    names = sorted(spectra)
+    apart = [np.abs(spectra[a] - spectra[b]).mean() for i, a in enumerate(names) for b in names[:i]]
     assert min(apart) > 0.05
 
 
@@ -69,12 +69,12 @@ def test_equal_arguments_make_equal_files(synthetic: Path, tmp_path: Path) -> No
 
 
 def test_breathy_voices_repeat_too_whatever_was_said_before() -> None:
-    def said(name: str) -> bytes:
+    def samples_of(name: str) -> bytes:
         with voice(name, 3) as speaker:
             return bytes(speaker.say("A loud bang."))
 
-    alone = {name: said(name) for name in ("Reed", "caleb", "f5", "Alicia", "victor")}
-    assert {name: said(name) for name in reversed(alone)} == alone
+    alone = {name: samples_of(name) for name in ("Reed", "caleb", "f5", "Alicia", "victor")}
+    assert {name: samples_of(name) for name in reversed(alone)} == alone
 
 
 def test_a_voice_says_the_same_in_a_larger_corpus(synthetic: Path, tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_own_sentences_can_be_spoken(tmp_path: Path) -> None:
 
 
 def test_the_same_folder_is_made_once_and_another_is_not_overwritten(synthetic: Path) -> None:
-    told: list[Any] = []
-    synthesize(synthetic, speakers=8, sentences=4, progress=lambda *a: told.append(a))
-    assert told == []
+    calls: list[Any] = []
+    synthesize(synthetic, speakers=8, sentences=4, progress=lambda *a: calls.append(a))
+    assert calls == []
     with pytest.raises(UserError, match="holds other files, or speakers made with other arguments"):
         synthesize(synthetic, speakers=9, sentences=4)
     with pytest.raises(UserError, match="is a file"):

@@ -37,7 +37,7 @@ from snac_core.speakers import SpeakerEncoder
 
 
 class Slow(SpeakerEncoder):
-    """Four band energies; tells a file of each stretch it hears."""
+    """Four band energies; logs to a file each segment that it embeds."""
 
     name, family, training_data = "slow", "slow", "none"
 
@@ -48,8 +48,8 @@ class Slow(SpeakerEncoder):
         self.freeze()
 
     def embed(self, audio):
-        if "HEARD" in os.environ:
-            with open(os.environ["HEARD"], "a") as file:
+        if "EMBED_LOG" in os.environ:
+            with open(os.environ["EMBED_LOG"], "a") as file:
                 file.write(f"{os.getpid()} {audio.shape[-1]}\\n")
             time.sleep(float(os.environ["SECONDS"]))
         if os.environ.get("BROKEN") == str(audio.shape[-1]):
@@ -72,11 +72,11 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that the slow encoder tells of each stretch that it embeds."""
-    path = tmp_path / "heard.txt"
+def embedded_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of the segments that the slow encoder embeds."""
+    path = tmp_path / "embedded.txt"
     path.touch()
-    monkeypatch.setenv("HEARD", str(path))
+    monkeypatch.setenv("EMBED_LOG", str(path))
     monkeypatch.setenv("SECONDS", "0")
     return path
 
@@ -147,7 +147,7 @@ def test_the_number_of_threads_changes_no_bit(bench: Bench) -> None:
 
 
 def test_training_reads_the_bank_instead_of_the_audio(
-    speech: Path, plugin: Path, heard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    speech: Path, plugin: Path, embedded_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SNAC_CACHE", str(tmp_path / "cache"))
     corpus, encoder = open_corpus(speech), source(plugin).load()
@@ -156,9 +156,9 @@ def test_training_reads_the_bank_instead_of_the_audio(
     computed = speaker_embeddings(corpus, segments, encoder)
     shutil.rmtree(tmp_path / "cache" / "embeddings")
     build_bank(corpus, bank_folder(corpus, encoder), source(plugin), workers=1)
-    heard.write_text("")
+    embedded_log.write_text("")
     read = speaker_embeddings(corpus, segments, encoder)
-    assert lines(heard) == []
+    assert lines(embedded_log) == []
     assert all(torch.equal(read[speaker], computed[speaker]) for speaker in segments)
 
 
@@ -175,23 +175,25 @@ def test_a_speaker_with_one_utterance_conditions_and_scores_with_its_halves(
 
 
 def test_only_new_files_are_embedded_and_the_result_is_that_of_a_fresh_build(
-    speech: Path, plugin: Path, heard: Path, tmp_path: Path
+    speech: Path, plugin: Path, embedded_log: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "bank"
     build_bank(open_corpus(speech), folder, source(plugin), workers=1)
-    heard.write_text("")
+    embedded_log.write_text("")
     again = build_bank(open_corpus(speech), folder, source(plugin), workers=1)
-    assert (lines(heard), again.embedded) == ([], 0)
+    assert (lines(embedded_log), again.embedded) == ([], 0)
     noise(speech / "train" / "b" / "9.wav", 1.77, 77)
     (speech / "train" / "a" / "0.wav").unlink()
     more = build_bank(open_corpus(speech), folder, source(plugin), workers=1)
-    assert [line.split()[1] for line in lines(heard)] == [str(round(1.77 * 16000))]
+    assert [line.split()[1] for line in lines(embedded_log)] == [str(round(1.77 * 16000))]
     assert (more.embedded, len(more.bank)) == (1, 14)
     fresh = build_bank(open_corpus(speech), tmp_path / "fresh", source(plugin), workers=1)
     assert files(folder) == files(fresh.bank.folder)
 
 
-def test_a_killed_build_goes_on_and_ends_identical(bench: Bench, plugin: Path, heard: Path, tmp_path: Path) -> None:
+def test_a_killed_build_continues_and_ends_identical(
+    bench: Bench, plugin: Path, embedded_log: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "bank"
     command = [
         sys.executable,
@@ -214,12 +216,12 @@ def test_a_killed_build_goes_on_and_ends_identical(bench: Bench, plugin: Path, h
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "bank.json").exists()
-    for pid in {int(line.split()[0]) for line in lines(heard)}:
+    for pid in {int(line.split()[0]) for line in lines(embedded_log)}:
         _wait_for_the_end_of(pid)
-    heard.write_text("")
+    embedded_log.write_text("")
     resumed = build_bank(open_corpus(bench.speech), folder, source(plugin), workers=1)
     assert resumed.reused >= 16
-    assert len(lines(heard)) == resumed.embedded > 0
+    assert len(lines(embedded_log)) == resumed.embedded > 0
     whole = build_bank(open_corpus(bench.speech), tmp_path / "whole", source(plugin), workers=1)
     assert files(folder) == files(whole.bank.folder)
     assert not list(folder.glob("partial-*"))
@@ -256,7 +258,7 @@ def test_two_builds_of_one_bank_do_not_write_at_the_same_time(speech: Path, plug
 
 
 def test_an_encoder_that_gives_nan_names_the_file_and_keeps_what_is_done(
-    speech: Path, plugin: Path, heard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    speech: Path, plugin: Path, embedded_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROKEN", str(round(1.3 * 16000)))
     with pytest.raises(UserError, match=r"'slow' returns NaN or infinite values for .*/c/0\.wav; exclude the file"):
@@ -271,11 +273,11 @@ def test_the_command_builds_shows_and_refuses_what_is_stale(
     assert runner("index", "show", *options) == 2
     assert "make one with `runner index build`" in capsys.readouterr().err
     assert runner("index", "build", *options) == 0
-    said = capsys.readouterr().out
-    assert "embedded: 18; reused: 0" in said, "14 utterances, and the halves of two single ones"
-    assert "14 utterances, 5 speakers, 4 dimensions by slow" in said
-    assert "index: Flat" in said
-    assert "recall@100 1.000, built in" in said
+    output = capsys.readouterr().out
+    assert "embedded: 18; reused: 0" in output, "14 utterances, and the halves of two single ones"
+    assert "14 utterances, 5 speakers, 4 dimensions by slow" in output
+    assert "index: Flat" in output
+    assert "recall@100 1.000, built in" in output
     assert runner("index", "show", *options) == 0
     noise(speech / "train" / "c" / "new.wav", 1.5, 5)
     capsys.readouterr()
