@@ -1,4 +1,4 @@
-"""Augmentation moves what it says by as much as it says, and nothing else."""
+"""Augmentation changes speed and level by the amounts that its settings allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean of codecs is between them, and exists only for codecs of one configuration."""
+"""The mean of codecs has the weighted mean of their weights, and needs equal configurations."""
 
 from __future__ import annotations
 

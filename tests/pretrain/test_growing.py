@@ -1,4 +1,4 @@
-"""Levels and channels that are added change nothing until they are trained, and then they are trained."""
+"""Added levels and channels do not change the output until they are trained; frozen parts keep their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .conftest import SMALL
 from .test_loop import quick
 
 
-def test_a_grown_codec_sounds_as_before_and_keeps_the_codes_it_had() -> None:
+def test_added_levels_change_neither_the_output_nor_the_other_codes() -> None:
     codec = SNAC.from_config(SMALL).eval()
     grown = add_levels(codec, [2, 1], seed=0).eval()
     audio = torch.randn(2, 1, 640)
@@ -65,14 +65,14 @@ def test_a_speaker_encoder_that_cannot_be_used_is_refused_before_anything_is_wri
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_to_grow_without_a_codec_to_start_from_is_refused(small: str, speech: Path, tmp_path: Path) -> None:
+def test_changes_without_a_codec_to_start_from_are_refused(small: str, speech: Path, tmp_path: Path) -> None:
     for grown in ({"levels": (1,)}, {"widths": (12, 128)}, {"rates": ((2, 2, 4), (4, 2, 2))}):
         with pytest.raises(UserError, match="start"):
             pretrain(quick(small, speech, **grown), tmp_path / "run")
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
-def test_a_widened_codec_sounds_as_before_and_chooses_the_same_codes(depthwise: bool) -> None:
+def test_widening_changes_neither_the_output_nor_the_codes(depthwise: bool) -> None:
     torch.manual_seed(1)
     codec = SNAC.from_config({**SMALL, "depthwise": depthwise, "noise": True}).eval()
     for name, parameter in codec.named_parameters():
@@ -93,7 +93,7 @@ def test_every_new_channel_can_be_trained() -> None:
     before = {name: value.clone() for name, value in wide.named_parameters()}
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-3)
     audio = 0.1 * torch.randn(2, 1, 640)
-    for _ in range(2):  # what nobody hears yet is first heard, and then taught
+    for _ in range(2):  # the first step gives the new channels an effect, the second trains them
         optimizer.zero_grad()
         made, _ = wide(audio)
         (made - audio).square().sum().backward()
@@ -104,7 +104,7 @@ def test_every_new_channel_can_be_trained() -> None:
     assert (wide.get_parameter(first) != before[first]).any(dim=(1, 2)).all()
 
 
-def test_a_codec_can_be_widened_whose_new_levels_say_nothing_yet() -> None:
+def test_a_codec_with_untrained_new_levels_can_be_widened() -> None:
     codec = add_levels(SNAC.from_config(SMALL), [1], seed=0).eval()
     audio = 0.1 * torch.randn(1, 1, 640)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_a_codec_at_its_own_rates_is_itself() -> None:
 
 
 @pytest.mark.parametrize("stride", [2, 3, 5, 8])
-def test_a_stretched_filter_passes_what_stands_still_as_before(stride: int) -> None:
+def test_a_resampled_filter_keeps_its_gain_for_constant_signals(stride: int) -> None:
     """A moving average keeps its gain, at another stride; a held sample is held for longer or shorter."""
     codec = SNAC.from_config({**SMALL, "vq_strides": [1]})
     down, up = "encoder.block.2.block.4", "decoder.model.1.block.1"
@@ -200,7 +200,7 @@ def test_frozen_parts_keep_their_weights_and_the_others_learn(
         (("encoder",), {"rates": ((2, 2, 4), (4, 2, 2))}, "widths and rates change encoder and decoder"),
     ],
 )
-def test_frozen_parts_that_could_not_be_kept_are_refused(
+def test_settings_that_contradict_frozen_parts_are_refused(
     frozen: tuple[str, ...], more: dict[str, object], said: str, small: str, speech: Path, tmp_path: Path
 ) -> None:
     SNAC.from_config(SMALL).save_pretrained(tmp_path / "start")

@@ -1,4 +1,4 @@
-"""A few hundred steps teach a small codec to speak, if its quantiser is brought in gently."""
+"""A few hundred steps train a small codec if quantization sets in gradually; otherwise its codes collapse."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from snac_runner.pretrain.step import TrainingState
 
 from .conftest import SMALL
 
-GENTLY = QuantizerTraining(unquantized_steps=40, blend_steps=25, restart_every=15, kmeans_batches=6, level_dropout=0)
-ABRUPTLY = QuantizerTraining(unquantized_steps=0, blend_steps=0, restart_every=0, kmeans_batches=0, level_dropout=0)
+GRADUAL = QuantizerTraining(unquantized_steps=40, blend_steps=25, restart_every=15, kmeans_batches=6, level_dropout=0)
+IMMEDIATE = QuantizerTraining(unquantized_steps=0, blend_steps=0, restart_every=0, kmeans_batches=0, level_dropout=0)
 
 
 def trained(corpus: Corpus, how: QuantizerTraining, steps: int) -> tuple[float, float, dict[str, float]]:
@@ -42,12 +42,12 @@ def trained(corpus: Corpus, how: QuantizerTraining, steps: int) -> tuple[float, 
     return losses[0], sum(losses[-10:]) / 10, usage.statistics()
 
 
-def test_a_gentle_start_halves_the_loss_and_keeps_the_codes_in_use_that_collapse_without_it(corpus: Corpus) -> None:
-    before, after, use = trained(corpus, GENTLY, 125)
+def test_gradual_quantization_halves_the_loss_and_keeps_codes_in_use_that_collapse_without_it(corpus: Corpus) -> None:
+    before, after, use = trained(corpus, GRADUAL, 125)
     assert after < before / 2
     assert min(use["used_0"], use["used_1"]) > 0.5
     assert min(use["perplexity_0"], use["perplexity_1"]) > 16
 
-    _, _, few = trained(corpus, ABRUPTLY, 60)
+    _, _, few = trained(corpus, IMMEDIATE, 60)
     assert max(few["used_0"], few["used_1"]) < 0.5
     assert max(few["perplexity_0"], few["perplexity_1"]) < 8

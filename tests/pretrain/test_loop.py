@@ -1,4 +1,4 @@
-"""One run folder: continued exactly, never mixed with another, never overwritten, never poisoned."""
+"""The run folder: resumed exactly, never mixed with another training, never overwritten."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .conftest import SMALL, Recorder
 
 
 def quick(small: str, speech: Path, **changes: Any) -> PretrainSettings:
-    """Six steps in which everything happens: rounding begins, entries are moved, discriminators are listened to."""
+    """Six steps with all features: quantization sets in, entries are restarted, the adversary starts."""
     fields: dict[str, Any] = {
         "codec": small,
         "data": (str(speech),),
@@ -85,9 +85,7 @@ def test_a_training_that_was_interrupted_and_continued_equals_one_that_was_not(
         pretrain(settings, parts)
 
 
-def test_a_training_that_was_stopped_may_end_earlier_or_later_than_was_said(
-    small: str, speech: Path, tmp_path: Path
-) -> None:
+def test_the_number_of_steps_may_change_on_resuming(small: str, speech: Path, tmp_path: Path) -> None:
     settings = quick(small, speech, adversary=None, validate_every=0)
 
     run = tmp_path / "run"
@@ -127,7 +125,7 @@ def test_another_training_is_refused_a_folder_that_is_taken(small: str, speech: 
         pretrain(settings, tmp_path / "mine")
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(
     small: str, speech: Path, tmp_path: Path
 ) -> None:
     settings = quick(small, speech, lr=1e20, steps=30, adversary=None, validate_every=0, checkpoint_seconds=1e-9)

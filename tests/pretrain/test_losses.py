@@ -1,4 +1,4 @@
-"""Distances that know about level, and discriminators that learn to tell one sound from another."""
+"""Spectral distances have known values for changes of level; discriminators learn to classify sounds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_discriminators_learn_to_tell_a_tone_from_noise_and_their_gradient_reach
     assert gradient.abs().sum() > 0
 
 
-def test_discriminators_that_cannot_tell_cost_two_by_the_hinge() -> None:
+def test_the_hinge_loss_of_undecided_discriminators_is_two() -> None:
     features = [[torch.zeros(2, 3), torch.zeros(2, 1)]]
     assert float(discriminator_loss(features, features)) == 2
     sure = [[torch.zeros(2, 3), torch.full((2, 1), 1.5)]]

@@ -1,4 +1,4 @@
-"""The training quantiser is the codec's when rounding is whole, and moves only the entries that nothing chose."""
+"""The training quantizer equals the codec's at full quantization, and restarts only unused entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def quantizer() -> ResidualVectorQuantize:
     return ResidualVectorQuantize(12, 16, 4, (2, 1))
 
 
-def test_whole_rounding_is_the_codecs_own_quantiser_bit_for_bit(quantizer: ResidualVectorQuantize) -> None:
+def test_full_quantization_is_bit_equal_to_the_codecs_quantizer(quantizer: ResidualVectorQuantize) -> None:
     z = torch.randn(3, 12, 8)
     out = quantize(quantizer, z, blend=1.0)
     z_q, codes = quantizer(z)
@@ -22,7 +22,7 @@ def test_whole_rounding_is_the_codecs_own_quantiser_bit_for_bit(quantizer: Resid
     assert all(torch.equal(a, b) for a, b in zip(out.codes, codes, strict=True))
 
 
-def test_without_rounding_a_change_of_the_codebooks_changes_nothing(quantizer: ResidualVectorQuantize) -> None:
+def test_without_quantization_the_codebooks_have_no_effect(quantizer: ResidualVectorQuantize) -> None:
     z = torch.randn(3, 12, 8)
     before = quantize(quantizer, z, blend=0.0).z_q
     for level in quantizer.quantizers:
@@ -52,7 +52,7 @@ def test_the_losses_reach_the_encoder_by_commitment_and_the_entries_by_the_codeb
     assert torch.autograd.grad(out.codebook[1], entries[1])[0].abs().sum() > 0
 
 
-def test_codebooks_laid_into_the_data_use_most_of_their_entries(quantizer: ResidualVectorQuantize) -> None:
+def test_codebooks_initialized_by_kmeans_use_most_of_their_entries(quantizer: ResidualVectorQuantize) -> None:
     z = torch.randn(16, 12, 32)
     for level in quantizer.quantizers:
         torch.nn.init.constant_(level.codebook.weight, 1.0)
@@ -73,7 +73,7 @@ def test_perplexity_is_the_number_of_entries_when_all_are_chosen_alike_and_one_w
     assert found["perplexity_1"] == pytest.approx(1)
 
 
-def test_only_entries_that_nothing_chose_are_moved_and_their_momentum_is_forgotten(
+def test_only_unused_entries_are_restarted_and_their_momentum_is_reset(
     quantizer: ResidualVectorQuantize,
 ) -> None:
     weight = quantizer.quantizers[0].codebook.weight

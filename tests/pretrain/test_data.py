@@ -1,4 +1,4 @@
-"""Batches are a pure function of the step, in the shares asked for, whoever prepares them."""
+"""Batches depend on the step only, contain the requested shares, and are equal with prefetching."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_batch_depends_on_its_step_alone(corpus: Corpus) -> None:
     assert one.at(-1).shape == (3, 1, 2000)
 
 
-def test_batches_prepared_ahead_are_the_same_in_any_order(corpus: Corpus) -> None:
+def test_prefetched_batches_are_equal_in_any_order(corpus: Corpus) -> None:
     plain, prefetched = mix(corpus), PrefetchingLoader(mix(corpus), last=6, workers=2)
     try:
         for step in (0, 1, 2, 5, -1, 3, 4):
@@ -36,8 +36,8 @@ def test_batches_prepared_ahead_are_the_same_in_any_order(corpus: Corpus) -> Non
         prefetched.close()
 
 
-def test_a_signal_to_all_processes_leaves_those_that_prepare_batches_alone(speech: Path) -> None:
-    """As a terminal's Ctrl-C and `timeout` send it; in a process of its own, whose group is told."""
+def test_a_signal_to_the_process_group_does_not_stop_the_workers(speech: Path) -> None:
+    """As a terminal's Ctrl-C and `timeout` send it; in a subprocess with its own group."""
     script = f"""
 import os, signal, sys
 from snac_runner.data.open_corpus import open_corpus
@@ -57,7 +57,7 @@ with stoppable() as asked:
     assert done.stdout.split() == ["asked", "29"], done.stderr
 
 
-def test_what_is_wrong_with_a_file_is_said_in_one_line(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_worker_is_one_line(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_mix: SpeechMix, step: int) -> torch.Tensor:
         raise UserError(f"no audio at step {step}")
 

@@ -1,4 +1,4 @@
-"""Replayed steps are the steps they were recorded from; what discriminators hear is drawn by the step."""
+"""CUDA graphs replay the steps they captured; the segment for the discriminators depends on the step only."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def mix(corpus: Corpus) -> SpeechMix:
     return SpeechMix([(corpus, 1.0)], 8000, 1280, 2, Augmentation(), seed=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="steps are recorded on CUDA devices; none is here")
-def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replayed_steps_equal_eager_steps(small: str, speech: Path, corpus: Corpus, tmp_path: Path) -> None:
     """With level dropout, the warm-up of the discriminators, restarted entries, and a loaded checkpoint."""
     adversary = {"start_step": 2, "warmup_steps": 30, "periods": (2,), "n_ffts": (256,), "period_channels": 2}
     ends = []
@@ -55,8 +55,10 @@ def test_replayed_steps_are_those_that_were_recorded(small: str, speech: Path, c
     assert ends[1] == pytest.approx(ends[0], rel=0.05)
 
 
-def test_inputs_go_to_where_they_were_recorded_and_each_kind_has_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph itself is CUDA's; here a stand-in works again on the tensors that it was recorded with."""
+def test_inputs_are_copied_to_the_captured_tensors_and_each_set_has_its_capture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fake graph records the tensors that it was captured with at each replay."""
     given: list[StepInputs] = []
 
     class Graph:
@@ -73,7 +75,7 @@ def test_inputs_go_to_where_they_were_recorded_and_each_kind_has_a_recording(mon
 
     replay = CudaGraphStep(work)
     plain = [replay(StepInputs(torch.full((1, 1, 2), float(step)))) for step in range(8)]
-    assert plain == [*(f"result {n}" for n in (1, 2, 3, 4, 5)), *3 * ["result 6"]]  # five to set up, one recording
+    assert plain == [*(f"result {n}" for n in (1, 2, 3, 4, 5)), *3 * ["result 6"]]  # five eager calls, one capture
     assert all(inputs is recorded[5] for inputs in given)
     assert recorded[5].audio.tolist() == [[[7.0, 7.0]]]
     with_discriminators = [
@@ -84,31 +86,31 @@ def test_inputs_go_to_where_they_were_recorded_and_each_kind_has_a_recording(mon
     assert float(recorded[-1].adversary_weight) == pytest.approx(0.6)
 
 
-def test_discriminators_hear_a_stretch_that_the_step_decides(
+def test_the_segment_of_the_discriminators_depends_on_the_step_only(
     small: str, speech: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[Tensor] = []
+    segments: list[Tensor] = []
     adversary = {"start_step": 0, "periods": (2,), "n_ffts": (256,), "period_channels": 2, "spectral_channels": 2}
     state = training_state(small, speech, adversary={**adversary, "seconds": 0.08})
     assert state.discriminators is not None
-    state.discriminators.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
+    state.discriminators.register_forward_pre_hook(lambda _, args: segments.append(args[0].detach()))
     for _ in range(3):
         state.train_step(mix(corpus))
-    assert {tuple(audio.shape) for audio in heard} == {(2, 1, 640)}
+    assert {tuple(audio.shape) for audio in segments} == {(2, 1, 640)}
     starts = []
     for step in range(3):
-        real = heard[2 * step]
+        real = segments[2 * step]
         windows = mix(corpus).at(step).unfold(-1, 640, 1)  # (2, 1, starts, 640)
         starts.append(int((windows == real.unsqueeze(2)).all(-1).all(0).flatten().nonzero()))
     assert len(set(starts)) > 1
-    heard.clear()
+    segments.clear()
     state.step = 1  # again
     state.train_step(mix(corpus))
-    assert torch.equal(heard[0], mix(corpus).at(1)[..., starts[1] : starts[1] + 640])
+    assert torch.equal(segments[0], mix(corpus).at(1)[..., starts[1] : starts[1] + 640])
 
 
 @pytest.mark.parametrize("seconds", [0.5, 0.001])
-def test_a_stretch_longer_than_a_crop_or_too_short_is_refused(
+def test_a_segment_longer_than_a_crop_or_too_short_is_refused(
     seconds: float, small: str, speech: Path, tmp_path: Path
 ) -> None:
     settings = quick(small, speech, adversary={"n_ffts": (256,), "seconds": seconds})
@@ -120,7 +122,7 @@ def test_a_stretch_longer_than_a_crop_or_too_short_is_refused(
         quick(small, speech, adversary={"periods": (0,)})
 
 
-def test_an_optimizers_memory_moves_between_devices_and_its_way_of_computing_does_not() -> None:
+def test_an_optimizers_state_moves_between_devices_and_its_device_options_do_not() -> None:
     layer = torch.nn.Linear(2, 2)
     mine, other = adamw(layer, 0.0), adamw(layer, 0.0)
     state = other.state_dict()
@@ -133,9 +135,9 @@ def test_an_optimizers_memory_moves_between_devices_and_its_way_of_computing_doe
     assert {group["lr"] for group in mine.param_groups} == {0.1}
 
 
-def test_nothing_is_saved_once_a_gradient_was_no_number(small: str, speech: Path, tmp_path: Path) -> None:
+def test_nothing_is_saved_after_a_gradient_that_was_not_finite(small: str, speech: Path, tmp_path: Path) -> None:
     state = training_state(small, speech)
-    state.finite.fill_(False)  # as a replayed step leaves it
+    state.finite.fill_(False)  # as after a replayed step
     with pytest.raises(Diverged, match="not finite"):
         state.save(tmp_path / "state.pt")
     assert not (tmp_path / "state.pt").exists()

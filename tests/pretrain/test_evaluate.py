@@ -1,4 +1,4 @@
-"""Figures of a base: unseen speakers, references apart from the items, and a better codec scores better."""
+"""Evaluation of a base: unseen speakers, references without overlap, better metrics for a better codec; settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_items_are_unseen_speakers_and_their_references_other_utterances(corpus:
     assert all(torch.equal(a.audio, b.audio) for a, b in zip(items, again, strict=True))
 
 
-def test_a_trained_codec_keeps_who_speaks_and_an_untrained_one_does_not(corpus: Corpus) -> None:
+def test_a_trained_codec_preserves_the_speaker_and_an_untrained_one_does_not(corpus: Corpus) -> None:
     items = select_items(corpus, ("dev", "test"), 16000, seconds=2.0, max_items=4)
     judge = load_speaker_encoder("ge2e")
     trained = SNAC.from_pretrained("tiny").freeze()
