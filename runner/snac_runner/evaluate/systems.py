@@ -199,9 +199,8 @@ def signal_processing(codec: SNAC) -> System:
 def praat_change_gender(audio: Tensor, sample_rate: int, median_hertz: float, formant_ratio: float) -> Tensor:
     """Praat's "Change gender" on audio (T,): overlap-add to a given median F0, with scaled formants.
 
-    The baseline uses Praat instead of `snac_core.augment.change_voice`, which trains strategies in batches, because
-    Praat is the stronger baseline. Measured on 24 conversions between synthetic test speakers, after the tiny codec:
-    GE2E similarity to the target 0.665 with Praat, 0.578 with `change_voice`, 0.622 for the unchanged source.
+    The baseline uses Praat instead of `snac_core.augment.change_voice`, which objectives train with, because it is the
+    stronger baseline on synthetic voices and faster (docs/experiments/which-signal-processing-for-the-baseline.md).
 
     Args:
         audio: (T,).
