@@ -1,16 +1,15 @@
-"""Another voice saying the same: changes of pitch, formants and spectral balance that leave words and timing alone.
+"""Changes of pitch, formants and spectral balance that keep the words and the timing.
 
-All work on whole batches with an amount for every item, and are no part of any gradient.
+All functions take batches, with another amount for every item, and have no gradient.
 
-A change of pitch by a ratio r plays the speech at another speed and undoes the change of duration. The phase vocoder
-(Flanagan and Golden 1966) makes it longer by r without touching its spectrum: output frame j takes the magnitudes that
-the input has at frame j / r, and its phases go on by what the input's phases went on by there. Reading the result r
-times as fast then multiplies every frequency by r and gives back the old duration. That moves formants along with the
-harmonics; a change of formants by 1 / r puts them back.
+Pitch is shifted by a ratio r in two steps. The phase vocoder (Flanagan and Golden 1966) stretches the duration by r:
+output frame j takes the magnitudes of input frame j / r, and its phases advance by the input's phase advance there.
+Resampling by r then multiplies every frequency by r and restores the duration. This shifts formants together with the
+harmonics; shifting the formants by 1 / r first compensates for it.
 
-A change of formants by a factor a needs the envelope apart from the harmonics. In every frame linear prediction
-(Makhoul 1975) gives the envelope 1 / |A(f)| of the vocal tract; each bin is multiplied by |A(f)| / |A(f / a)|, which
-takes the envelope away and puts it back stretched. Harmonics stay where they are, and so does the pitch.
+Formants are shifted by a factor a on the spectral envelope alone. Linear prediction (Makhoul 1975) gives the envelope
+1 / |A(f)| of every frame; each bin is multiplied by |A(f)| / |A(f / a)|, which replaces the envelope by the stretched
+one. The harmonics, and so the pitch, do not change.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from torch import Tensor
 from snac_core.spectral import stft
 
 _LOBES = 16  # zero crossings of the interpolating sinc on either side
-_PASSBAND = 0.95  # of the lower Nyquist frequency; a Hann-windowed sinc of 16 lobes needs the rest to fall off
-_SMOOTH = 40.0  # Hz; standard deviation by which spectra are smoothed before prediction, so that it finds no harmonics
-_MOST = math.log(10.0)  # of the change of a bin's magnitude: 20 dB
+_PASSBAND = 0.95  # of the lower Nyquist frequency; the rest is the transition band of the windowed sinc
+_SMOOTH = 40.0  # Hz; standard deviation of the smoothing of spectra before prediction, to remove the harmonics
+_MAX_GAIN = math.log(10.0)  # of a bin: 20 dB
 
 
 def change_voice(audio: Tensor, sample_rate: int, semitones: Tensor, formants: Tensor) -> Tensor:
-    """Move pitch and formants, each by its own amount; duration and timing stay.
+    """Shift pitch and formants independently; the duration does not change.
 
     Args:
         audio: (B, 1, T).
         sample_rate: in Hz.
-        semitones: (B,), what the pitch moves by.
-        formants: (B,), factors on the formants' frequencies.
+        semitones: (B,), shift of the pitch.
+        formants: (B,), factors of the formants' frequencies.
 
     Returns:
         (B, 1, T).
@@ -46,10 +45,10 @@ def change_voice(audio: Tensor, sample_rate: int, semitones: Tensor, formants: T
 
 @torch.no_grad()
 def shift_frequencies(audio: Tensor, sample_rate: int, ratio: Tensor) -> Tensor:
-    """Multiply all frequencies of (B, 1, T) by `ratio` (B,), harmonics and formants alike; duration and timing stay."""
+    """Multiply all frequencies of (B, 1, T), harmonics and formants, by `ratio` (B,); the duration does not change."""
     ratio = ratio.to(audio)
     n_fft, window = _frames(sample_rate, audio)
-    padded = torch.nn.functional.pad(audio.squeeze(1), (0, n_fft))  # so that every item ends in whole frames
+    padded = torch.nn.functional.pad(audio.squeeze(1), (0, n_fft))  # so that the last frame is complete
     spectrum = stft(padded, window, n_fft // 8, padding="reflect")  # (B, bins, K)
     frames = spectrum.shape[-1]
     place = torch.arange(math.ceil(frames * float(ratio.max())), device=audio.device) / ratio[:, None]  # (B, J)
@@ -59,7 +58,7 @@ def shift_frequencies(audio: Tensor, sample_rate: int, ratio: Tensor) -> Tensor:
         spectrum.gather(2, (left + offset).unsqueeze(1).expand(-1, spectrum.shape[1], -1)) for offset in (0, 1)
     )
     magnitude = (before.abs() * (1 - part) + after.abs() * part) * (place < frames).unsqueeze(1)
-    advance = (after * before.conj()).angle()  # per hop, modulo a turn, which is all that a phase needs
+    advance = (after * before.conj()).angle()  # per hop, modulo 2 pi
     phase = torch.cat([before[..., :1].angle(), advance[..., :-1]], dim=-1).cumsum(-1)
     length = math.ceil(audio.shape[-1] * float(ratio.max())) + n_fft // 4
     longer = torch.istft(torch.polar(magnitude, phase), n_fft, n_fft // 8, window=window, length=length)
@@ -68,13 +67,14 @@ def shift_frequencies(audio: Tensor, sample_rate: int, ratio: Tensor) -> Tensor:
 
 @torch.no_grad()
 def resample_by(audio: Tensor, ratio: Tensor, samples: int) -> Tensor:
-    """Resample (B, 1, T') by factors of its own for every item: sample n of the result is read at n * ratio.
+    """Resample (B, 1, T') with another factor for every item: output sample n is the input at n * ratio.
 
-    By a sinc under a Hann window that lets through what both rates can hold. Past the end there is silence.
+    Uses a Hann-windowed sinc with its cutoff below both Nyquist frequencies. The input is padded with zeros.
+    `torchaudio.functional.resample` has one rational factor per call.
 
     Args:
         audio: (B, 1, T').
-        ratio: (B,); above 1 the speech becomes shorter, and higher by as much.
+        ratio: (B,); above 1 the speech becomes shorter and higher.
         samples: T of the result (B, 1, T).
     """
     ratio = ratio.to(audio)[:, None]
@@ -94,29 +94,29 @@ def resample_by(audio: Tensor, ratio: Tensor, samples: int) -> Tensor:
 
 @torch.no_grad()
 def shift_formants(audio: Tensor, sample_rate: int, factor: Tensor) -> Tensor:
-    """Stretch the spectral envelope of (B, 1, T) by `factor` (B,) along frequency; the harmonics, and pitch, stay."""
+    """Stretch the spectral envelope of (B, 1, T) by `factor` (B,) along frequency; the pitch does not change."""
     n_fft, window = _frames(sample_rate, audio)
     spectrum = stft(audio.squeeze(1), window, n_fft // 4, padding="reflect")  # (B, bins, K)
     predictor = _predictor(spectrum, sample_rate, n_fft)  # (B, K, order + 1)
     bins = torch.arange(spectrum.shape[1], device=audio.device).to(audio)
     place = (bins / factor.to(audio)[:, None]).clamp(max=n_fft / 2)  # (B, bins)
     here, there = (_log_response(predictor, at * (2 * math.pi / n_fft)) for at in (bins.expand_as(place), place))
-    changed = spectrum * (here - there).clamp(-_MOST, _MOST).exp()
+    changed = spectrum * (here - there).clamp(-_MAX_GAIN, _MAX_GAIN).exp()
     moved: Tensor = torch.istft(changed, n_fft, n_fft // 4, window=window, length=audio.shape[-1])
     return moved.unsqueeze(1)
 
 
 def equalizer(frequency: Tensor, centre: Tensor, gain_db: Tensor, quality: Tensor) -> Tensor:
-    """Magnitude response of parametric equalisers: peaking filters of the second order in series.
+    """Magnitude response of parametric equalizers: second-order peaking filters in series.
 
-    A filter multiplies magnitudes by its gain at its centre, by 1 far from it, and by half the gain (in dB) at the
-    edges of a band centre / quality wide (the analogue prototype of Bristow-Johnson's audio equaliser cookbook).
+    The gain of a filter is `gain_db` at its centre, 0 dB far from it, and half of `gain_db` at the edges of its
+    bandwidth, centre / quality (the analog prototype of Bristow-Johnson's Audio EQ Cookbook).
 
     Args:
         frequency: (bins,), in Hz.
-        centre: (B, N) centres of the N filters of each item, in Hz.
+        centre: (B, N) centre frequencies of the N filters of each item, in Hz.
         gain_db: (B, N), in dB.
-        quality: (B, N), the centre over the width.
+        quality: (B, N), Q: centre frequency over bandwidth.
 
     Returns:
         (B, bins).
@@ -130,10 +130,10 @@ def equalizer(frequency: Tensor, centre: Tensor, gain_db: Tensor, quality: Tenso
 
 
 def random_equalizer(count: int, frequency: Tensor, gain_db: float, draw: torch.Generator, *, bands: int = 8) -> Tensor:
-    """Responses (count, bins) of equalisers whose gains are uniform within `gain_db` either way.
+    """Magnitude responses (count, bins) of random equalizers, with gains uniform in [-gain_db, gain_db].
 
-    The centres lie evenly in log frequency between 60 Hz and 0.8 of the highest frequency; the qualities between 2 and
-    5, after NANSY (Choi et al. 2021, appendix), which perturbs information in this way.
+    The centres are evenly spaced in log frequency between 60 Hz and 0.8 of the highest frequency, Q is between 2 and 5,
+    after the information perturbation of NANSY (Choi et al. 2021, appendix).
     """
     numbers = torch.rand(2, count, bands, generator=draw).to(frequency)
     octaves = torch.linspace(0, 1, bands, device=frequency.device)
@@ -143,8 +143,8 @@ def random_equalizer(count: int, frequency: Tensor, gain_db: float, draw: torch.
 
 @torch.no_grad()
 def random_equalization(audio: Tensor, sample_rate: int, gain_db: float, draw: torch.Generator) -> Tensor:
-    """(B, 1, T) through a `random_equalizer` of its own for every item, with zero phase."""
-    size = audio.shape[-1] + sample_rate // 10  # so that the response does not wrap around
+    """Filter (B, 1, T) with another `random_equalizer` for every item, with zero phase."""
+    size = audio.shape[-1] + sample_rate // 10  # no circular convolution
     spectrum = torch.fft.rfft(audio.squeeze(1), size)
     frequency = torch.linspace(0, sample_rate / 2, spectrum.shape[-1], device=audio.device)
     coloured: Tensor = torch.fft.irfft(spectrum * random_equalizer(len(audio), frequency, gain_db, draw), size)
@@ -152,7 +152,7 @@ def random_equalization(audio: Tensor, sample_rate: int, gain_db: float, draw: t
 
 
 def _frames(sample_rate: int, audio: Tensor) -> tuple[int, Tensor]:
-    """Window of at least 40 ms, which tells the harmonics of any voice apart, and short audio bears; and the window."""
+    """A window length of at least 40 ms, to resolve the harmonics (shorter for short audio), and the Hann window."""
     n_fft = 2 ** math.ceil(math.log2(0.04 * sample_rate))
     while n_fft // 2 >= audio.shape[-1]:
         n_fft //= 2
@@ -160,10 +160,10 @@ def _frames(sample_rate: int, audio: Tensor) -> tuple[int, Tensor]:
 
 
 def _predictor(spectrum: Tensor, sample_rate: int, n_fft: int) -> Tensor:
-    """Linear prediction of every frame: spectra (B, bins, K) to (B, K, order + 1), the first coefficient 1.
+    """Linear prediction of every frame: spectra (B, bins, K) to coefficients (B, K, order + 1), the first of them 1.
 
-    Pre-emphasis leaves the fall of the source's spectrum out of the envelope; a window over the lags smooths away
-    the harmonics; a white floor 50 dB down keeps the equations well-posed, in silence too.
+    Pre-emphasis removes the spectral tilt of the glottal source; the lag window removes the harmonics; white noise at
+    -50 dB keeps the equations well-conditioned.
     """
     order = min(4 + 2 * round(sample_rate / 2000), n_fft // 4)
     angle = torch.linspace(0, math.pi, spectrum.shape[1], device=spectrum.device)
@@ -180,7 +180,7 @@ def _predictor(spectrum: Tensor, sample_rate: int, n_fft: int) -> Tensor:
 
 
 def _log_response(predictor: Tensor, angle: Tensor) -> Tensor:
-    """log |A| of predictors (B, K, order + 1) at angles (B, bins), in radians a sample: (B, bins, K)."""
+    """log |A| of predictors (B, K, order + 1) at angles (B, bins), in radians per sample: (B, bins, K)."""
     turns = angle.unsqueeze(-1) * torch.arange(predictor.shape[-1], device=angle.device)  # (B, bins, order + 1)
     real, imaginary = (part(turns) @ predictor.transpose(1, 2) for part in (torch.cos, torch.sin))
     return 0.5 * (real.square() + imaginary.square()).clamp(min=1e-12).log()

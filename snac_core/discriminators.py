@@ -16,7 +16,7 @@ from snac_core.spectral import stft
 _SLOPE = 0.1  # of the leaky ReLU
 _WIDEST = 32  # times the width of a period discriminator's first layer
 Features = list[Tensor]
-"""What one discriminator makes of a batch, layer by layer; the last is its score."""
+"""Outputs of the layers of one discriminator for a batch; the last one is its score."""
 
 
 class WNConv2d(nn.Module):
@@ -46,7 +46,7 @@ class WNConv2d(nn.Module):
 
 
 class _OneChannelConv1d(WNConv1d):
-    """A convolution of (B, 1, T) as a product of matrices: cuDNN is slow at the gradient of such a weight."""
+    """A convolution of (B, 1, T) as a matrix product: cuDNN computes the gradient of such a weight slowly."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, T) to (B, C, T / stride)."""
@@ -56,15 +56,15 @@ class _OneChannelConv1d(WNConv1d):
 
 
 class PeriodDiscriminator(nn.Module):
-    """Looks at every `period`-th sample (HiFi-GAN, Kong et al. 2020, section 2.3): (B, 1, T) to features.
+    """Multi-period discriminator of one period (HiFi-GAN, Kong et al. 2020, section 2.3).
 
-    The rows of the folded signal never meet, so they are items of a batch and the convolutions have one dimension.
+    The kernels of HiFi-GAN do not span several rows of the folded signal, so the rows are items of a batch here, and
+    the convolutions have one dimension.
 
     Args:
-        period: samples between two that are looked at together.
+        period: number of rows of the folded signal, in samples.
         channels: of the first layer.
-        growth: how many times as many each of the next three has as the one before; none has more than 32 times as
-            many as the first.
+        growth: factor of the channels from one layer to the next, three times; at most 32 times the first layer's.
     """
 
     def __init__(self, period: int, channels: int, growth: int) -> None:
@@ -79,16 +79,17 @@ class PeriodDiscriminator(nn.Module):
         self.score = WNConv1d(widths[-1], 1, kernel_size=3, padding=1)
 
     def forward(self, audio: Tensor) -> Features:
+        """(B, 1, T) to features (B * period, channels, frames)."""
         audio = F.pad(audio, (0, -audio.shape[-1] % self.period), mode="reflect")
         x = audio.view(len(audio), -1, self.period).transpose(1, 2).reshape(len(audio) * self.period, 1, -1)
-        return _through(self.layers, self.score, x)
+        return _features(self.layers, self.score, x)
 
 
 class SpectrogramDiscriminator(nn.Module):
-    """Looks at the complex STFT of one window length (EnCodec, Defossez et al. 2022, section 3.4).
+    """Discriminator of complex spectrograms of one window length (EnCodec, Defossez et al. 2022, section 3.4).
 
     Args:
-        n_fft: window in samples; Hann, hop a quarter.
+        n_fft: length of the Hann window in samples; the hop is a quarter of it.
         channels: of every layer.
     """
 
@@ -104,21 +105,21 @@ class SpectrogramDiscriminator(nn.Module):
         self.score = WNConv2d(channels, 1, (3, 3))
 
     def forward(self, audio: Tensor) -> Features:
-        """(B, 1, T) to features (B, channels, frames, bins)."""
-        audio = F.pad(audio, (0, max(0, self.n_fft // 2 + 1 - audio.shape[-1])))  # what reflection needs
+        """(B, 1, T) to features (B, channels, frames, bins), and the score (B, 1, frames, bins)."""
+        audio = F.pad(audio, (0, max(0, self.n_fft // 2 + 1 - audio.shape[-1])))  # the reflection needs so many samples
         with torch.autocast(audio.device.type, enabled=False):
             wave = audio.squeeze(1).to(self.window.dtype)
             spectrum = stft(wave, self.window, self.n_fft // 4, padding="reflect", normalized=True)
             x = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # (B, 2, frames, bins)
-        return _through(self.layers, self.score, x)
+        return _features(self.layers, self.score, x)
 
 
 class Discriminators(nn.Module):
-    """Several discriminators of several kinds.
+    """Multi-period and multi-resolution STFT discriminators.
 
     Args:
-        periods: of the period discriminators, in samples; primes, so that they overlap least.
-        n_ffts: windows of the spectral discriminators, in samples.
+        periods: of the period discriminators, in samples; prime numbers have the least overlap.
+        n_ffts: windows of the spectrogram discriminators, in samples.
         period_channels: width of the first layer of the period discriminators.
         spectral_channels: width of the first layer of the spectral discriminators.
         period_growth: see PeriodDiscriminator; 4, with 32 channels, gives the 41 M parameters of HiFi-GAN.
@@ -140,17 +141,17 @@ class Discriminators(nn.Module):
         self.discriminators.extend(SpectrogramDiscriminator(n_fft, spectral_channels) for n_fft in n_ffts)
         for norm in self.modules():
             if isinstance(norm, WeightNorm):
-                _keep_scale(norm)
+                _init_he(norm)
 
     def forward(self, audio: Tensor) -> list[Features]:
-        """(B, 1, T) to the features of every discriminator, which hear all items at one level."""
+        """(B, 1, T) to the features of every discriminator; each item is scaled to unit RMS first."""
         level = audio.square().mean(-1, keepdim=True).clamp(min=1e-8).sqrt()
         return [discriminator(audio / level) for discriminator in self.discriminators]
 
 
 @contextmanager
 def without_parameter_gradients(discriminator: nn.Module) -> Iterator[nn.Module]:
-    """Inside, a forward pass of the discriminator asks for gradients of what it hears, and for none of its own parameters."""
+    """Inside the block, gradients pass through the discriminator to its input, and not to its parameters."""
     for parameter in discriminator.parameters():
         parameter.requires_grad_(False)
     try:
@@ -161,35 +162,35 @@ def without_parameter_gradients(discriminator: nn.Module) -> Iterator[nn.Module]
 
 
 def discriminator_loss(real: Sequence[Features], fake: Sequence[Features]) -> Tensor:
-    """Hinge: real speech above 1, made speech below -1 (Lim and Ye 2017); the mean over discriminators, a scalar."""
+    """Hinge loss (Lim and Ye 2017), real speech above 1, generated below -1: a scalar, the mean over discriminators."""
     terms = [F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean() for r, f in zip(real, fake, strict=True)]
-    return _wide(torch.stack(terms)).mean()
+    return _at_least_float32(torch.stack(terms)).mean()
 
 
 def adversarial_loss(fake: Sequence[Features]) -> Tensor:
-    """What the generator makes small: minus the score of what it made; the mean over discriminators, a scalar."""
-    return -_wide(torch.stack([f[-1].mean() for f in fake])).mean()
+    """Hinge loss of the generator: minus the score of its output; a scalar, the mean over discriminators."""
+    return -_at_least_float32(torch.stack([f[-1].mean() for f in fake])).mean()
 
 
 def feature_loss(real: Sequence[Features], fake: Sequence[Features]) -> Tensor:
-    """L1 between the discriminators' hidden features of made and real speech, relative to the real ones' mean magnitude.
+    """Feature matching: L1 between hidden features of generated and real speech, relative to the mean of the real ones.
 
-    Relative as in EnCodec, eq. 2, so that wide and narrow layers count alike; the mean over layers, a scalar.
+    Relative as in EnCodec, eq. 2, so that all layers have equal weight; a scalar, the mean over layers.
     """
     terms = [
         (a.detach() - b).abs().mean() / a.detach().abs().mean().clamp(min=1e-5)
         for r, f in zip(real, fake, strict=True)
         for a, b in zip(r[:-1], f[:-1], strict=True)
     ]
-    return _wide(torch.stack(terms)).mean()
+    return _at_least_float32(torch.stack(terms)).mean()
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Single precision at least: what comes out of mixed precision is too coarse for a mean."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """At least float32: bfloat16 is too coarse for a mean."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _through(layers: nn.ModuleList, score: nn.Module, x: Tensor) -> Features:
+def _features(layers: nn.ModuleList, score: nn.Module, x: Tensor) -> Features:
     features: Features = []
     for layer in layers:
         x = F.leaky_relu(layer(x), _SLOPE)
@@ -198,7 +199,7 @@ def _through(layers: nn.ModuleList, score: nn.Module, x: Tensor) -> Features:
 
 
 @torch.no_grad()
-def _keep_scale(norm: WeightNorm) -> None:
-    """Initial weights that keep the scale of what passes (He et al. 2015); torch's own shrink it layer by layer."""
+def _init_he(norm: WeightNorm) -> None:
+    """Initial weights that keep the scale of activations (He et al. 2015); torch's defaults reduce it in each layer."""
     nn.init.kaiming_normal_(norm.original1, a=_SLOPE)
     norm.original0.copy_(torch.norm_except_dim(norm.original1, 2, 0))

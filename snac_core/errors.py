@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the user, and the nearest right answer to put into it."""
+"""The exception for mistakes of the user, and suggestions for its message."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that its maker can mend: the message names what was got, what was expected, and the nearest answer.
+    """A mistake that the user can fix.
+
+    The message states what was given, what is expected, and the nearest valid value.
 
     The command line prints it as one line and exits with code 2.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the closest of `known` to `name`, else all of `known`."""
+    """The end of an error message: the name in `known` that is closest to `name`, else all of `known`."""
     known = sorted(known)
     if not known:
-        return "; none is known here"
+        return "; none is known"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [k for k in known if name and name in k][:1]
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,6 +1,4 @@
-"""Files that are either whole or not there: written beside their place, then renamed into it.
-
-One digest of tensors, for codecs, encoders, strategies and recognisers alike."""
+"""Atomic writing of files, and digests of tensors."""
 
 from __future__ import annotations
 
@@ -21,13 +19,16 @@ from snac_core.errors import UserError
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place on success, remove it on any error.
+    """Yield a temporary path in the folder of `path`; rename it to `path` on success, remove it on any error.
 
-    What stood at `path` survives until the rename, a full disk included. The folder is made when missing.
+    An existing file at `path` is kept until the rename, also if the disk is full. The folder is created if missing.
+
+    Raises:
+        UserError: if `path` exists and is not a regular file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is there and is no regular file; expected the name of a file to write")
+        raise UserError(f"{path} exists and is not a regular file; expected the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)
@@ -46,23 +47,23 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path`, atomically."""
     with writing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all."""
+    """Write `text` to `path` in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, whole or not at all. NaN is refused: JSON has no such number."""
+    """Write `value` to `path` as indented JSON, atomically. NaN raises ValueError: JSON has no such number."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def tensor_digest(tensors: Iterable[tuple[str, Tensor]], preamble: str = "") -> str:
-    """sha256, in hex, over `preamble`, then each tensor's name, type, shape and bytes, in the order given."""
+    """sha256 (hex) over `preamble`, then the name, dtype, shape and bytes of each tensor, in the given order."""
     digest = hashlib.sha256(preamble.encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class FiLM(nn.Module):
-    """x * (1 + g(s)) + b(s), constant over time; exactly the identity when new.
+    """x * (1 + g(s)) + b(s), constant over time; exactly the identity at initialization.
 
-    The scale is written as 1 + g, so that weight decay pulls it towards doing nothing.
+    The scale is 1 + g, so that weight decay pulls it towards the identity.
 
     Args:
         speaker_dim: S.
         channels: C.
-        hidden: widths of the ReLU layers between the embedding and the two heads; none: two linear heads.
+        hidden: widths of the ReLU layers between the embedding and the two linear heads.
     """
 
     def __init__(self, speaker_dim: int, channels: int, hidden: tuple[int, ...] = ()) -> None:

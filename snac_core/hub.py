@@ -1,7 +1,6 @@
-"""Files from and to the Hugging Face Hub, with errors in one line.
+"""Download from and upload to the Hugging Face Hub, with errors in one line.
 
-Tokens, cache and offline mode are huggingface_hub's: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` and `hf auth login` work
-as everywhere.
+Tokens, cache and offline mode are those of huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`, `hf auth login`.
 """
 
 from __future__ import annotations
@@ -11,34 +10,42 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in its __all__
 
 from snac_core.errors import UserError
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` can be a repository on the hub: `owner/name`, and no path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    """Whether `name` can be a repository on the hub, `owner/name`, and is not a path."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def fetch(repo_id: str, *wanted: Sequence[str], **options: Any) -> list[Path]:
     """Download files of one commit, or find them in the cache.
 
+    `snapshot_download` would download a safetensors and a torch file where a repository has both, and offline it
+    returns an incomplete snapshot without an error.
+
     Args:
         repo_id: `owner/name`.
-        wanted: for each file the names it may have, the first that is there counts.
+        wanted: for each file its possible names; the first that exists is used.
         options: of `hf_hub_download`: `revision` (branch, tag or commit), `token`, `cache_dir`, `local_files_only`.
 
     Returns:
-        a path for each; `commit_of` says which commit they are of.
+        one path per file; `commit_of` returns their commit.
 
     Raises:
-        UserError: for a repository or file that is not there or not for this token, and without a network.
+        UserError: for a missing repository or file, without access to it, and without a network.
     """
     found: list[Path] = []
     for names in wanted:
         found.append(_first_of(repo_id, names, options))
-        options["revision"] = commit_of(found[0])  # nobody's push in between can mix two commits
+        options["revision"] = commit_of(found[0])  # a push in between cannot mix two commits
     return found
 
 
@@ -47,7 +54,7 @@ def _first_of(repo_id: str, names: Sequence[str], options: dict[str, Any]) -> Pa
     for name in names:
         try:
             return Path(hf_hub_download(repo_id, name, **options))
-        except EntryNotFoundError as error:  # also where nothing is cached and there is no network
+        except EntryNotFoundError as error:  # also if nothing is cached and there is no network
             missing.append(error)
         except Exception as error:  # the HTTP libraries under different versions of the hub have no common base
             raise _refused(f"cannot fetch {repo_id!r} from the hub", error) from error
@@ -62,13 +69,13 @@ def commit_of(path: Path) -> str:
 def push(
     folder: Path, repo_id: str, *, token: str | None = None, private: bool | None = None, revision: str | None = None
 ) -> str:
-    """Upload a folder's files in one commit; makes the repository and the branch `revision` where they are missing.
+    """Upload a folder's files in one commit; create the repository and the branch `revision` if missing.
 
     Returns:
-        the repository's address.
+        the address of the repository.
 
     Raises:
-        UserError: without a network, a token, or the right to write there.
+        UserError: without a network, a token, or write access.
     """
     api = HfApi(token=token)
     try:

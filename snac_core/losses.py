@@ -1,14 +1,4 @@
-"""Loss terms that objectives are made of: differentiable functions of audio and embeddings.
-
-Losses between speaker embeddings of unit norm.
-
-How likely codes are, given a latent: what a latent must become for the quantizer to choose them.
-
-How far a latent is from what its codes stand for.
-
-How far speech is from another recording of the same words, whatever their timing.
-
-Distances between waveforms: multi-scale STFT and log-mel."""
+"""Differentiable losses for objectives: of speaker embeddings, codes, latents, aligned speech and spectra."""
 
 from __future__ import annotations
 
@@ -25,26 +15,25 @@ from snac_core.spectral import magnitude_spectrum, mel_filterbank, power_spectru
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - cosine, per row: (M, S) and (M, S) to (M,)."""
+    """1 - cosine similarity, per row: (M, S) and (M, S) to (M,), 0 to 2."""
     return 1 - F.cosine_similarity(a, b, dim=-1)
 
 
 def contrastive(outputs: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
-    """InfoNCE: the output must be closer to its positive than to its negatives (van den Oord et al. 2018, eq. 4).
+    """InfoNCE between unit vectors (van den Oord et al. 2018, eq. 4).
 
-    With several positives it is the mean of each one's term, outside of the logarithm, as supervised contrastive
-    learning has it (Khosla et al. 2020, eq. 2); a positive is never held against another one.
+    With several positives, the term of each positive is computed alone and averaged, as in supervised contrastive
+    learning (Khosla et al. 2020, eq. 2): other positives are not negatives.
 
     Args:
         outputs: (M, S) embeddings of the converted audio.
-        positives: (M, S), or (M, P, S), of the target speakers, from other audio; detached here, so that the metric
-            cannot be moved.
-        negatives: (M, N, S); detached here.
-        mask: (M, N), True where a negative counts.
-        temperature: divides the cosines.
+        positives: (M, S), or (M, P, S), of the target speakers, from other audio; detached.
+        negatives: (M, N, S), of other speakers; detached.
+        mask: (M, N), True for valid negatives.
+        temperature: divisor of the cosines.
 
     Returns:
-        scalar; rows without a negative count as zero.
+        a scalar, the mean over rows; rows without a valid negative count as zero.
     """
     positive = torch.einsum("ms,mps->mp", outputs, _several(positives).detach()) / temperature
     negative = torch.einsum("ms,mns->mn", outputs, negatives.detach()) / temperature
@@ -54,9 +43,10 @@ def contrastive(outputs: Tensor, positives: Tensor, negatives: Tensor, mask: Ten
 
 
 def margin_ranking(outputs: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor, *, margin: float) -> Tensor:
-    """Hinge on distances: relu(margin + d(positive) - d(negative)), the mean over the pairs that count.
+    """Hinge loss: relu(margin + d(positive) - d(negative)), the mean over valid pairs; a scalar.
 
-    With d = 1 - cosine: zero once every negative is farther than the positive by `margin`. Shapes as `contrastive`.
+    d is 1 - cosine: the loss is zero if every negative is farther than the positive by `margin`. Shapes as in
+    `contrastive`.
     """
     positive = cosine_distance(outputs.unsqueeze(1), _several(positives).detach()).unsqueeze(2)  # (M, P, 1)
     negative = cosine_distance(outputs.unsqueeze(1), negatives.detach()).unsqueeze(1)  # (M, 1, N)
@@ -72,20 +62,20 @@ def _several(positives: Tensor) -> Tensor:
 def code_entropy(
     quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Tensor], *, temperature: float
 ) -> Tensor:
-    """Cross-entropy of the quantizer's choice against codes that it should choose, per item.
+    """Cross-entropy between the quantizer's choice and given codes, per item.
 
-    A code is chosen by the direction of an encoding, so the logits are the cosines to all entries, divided by the
-    temperature. Every level looks at what the wanted codes of the levels before it leave (teacher forcing). Unlike the
-    straight-through gradient this sees which entry is chosen, and which would be next.
+    The quantizer chooses the entry with the highest cosine, so the logits are the cosines to all entries, divided by
+    the temperature. Each level gets the residual after the given codes of earlier levels (teacher forcing). In contrast
+    to the straight-through gradient, this gradient depends on which entry is chosen.
 
     Args:
         quantizer: of the codec.
-        z: (B, C, F), the latent to be quantized.
-        codes: one (B, F / stride) per level, wanted.
+        z: (B, C, F), the latent before quantization.
+        codes: the given codes, one (B, F / stride) per level.
         temperature: of the softmax over entries.
 
     Returns:
-        (B,), in nats: means over frames and levels. Its gradient moves `z`, and no entry.
+        (B,), in nats, the mean over frames and levels. Only `z` gets a gradient.
     """
     residual, terms = z, []
     for level, indices in zip(quantizer.quantizers, codes, strict=True):
@@ -98,18 +88,18 @@ def code_entropy(
 
 
 def commitment(quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Tensor]) -> Tensor:
-    """Squared distance of encodings to their entries, relative to the entries' size: mean over items and levels.
+    """Squared distance between encodings and their codebook entries, relative to the entries' mean square.
 
-    The commitment term of van den Oord et al. 2017 (eq. 3), per level, for a frozen codebook. The straight-through
-    gradient of the quantizer does not see rounding, so nothing else keeps an edited latent where the codebooks are.
+    The commitment term of van den Oord et al. 2017 (eq. 3), per level, for frozen codebooks. The straight-through
+    gradient ignores the quantization error, so only this term keeps an edited latent near the codebooks.
 
     Args:
         quantizer: of the codec.
-        z: (B, C, F), the latent that was quantized.
-        codes: one (B, F / stride) per level, what it was quantized to.
+        z: (B, C, F), the latent before quantization.
+        codes: its codes, one (B, F / stride) per level.
 
     Returns:
-        a scalar, 0 where every encoding is its entry; its gradient moves `z`, and no entry.
+        a scalar, the mean over items and levels; only `z` gets a gradient.
     """
     residual, distances = z, []
     for level, indices in zip(quantizer.quantizers, codes, strict=True):
@@ -121,71 +111,72 @@ def commitment(quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Ten
 
 
 _MELS = 40
-_STEPS = (0, 1, 2)  # target frames that one frame may go on by: half to twice the target's speed, and pauses
+_STEPS = (0, 1, 2)  # allowed steps in target frames per source frame: pauses, and up to twice the speed
 
 
 def aligned_distance(estimate: Tensor, target: Tensor, lengths: Tensor, sample_rate: int) -> Tensor:
     """Mean absolute difference of log10 mel spectra along the best alignment with a part of the target, per item.
 
-    The alignment is dynamic time warping that may begin and end anywhere in the target (Mueller 2007, section 7.2), on
-    spectra without their level; it carries no gradient, the distance along it does.
+    The alignment is subsequence dynamic time warping (Mueller 2007, section 7.2): it may start and end anywhere in the
+    target. It uses spectra without their level, and has no gradient; the distance along it has. torchaudio and librosa
+    have no batched version of it.
 
     Args:
         estimate: (M, 1, T).
-        target: (M, 1, T'), the same words, and maybe more before and after; padded at the end.
-        lengths: (M,) samples of each target that count; 0: there is none.
+        target: (M, 1, T'), a recording of the same words, possibly with more before and after; padded at the end.
+        lengths: (M,) valid samples of each target; 0: no target.
         sample_rate: in Hz.
 
     Returns:
-        (M,), in bels; 0 where there is no target.
+        (M,), in bels (log10); 0 without a target.
     """
     hop = _window(sample_rate) // 4
     got, wanted = (_log_mel(audio, sample_rate, hop) for audio in (estimate, target))  # (M, mels, K), (M, mels, J)
     with torch.no_grad():
         one, other = (x - x.mean(1, keepdim=True) for x in (got, wanted))
-        path = _path(one, other, _counting(lengths, hop, wanted))
+        path = _path(one, other, _valid_frames(lengths, hop, wanted))
     along = wanted.gather(2, path.unsqueeze(1).expand(-1, _MELS, -1))
     return (got - along).abs().mean(dim=(1, 2)) * (lengths.to(got.device) > 0)
 
 
 @torch.no_grad()
 def alignment(source: Tensor, target: Tensor, lengths: Tensor, sample_rate: int, *, hop: int) -> Tensor:
-    """Which frame of another speaker's recording of the same words each frame of the source is.
+    """Frame-wise alignment with another speaker's recording of the same words.
 
-    As in `aligned_distance`, on log mel spectra without their level and without the mean of every band over time, which
-    is most of what two voices differ in.
+    As in `aligned_distance`, but the mean of every band over time is removed too: it is most of the difference between
+    two voices.
 
     Args:
         source: as `estimate` of `aligned_distance`.
-        target: as there.
-        lengths: as there.
-        sample_rate: as there, in Hz.
-        hop: samples of a frame.
+        target: as valid.
+        lengths: as valid.
+        sample_rate: as in `aligned_distance`, in Hz.
+        hop: samples per frame.
 
     Returns:
-        (M, K) frames of the target, never going back, for the K = T / hop (rounded down, at least 1) frames of the
-        source; any frame where there is no target.
+        (M, K) frame indices of the target, monotonic, for the K = max(1, T // hop) frames of the source; arbitrary
+        without a target.
     """
     spectra = (_log_mel(x, sample_rate, hop)[..., : max(1, x.shape[-1] // hop)] for x in (source, target))
     one, other = (x - x.mean(1, keepdim=True) for x in spectra)
-    there = _counting(lengths, hop, other)
-    means = (other * there.unsqueeze(1)).sum(2, keepdim=True) / there.sum(1).clamp(min=1)[:, None, None]
-    return _path(one - one.mean(2, keepdim=True), other - means, there)
+    valid = _valid_frames(lengths, hop, other)
+    means = (other * valid.unsqueeze(1)).sum(2, keepdim=True) / valid.sum(1).clamp(min=1)[:, None, None]
+    return _path(one - one.mean(2, keepdim=True), other - means, valid)
 
 
-def _counting(lengths: Tensor, hop: int, spectra: Tensor) -> Tensor:
-    """(M, J), True for the frames of spectra (M, mels, J) that lie within lengths (M,) in samples."""
+def _valid_frames(lengths: Tensor, hop: int, spectra: Tensor) -> Tensor:
+    """(M, J), True for the frames of spectra (M, mels, J) within lengths (M,) in samples."""
     return torch.arange(spectra.shape[-1], device=spectra.device) * hop < lengths.to(spectra.device)[:, None]
 
 
-def _path(one: Tensor, other: Tensor, there: Tensor) -> Tensor:
-    """The best path (M, K) of spectra (M, mels, K) through spectra (M, mels, J), of which the frames `there` count."""
+def _path(one: Tensor, other: Tensor, valid: Tensor) -> Tensor:
+    """The best path (M, K) of spectra (M, mels, K) through the `valid` frames (M, J) of spectra (M, mels, J)."""
     cost = torch.cdist(one.transpose(1, 2), other.transpose(1, 2), p=1) / _MELS
-    return _best_path(cost.masked_fill(~there.unsqueeze(1), float("inf")))
+    return _best_path(cost.masked_fill(~valid.unsqueeze(1), float("inf")))
 
 
 def _best_path(cost: Tensor) -> Tensor:
-    """For costs (M, K, J) of pairing frames, the target frame (M, K) of each frame on the cheapest monotonic path."""
+    """For costs (M, K, J) of pairs of frames, the target frames (M, K) of the monotonic path with the lowest cost."""
     total, came = cost[:, 0], []
     for row in cost[:, 1:].unbind(1):
         before = torch.stack([torch.nn.functional.pad(total, (step, 0), value=float("inf"))[:, : total.shape[1]]
@@ -216,14 +207,17 @@ def _log_mel(audio: Tensor, sample_rate: int, hop: int) -> Tensor:
 
 
 FLOOR = 1e-5
-"""Magnitudes below -100 dB count as silence in the logarithm."""
+"""Floor of magnitudes in logarithms: -100 dB."""
 
 
 class MultiScaleSTFT(nn.Module):
-    """Mean L1 distance of magnitudes plus that of log-magnitudes, over several window lengths.
+    """L1 distance of magnitudes plus that of log10 magnitudes, the mean over several window lengths.
+
+    auraloss's `MultiResolutionSTFTLoss`, with the same terms and weights, differs by 4 % on speech-like signals: it
+    clamps magnitudes at -80 dB and reflects the audio at its ends.
 
     Args:
-        n_ffts: window lengths in samples; Hann windows, hop a quarter of the window.
+        n_ffts: lengths of the Hann windows in samples; the hop is a quarter of the window.
 
     Source: the spectral terms of Yamamoto et al. 2020 (Parallel WaveGAN), with L1 in both domains.
     """
@@ -235,7 +229,7 @@ class MultiScaleSTFT(nn.Module):
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
 
     def magnitudes(self, audio: Tensor, n_fft: int) -> Tensor:
-        """(B, 1, T) to (B, n_fft / 2 + 1, frames). Short audio is padded to one window."""
+        """(B, 1, T) to (B, n_fft // 2 + 1, frames). Short audio is padded to one window."""
         wave = audio.squeeze(1)
         if wave.shape[-1] < n_fft:
             wave = nn.functional.pad(wave, (0, n_fft - wave.shape[-1]))
@@ -243,7 +237,7 @@ class MultiScaleSTFT(nn.Module):
         return magnitude_spectrum(wave, window, n_fft // 4, padding="constant", floor=FLOOR)
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
-        """(B, 1, T) twice to a scalar."""
+        """(B, 1, T) and (B, 1, T) to a scalar."""
         total = estimate.new_zeros(())
         for n_fft in self.n_ffts:
             got, wanted = self.magnitudes(estimate, n_fft), self.magnitudes(target, n_fft)
@@ -252,9 +246,9 @@ class MultiScaleSTFT(nn.Module):
 
 
 def mel_distance(estimate: Tensor, target: Tensor, sample_rate: int, *, n_mels: int = 80) -> Tensor:
-    """Mean absolute difference of log10 mel spectra, per item: (B, 1, T) twice to (B,).
+    """Mean absolute difference of log10 mel spectra, per item: (B, 1, T) and (B, 1, T) to (B,), in bels.
 
-    Windows of 64 ms with a hop of 16 ms, Slaney filters up to half the rate.
+    Hann windows of about 64 ms (a power of two in samples), a hop of a quarter, Slaney filters up to half the rate.
     """
     n_fft = 2 ** round(math.log2(0.064 * sample_rate))
     window, filters = torch.hann_window(n_fft), _filters(n_mels, n_fft, sample_rate)

@@ -1,4 +1,4 @@
-"""What a metric is: one number about one evaluated conversion."""
+"""Metrics: one number per evaluated conversion."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 OUTPUTS = ("converted", "identity", "other", "synthetic")
-"""What a system makes: of the source under the embedding of the target, of its own speaker, of a third; and of another
-voice made out of the source, under the own speaker's."""
+"""Outputs of a system: the source under the embedding of the target, of its own speaker, and of a third speaker; and
+the source with another pitch and other formants, under the embedding of its own speaker."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """One evaluated conversion: everything a metric may look at.
+    """One evaluated conversion: the input of a metric.
 
     Attributes:
         pair: id of the (source utterance, target speaker) pair.
         sample_rate: of every waveform, in Hz.
         source: the source audio (T,).
         converted: the output under the target's embedding (T,).
-        identity: the output under the source speaker's own embedding (T,); None where there is no such output.
-        other: the output under a third speaker's embedding (T,); None likewise.
-        synthetic: the output under the source speaker's own embedding where pitch and formants of the source were
-            moved before (T,); None likewise.
-        embeddings: the judge's unit vectors (S,) of "converted", "identity", "other", "synthetic", and "degraded": the
-            converted output after a 7 kHz low-pass and with noise at 30 dB.
-        references: the judge's unit vectors (S,) of the speakers "source" and "target", from audio kept for scoring.
-        speaker_encoder_embeddings, speaker_encoder_references: the same by the conditioning encoder; empty where there is none.
-        text: what is said, where known.
-        target: some real speech of the target (T,), of the audio kept for scoring; None where there is none.
+        identity: the output under the source speaker's own embedding (T,); None if the system has no such output.
+        other: the output under a third speaker's embedding (T,), or None.
+        synthetic: the output under the source speaker's own embedding (T,) for a source with shifted pitch and
+            formants, or None.
+        embeddings: the judge's unit vectors (S,) of "converted", "identity", "other", "synthetic", and of "degraded":
+            the converted output after a 7 kHz low-pass filter and with noise at 30 dB SNR.
+        references: the judge's unit vectors (S,) of the speakers "source" and "target", from audio reserved for
+            scoring.
+        speaker_encoder_embeddings, speaker_encoder_references: the same from the conditioning encoder; empty if the
+            system has none.
+        text: transcript of the source, if known.
+        target: real speech of the target (T,), from the audio reserved for scoring, or None.
         target_speaker: name of the target.
-        candidates: the judge's unit vectors (S,) of every target speaker, by name.
-        same_words: whether the output should say what the source says; False for another utterance of the target.
+        candidates: the judge's unit vector (S,) of every target speaker, by name.
+        same_words: whether the output should have the words of the source; False for another utterance of the target.
     """
 
     pair: str
@@ -61,15 +63,15 @@ class Metric:
     Attributes:
         name: identifier; the column of the report.
         unit: e.g. "cosine", "dB"; "" for a pure number.
-        direction: whether "up" or "down" is better.
-        worst: the score of output that is NaN or silent: such output is judged, not missing.
-        outputs: of OUTPUTS, those that it judges: where one of them is NaN or silent, the score is `worst`.
-        requires: importable packages it needs; where one is missing the metric is shown as missing.
-        on_request: True for a metric that fetches a large model or takes long: it is measured only in studies that name
-            it in `also`.
-        role: "content" for an error rate of what is said (a share, down) that may be the study's primary measure of
-            content. Of those, the one whose controls lie farthest apart is used; under 30 points apart, none is.
-        margin: for a primary measure, the largest loss in its unit that still counts as not worse.
+        direction: whether a higher value ("up") or a lower one ("down") is better.
+        worst: the value for output that is NaN or silent; such output counts, it is not a missing value.
+        outputs: those of OUTPUTS that the metric judges: if one of them is NaN or silent, the value is `worst`.
+        requires: importable packages that it needs; if one is not installed, the metric is reported as missing.
+        on_request: True for a metric that downloads a large model or takes long: it is measured only in studies that
+            list it in `extra_metrics`.
+        role: "content" for an error rate of the words (a fraction, "down") that may be the study's primary content
+            metric. The one with the largest distance between its controls is used, if that is at least 30 points.
+        margin: non-inferiority margin of a primary metric, in its unit.
     """
 
     name: ClassVar[str] = ""
@@ -84,17 +86,29 @@ class Metric:
 
     @property
     def version(self) -> str:
-        """What its values depend on beside the conversion, e.g. a recogniser's digest; values of different versions are
-        not compared."""
+        """What the values depend on besides the conversion, e.g. the digest of a recogniser.
+
+        Values of different versions are not compared.
+        """
         return ""
 
     def prepare(self) -> None:
-        """Make ready what it judges with, once before anything is judged.
+        """Load models and other resources. Called once, before the first conversion.
 
         Raises:
-            UserError: if that cannot be had here; the metric is then shown as missing, with this reason.
+            UserError: if a resource is not available; the metric is then reported as missing, with this reason.
         """
 
     def __call__(self, conversion: Conversion) -> float | None:
-        """The value; None where it does not apply. Raises when its tool fails."""
+        """Measure one conversion.
+
+        Args:
+            conversion: with waveforms (T,) at `conversion.sample_rate`.
+
+        Returns:
+            the value in `unit`, or None if the metric does not apply to this conversion.
+
+        Raises:
+            Exception: any, if the measurement fails; the value is then missing, with this reason.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(conversion)")

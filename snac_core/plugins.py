@@ -1,6 +1,4 @@
-"""Names of plugins, the class behind each, and where it came from.
-
-Discovery: what the installed plugins and single files offer, by name and with its origin."""
+"""Discovery of plugins: names, the class of each, and the distribution or file that it comes from."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ DISTRIBUTION = "snac-conditioning"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a name came from: an entry point of an installed distribution, or a file."""
+    """Where a plugin comes from: an entry point of an installed distribution, or a file."""
 
     plugin: str
     distribution: str | None = None
@@ -43,8 +41,8 @@ class Registry:
 
     Attributes:
         kind: for messages.
-        classes, origins: name to class, and to where it came from.
-        refused: name to the reason why nobody's offer of it is taken.
+        classes, origins: name to class, and to its origin.
+        refused: name to the reason why no class is registered under it.
     """
 
     kind: str
@@ -53,11 +51,11 @@ class Registry:
     refused: dict[str, str] = field(default_factory=dict)
 
     def add(self, offered: Any, origin: Origin) -> None:
-        """Take one class.
+        """Register one class.
 
         Raises:
-            UserError: for a bad or taken name, or an interface version that is not ours. A name that two plugins claim
-                belongs to neither from then on, unless this project holds it.
+            UserError: for an invalid or used name, or another version of the hook API. A name that two plugins
+                register is removed for both, unless one of them is this project.
         """
         if not isinstance(offered, type):
             raise UserError(f"{self.kind} {offered!r} of {origin} is no class; register the class itself")
@@ -86,7 +84,7 @@ class Registry:
         self.origins[name] = origin
 
     def refuse(self, name: str, reason: str) -> None:
-        """Offer `name` no more; who asks for it gets the reason."""
+        """Remove `name`; looking it up raises UserError with the reason."""
         self.refused[name] = reason
         self.classes.pop(name, None)
         self.origins.pop(name, None)
@@ -110,11 +108,11 @@ class Registry:
 
 @dataclass
 class Catalogue:
-    """Everything the plugins offer, and what of it cannot be used.
+    """Everything that plugins register.
 
     Attributes:
-        failures: origin to reason, of plugins that do not load and are left out.
-        notices: sentences on what single names, or whole plugins, were not granted.
+        failures: origin to reason, for plugins that do not load.
+        notices: one sentence for each rejected name or setting.
     """
 
     strategies: Registry = field(default_factory=lambda: Registry("strategy"))
@@ -125,7 +123,7 @@ class Catalogue:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should be told, a line each."""
+        """One line per problem, for the user."""
         left_out = [f"{origin} does not load and is left out: {reason}" for origin, reason in self.failures.items()]
         return [*left_out, *(f"set aside: {notice}" for notice in self.notices)]
 
@@ -133,15 +131,14 @@ class Catalogue:
 def discover(files: Iterable[str | Path] = (), *, disable: Iterable[str] = ()) -> Catalogue:
     """Load the plugins of entry-point group `snac_core.plugins`, then the single `files`.
 
-    What is wrong with an installed plugin stays its own: the rest still works, and `Catalogue.warnings` names it. What
-    a file given by hand does wrong is an error.
+    A broken installed plugin does not affect the others: `Catalogue.warnings` names it. A broken file is an error.
 
     Args:
-        files: Python files with a plugin each.
-        disable: names of installed plugins to leave out; they are not even imported.
+        files: Python files, each with one plugin.
+        disable: names of installed plugins to skip; they are not imported.
 
     Raises:
-        UserError: for a file that does not load or claims a name that is taken, and a `disable` that is not installed.
+        UserError: for a file that does not load or registers a used name, and a `disable` that is not installed.
     """
     from snac_core.plugin_guard import guarded, restore_settings, torch_settings
 
@@ -162,7 +159,7 @@ def discover(files: Iterable[str | Path] = (), *, disable: Iterable[str] = ()) -
             if module not in origins:
                 _register(manager, module, entry.name)
                 origins[module] = origin
-        except (Exception, SystemExit) as error:  # whatever a plugin's import raises must not break the others
+        except (Exception, SystemExit) as error:  # an import may raise anything; other plugins must still load
             catalogue.failures[str(origin)] = f"{type(error).__name__}: {_one_line(error)}{_other_version(error)}"
         catalogue.notices += [
             f"importing {origin} changed torch's {change}; put back" for change in restore_settings(before)
@@ -189,7 +186,7 @@ def load_file(path: str | Path) -> ModuleType:
     """Import a single Python file as a plugin module; the same file is imported once.
 
     Raises:
-        UserError: if the file is missing, is no Python file, or fails to import.
+        UserError: if the file is missing, is not a Python file, or fails to import.
     """
     path = Path(path).resolve()
     if not path.is_file() or path.suffix != ".py":
@@ -212,7 +209,7 @@ def load_file(path: str | Path) -> ModuleType:
 
 
 def _register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> None:
-    alone = pluggy.PluginManager(PROJECT)  # a registration that fails half-way would leave traces in `manager`
+    alone = pluggy.PluginManager(PROJECT)  # a failed registration would leave an incomplete entry in `manager`
     alone.add_hookspecs(ModuleHooks)
     try:
         alone.register(module, name=name)
@@ -255,7 +252,7 @@ def _offer(implementation: pluggy.HookImpl, registry: Registry, origin: Origin, 
 
 
 def _entries() -> list[importlib.metadata.EntryPoint]:
-    """The installed plugins by name, this project's own before all others: what it calls something stays its own."""
+    """The installed plugins by name; this project's own come first, so that nobody else can register their names."""
     entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     return sorted(entries, key=lambda e: (e.dist is None or e.dist.name != DISTRIBUTION, e.name))
 
@@ -269,7 +266,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _other_version(error: BaseException) -> str:
-    """The end of the message where a plugin asks this package for what it does not have."""
+    """The end of the message if a plugin imports a name that this package does not have."""
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] == PROJECT:
         return f"; it was written for another version of the hook API, this is {API_VERSION}"
     return ""

@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, and on nothing that ran before.
+"""Random numbers that depend only on their purpose, not on earlier draws.
 
-Every draw of the project comes from a generator made of (seed, step, purpose). Nothing reads a shared stream, so an arm
-trained beside others, alone, or from a checkpoint sees the same numbers.
+Every draw comes from a generator that is seeded with (seed, step, purpose). No code draws from a shared stream, so an
+arm gets the same numbers whether it is trained alone, together with others, or from a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 def derive(*parts: object) -> int:
-    """A seed in [0, 2^63) for these parts, e.g. `derive(seed, step, "crops")`; equal in every process."""
+    """A seed in [0, 2^63) for these parts, e.g. `derive(seed, step, "crops")`; the same in every process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

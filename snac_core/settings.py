@@ -1,4 +1,4 @@
-"""Settings of a strategy, checked, with errors in one line."""
+"""Validation of settings with errors in one line, and descriptions of settings for help texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from snac_core.errors import UserError, nearest
 
 
 def checked(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
-    """`model(**values)`; a UserError names the first bad key with what was got and what was expected."""
+    """`model(**values)`.
+
+    Raises:
+        UserError: names the first invalid key, the value, and what is expected.
+    """
     unknown = [key for key in values if key not in model.model_fields]
     if unknown and model.model_config.get("extra") == "forbid":
         raise UserError(f"unknown setting {unknown[0]!r} of {where}{nearest(unknown[0], model.model_fields)}")
@@ -25,7 +29,7 @@ def checked(model: type[BaseModel], values: Mapping[str, Any], where: str) -> An
 
 
 def validated(strategy: Any, values: Mapping[str, Any] | BaseModel) -> Any:
-    """The `Config` of a strategy class from plain values (an instance of it passes through)."""
+    """The `Config` of a strategy class from plain values; an instance of it is returned unchanged."""
     if isinstance(values, strategy.Config):
         return values
     if isinstance(values, BaseModel):
@@ -36,7 +40,7 @@ def validated(strategy: Any, values: Mapping[str, Any] | BaseModel) -> Any:
 
 
 def describe(error: ValidationError) -> str:
-    """The first problem of a pydantic error in one line: key, what was got, what was expected."""
+    """The first problem of a pydantic error in one line: key, value, and what is expected."""
     first = error.errors()[0]
     if not first["loc"]:
         return first["msg"].removeprefix("Value error, ")
@@ -50,12 +54,12 @@ def stated(key: str, field: FieldInfo) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default as a study file would write it."""
+    """The default, as written in a study file."""
     return json.dumps(field.get_default(call_default_factory=True), ensure_ascii=False, default=str)
 
 
 def accepted(field: FieldInfo) -> str:
-    """What a setting takes, in words: `int, >= 1`, `"conv" | "film"`, `list of str, at least 1`."""
+    """The valid values of a setting, in words: `int, >= 1`, `"conv" | "film"`, `list of str, at least 1`."""
     return ", ".join([_kind(field.annotation), *(_limit(limit) for limit in field.metadata)])
 
 

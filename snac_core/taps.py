@@ -1,4 +1,4 @@
-"""Taps: the named places in a codec's signal path where a tensor (B, C, F) may be edited."""
+"""Taps: the named points of a codec's signal path at which a tensor (B, C, F) may be edited."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from snac_core.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Tap:
-    """One place in the signal path, with the shape of what passes there.
+    """One point of the signal path, with the shape of the activation there.
 
     Attributes:
         name: `encoder_<i>`, `latent`, `quantized` or `decoder_<i>`.
-        channels: C of the tensor (B, C, F) at this place.
+        channels: C of the activation (B, C, F).
         frame_rate: frames F per second of audio, in Hz.
     """
 
@@ -26,7 +26,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Taps:
-    """What a strategy is told about the codec it will edit.
+    """What a strategy needs to know about the codec.
 
     Attributes:
         speaker_dim: S of the speaker embedding (B, S).
@@ -37,7 +37,7 @@ class Taps:
     all: tuple[Tap, ...]
 
     def match(self, patterns: Iterable[str]) -> list[Tap]:
-        """The taps that any of the shell-style `patterns` names, in signal order.
+        """The taps that match any of the shell-style `patterns`, in signal order.
 
         Raises:
             UserError: if a pattern matches no tap of this codec.
@@ -51,5 +51,5 @@ class Taps:
 
 
 def is_before_vq(name: str) -> bool:
-    """Whether the tap lies before the quantizer."""
+    """Whether the tap is before the quantizer."""
     return name == "latent" or name.startswith("encoder_")

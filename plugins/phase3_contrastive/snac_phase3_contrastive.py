@@ -1,8 +1,8 @@
 """Phase 3: contrastive learning with speaker embeddings.
 
-The converted output must sound more like its target than like other speakers, the source among them. It has a small
-FiLM on the quantized latent, so that it can be trained alone; beside another adapter set `path = false` and it is an
-objective only.
+The embedding of the converted output must be closer to its target than to other speakers. The strategy has a small FiLM
+on the quantized latent, so that it can be trained alone; with another adapter set `path = false`, and it is only an
+objective.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _unused_strata(values: Mapping[str, Any]) -> str | None:
 
 
 class Phase3Contrastive(Strategy):
-    """FiLM on `quantized`, taught by a contrastive loss between speaker embeddings."""
+    """FiLM at `quantized`, trained with a contrastive loss between speaker embeddings."""
 
     name = "phase3_contrastive"
     after_taps: Sequence[str] = ("quantized",)
@@ -75,15 +75,19 @@ class Phase3Contrastive(Strategy):
     )
 
     class Config(Strategy.Config):
-        path: bool = Field(True, description="Edit the quantized latent too; false leaves the loss alone.")
-        form: Literal["infonce", "margin"] = Field("infonce", description="Cross-entropy over cosines, or a hinge.")
-        temperature: float = Field(0.1, gt=0, description="Divides the cosines of the infonce form.")
-        margin: float = Field(0.1, ge=0, description="Distance by which negatives must be farther, in the margin form.")
-        max_negatives: int = Field(8, ge=1, description="Other speakers drawn as negatives for each output.")
-        negatives: Choice = Field("random", description="How they are drawn; stratified: easy, medium and hard ones.")
-        strata: Strata = Field(Strata(), description="Shares and limits of the stratified choice, by cosine.")
-        batch_negatives: bool = Field(True, description="Count the other speakers of the batch as negatives too.")
-        source_negative: bool = Field(True, description="Count the source speaker as a negative too.")
+        path: bool = Field(True, description="Edit the quantized latent; false: only the loss.")
+        form: Literal["infonce", "margin"] = Field("infonce", description="InfoNCE over cosines, or a hinge loss.")
+        temperature: float = Field(0.1, gt=0, description="Divisor of the cosines in the infonce form.")
+        margin: float = Field(
+            0.1, ge=0, description="Margin between positive and negative distances in the margin form."
+        )
+        max_negatives: int = Field(8, ge=1, description="Number of sampled negatives per output.")
+        negatives: Choice = Field(
+            "random", description="How negatives are sampled; stratified: easy, medium and hard ones."
+        )
+        strata: Strata = Field(Strata(), description="Fractions and cosine thresholds of stratified sampling.")
+        batch_negatives: bool = Field(True, description="Use the other speakers of the batch as negatives too.")
+        source_negative: bool = Field(True, description="Use the source speaker as a negative too.")
 
     def __init__(self, config: Config, taps: Taps) -> None:
         super().__init__(config, taps)
@@ -100,7 +104,7 @@ class Phase3Contrastive(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`contrastive`: the converted embedding against its target's embeddings and the negatives'."""
+        """`contrastive`: the loss of the converted embeddings with positives and negatives; a scalar."""
         config, outputs = self.config, step.converted_embedding
         rows = self._negatives(step)
         mask = (rows >= 0).to(outputs.device)
@@ -114,7 +118,7 @@ class Phase3Contrastive(Strategy):
         return {"contrastive": term}
 
     def _negatives(self, step: Step) -> Tensor:
-        """Rows (M, N) of the sampler's table that each of the M outputs must not sound like; -1 where there is none."""
+        """Indices (M, N) of the negatives of each of the M outputs in the sampler's table; -1: none."""
         config, targets, reference = self.config, step.target_ids, step.sampler.table.reference
         sources = step.speaker_ids.repeat(len(targets) // len(step.speaker_ids))
         drawn = step.sampler.negatives(
@@ -129,11 +133,11 @@ class Phase3Contrastive(Strategy):
         if config.source_negative:
             near = (reference[sources] * reference[targets]).sum(1) >= NEAR_DUPLICATE
             found.append(torch.where(near, -1, sources).unsqueeze(1))
-        return _each_once(torch.cat(found, dim=1))
+        return _without_repeats(torch.cat(found, dim=1))
 
 
-def _each_once(rows: Tensor) -> Tensor:
-    """Rows (M, N) with -1 in place of what stands to the left already: who is drawn twice does not count twice."""
+def _without_repeats(rows: Tensor) -> Tensor:
+    """Replace repeated indices of each row (M, N) by -1, so that no negative counts twice."""
     same = rows.unsqueeze(2) == rows.unsqueeze(1)  # (M, N, N)
     return torch.where(same.tril(-1).any(2), -1, rows)
 

@@ -1,4 +1,4 @@
-"""Phase 4: FiLM at the stages of the pretrained decoder, after VQ: the codes keep the source's voice."""
+"""Phase 4: FiLM at the stages of the decoder, after VQ; the codes do not depend on the target speaker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snac_core.legacy import LegacyKeys
 
 
 class Phase4DecoderFiLM(Strategy):
-    """One FiLM for each decoder tap, from the speaker embedding."""
+    """One FiLM per decoder tap, conditioned on the speaker embedding."""
 
     name = "phase4_decoder_film"
     after_taps: Sequence[str] = ("decoder_*",)
@@ -22,7 +22,9 @@ class Phase4DecoderFiLM(Strategy):
 
     class Config(Strategy.Config):
         taps: tuple[str, ...] = Field(("decoder_*",), description="Patterns of the taps to edit, after VQ.")
-        hidden_dims: tuple[int, ...] = Field((), description="ReLU layers between the embedding and the two heads.")
+        hidden_dims: tuple[int, ...] = Field(
+            (), description="Widths of the ReLU layers between the embedding and the scale and shift."
+        )
 
     def __init__(self, config: Config, taps: Taps) -> None:
         super().__init__(config, taps)

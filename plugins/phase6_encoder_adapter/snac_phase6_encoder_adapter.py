@@ -1,4 +1,4 @@
-"""Phase 6: an adapter on the encoder latent, before VQ: the codes themselves carry the target speaker."""
+"""Phase 6: an adapter on the encoder latent, before VQ; the codes contain the target speaker."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from snac_core.film import FiLM
 from snac_core.legacy import LegacyKeys
 from snac_core.losses import commitment
 
-_KERNEL = 5  # frames, where no other number is asked for
-_LEAST = 1e-3  # standard deviation of a channel that does not move, as in silence
+_KERNEL = 5  # frames, the default
+_LEAST = 1e-3  # lower limit of a channel's standard deviation, for silence
 
 
 class ConvAdapter(nn.Module):
-    """A residual of time convolutions modulated by the speaker: what it adds differs from frame to frame.
+    """A residual branch of convolutions over time with FiLM; its edit depends on the frame.
 
     Args:
         channels: C of the latent.
@@ -37,8 +37,10 @@ class ConvAdapter(nn.Module):
         self.bound = bound
         widths = [channels] + [hidden] * layers
         films = [FiLM(speaker_dim, hidden) for _ in range(layers)]
-        for film in films:  # only the output starts at zero: the speaker must matter inside from the first step
-            nn.init.normal_(film.scale.weight)  # of unit vectors: scales and shifts of unit variance
+        for (
+            film
+        ) in films:  # only the output starts at zero, so that the speaker has an effect inside from the first step
+            nn.init.normal_(film.scale.weight)  # unit vectors give scales and shifts of unit variance
             nn.init.normal_(film.shift.weight)
         self.convolutions = nn.ModuleList(
             nn.Conv1d(width, hidden, kernel, padding=kernel // 2) for width in widths[:-1]
@@ -49,7 +51,7 @@ class ConvAdapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
-        """x (B, C, F) and speaker (B, S) to (B, C, F); equal to x when new."""
+        """x (B, C, F) and speaker (B, S) to (B, C, F); equal to x at initialization."""
         hidden = x
         for convolution, film in zip(self.convolutions, self.films, strict=True):
             hidden = nn.functional.gelu(film(convolution(hidden), speaker))
@@ -71,7 +73,7 @@ def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any
 
 
 class Phase6EncoderAdapter(Strategy):
-    """A residual adapter at encoder taps, from the speaker embedding."""
+    """A residual adapter at encoder taps, conditioned on the speaker embedding."""
 
     name = "phase6_encoder_adapter"
     default_weights = {"commitment": 1.0}  # noqa: RUF012  (a constant of the class, as in its base)
@@ -88,22 +90,24 @@ class Phase6EncoderAdapter(Strategy):
 
     class Config(Strategy.Config):
         adapter_type: Literal["conv", "film"] = Field(
-            "conv", description="Residual time convolutions under the speaker, or one affine map for all frames."
+            "conv", description="Residual convolutions over time with FiLM, or one affine map for all frames."
         )
         hidden_dim: int = Field(256, ge=1, description="Width inside the adapter.")
         num_layers: int = Field(2, ge=1, description="Layers inside the adapter.")
-        kernel: int = Field(_KERNEL, ge=1, description="Frames that one convolution of the conv type sees; odd.")
+        kernel: int = Field(_KERNEL, ge=1, description="Kernel size of the conv type, in frames; odd.")
         bound: float | None = Field(
-            None, gt=0, description="Largest edit of the conv type, in standard deviations of a channel; None: any."
+            None,
+            gt=0,
+            description="Largest edit of the conv type, in standard deviations of a channel; None: no limit.",
         )
         taps: tuple[str, ...] = Field(("latent",), description="Patterns of the taps to edit, before VQ.")
 
         @model_validator(mode="after")
         def _fits_together(self) -> Self:
             if self.kernel % 2 == 0:
-                raise ValueError(f"kernel = {self.kernel}; an odd number has a frame in the middle")
+                raise ValueError(f"kernel = {self.kernel}; expected an odd number")
             if self.adapter_type == "film" and (self.bound is not None or self.kernel != _KERNEL):
-                raise ValueError("bound and kernel are of adapter_type = 'conv'; 'film' is one map for all frames")
+                raise ValueError("bound and kernel belong to adapter_type = 'conv'; 'film' has neither")
             return self
 
     def __init__(self, config: Config, taps: Taps) -> None:
@@ -127,7 +131,7 @@ class Phase6EncoderAdapter(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`commitment`: edited latents stay near entries of the codebooks; see `snac_core.losses`."""
+        """`commitment`: the quantization error of edited latents, a scalar; see `snac_core.losses.commitment`."""
         own, converted = step.identity_latents, step.converted_latents
         codes = [torch.cat(level) for level in zip(own.codes, converted.codes, strict=True)]
         return {"commitment": commitment(step.model.codec.quantizer, torch.cat([own.z, converted.z]), codes)}

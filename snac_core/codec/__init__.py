@@ -1,4 +1,4 @@
-"""The codec: SNAC, with upstream's behaviour, and taps along its path."""
+"""The codec: SNAC, with the behaviour of the `snac` package, and taps."""
 
 from snac_core.codec.pretrained import PRESETS
 from snac_core.codec.snac import SNAC

@@ -1,4 +1,4 @@
-"""What a codec accepts: configurations that fit together, audio, and codes. Everything else is refused by name."""
+"""Validation of a codec's configuration, audio and codes."""
 
 from __future__ import annotations
 

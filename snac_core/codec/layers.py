@@ -1,12 +1,4 @@
-"""The decoder's noise: upstream's stream of random numbers, or, when fixed, a function of a seed.
-
-The periodic activation of the codec, as one fused autograd function.
-
-Weight-normed convolutions whose weight can be kept, for inference, without a change of the state dict.
-
-Windowed self-attention with rotary positions, as in the 32 and 44 kHz models.
-
-The convolutional parts of SNAC, with upstream's parameter names."""
+"""Layers of the codec: noise, Snake, weight-normed convolutions, local attention, and encoder and decoder blocks."""
 
 from __future__ import annotations
 

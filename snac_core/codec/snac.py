@@ -29,17 +29,17 @@ from snac_core.taps import Tap, is_before_vq
 class SignalPath:
     """The taps of one configuration, and the layers between them.
 
-    Names count the resampling blocks alone: they are the same with and without attention and depthwise convolutions.
+    Tap names count only the resampling blocks: attention and depthwise convolutions do not change them.
 
     Args:
         config: SNAC's constructor arguments, resolved.
-        encoder_layers, decoder_layers: how many layers the two sides have in all.
+        encoder_layers, decoder_layers: number of layers of each side.
     """
 
     def __init__(self, config: Mapping[str, Any], encoder_layers: int, decoder_layers: int) -> None:
         rate, channels = float(config["sampling_rate"]), config["encoder_dim"]
         taps = [Tap("encoder_0", channels, rate)]
-        ends = {"encoder_0": 1}  # layers of a tap's side that lie before it
+        ends = {"encoder_0": 1}  # number of layers of its side before a tap
         for number, factor in enumerate(config["encoder_rates"], 1):
             rate, channels = rate / factor, channels * 2
             taps.append(Tap(f"encoder_{number}", channels, rate))
@@ -58,7 +58,7 @@ class SignalPath:
         self._ends = ends
 
     def between(self, after: str | None, upto: str) -> tuple[str, int, int]:
-        """The side ("encoder" or "decoder") and its layers [first, last) that lead from `after` to `upto`."""
+        """The side ("encoder" or "decoder") and its layers [first, last) from `after` to `upto`."""
         for name in (after, upto):
             if name is not None and name not in self._ends:
                 raise UserError(f"no tap {name!r} in this codec{nearest(name, self._ends)}")
@@ -67,8 +67,8 @@ class SignalPath:
         before = after is None or is_before_vq(after)
         if before != is_before_vq(upto):
             raise UserError(
-                f"the quantizer is between {after or 'the start'!r} and {upto!r}; advance from the audio to 'latent', call "
-                f"quantizer(z), and continue from 'quantized'"
+                f"the quantizer is between {after or 'the start'!r} and {upto!r}; advance from the audio to 'latent', "
+                f"call quantizer(z), and continue from 'quantized'"
             )
         first, last = 0 if after is None else self._ends[after], self._ends[upto]
         if first > last:
@@ -76,7 +76,7 @@ class SignalPath:
         return "encoder" if before else "decoder", first, last
 
     def check(self, x: Tensor, after: str | None) -> None:
-        """Raise UserError unless `x` has the shape (B, C, F) of what passes at `after`."""
+        """Raise UserError unless `x` has the shape (B, C, F) of the activation at `after`."""
         channels = 1 if after is None else self._channels[after]
         if x.dim() != 3 or x.shape[1] != channels:
             place = f"at tap {after!r}" if after else "for audio"
@@ -267,7 +267,7 @@ class SNAC(nn.Module):
     # ---------------------------------------------------------------- frozen
 
     def freeze(self) -> Self:
-        """Freeze the weights permanently: eval mode, no gradients, weight norm folded; the state dict does not change."""
+        """Freeze permanently: eval mode, no gradients, weight norm folded. The state dict does not change."""
         self._frozen = True
         self.requires_grad_(False)
         super().train(False)
@@ -305,7 +305,7 @@ class SNAC(nn.Module):
         Raises:
             UserError: for a missing or damaged file, an unknown argument, or values that do not fit together.
         """
-        return cls(**read_config(config, [name for name in inspect.signature(cls).parameters]))
+        return cls(**read_config(config, inspect.signature(cls).parameters))
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, revision: str | None = None, **options: Any) -> Self:

@@ -1,4 +1,4 @@
-"""Residual vector quantization at several temporal resolutions: factorised, L2-normalised codebooks (ViT-VQGAN)."""
+"""Residual vector quantization at several time resolutions, with factorized, L2-normalized codebooks (ViT-VQGAN)."""
 
 from __future__ import annotations
 

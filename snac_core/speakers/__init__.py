@@ -1,6 +1,6 @@
-"""Speaker encoders: who speaks, as a unit vector, differentiable in the audio.
+"""Speaker encoders: speech to a unit vector per speaker, differentiable in the audio.
 
-Importing this imports no torch; the encoders come in when they are asked for.
+This module does not import torch; encoders are imported when they are requested.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Embeddings of a whole corpus on disk: written once, mapped into memory, read only where they are needed.
+"""Embeddings of a corpus on disk: written once, memory-mapped, and read only where needed.
 
-A bank is a folder of numpy arrays named by their content, and a `bank.json` that names them. Writing puts the arrays
-there first and the header last, by rename: a reader sees the old bank or the new one, whole, also while one is written.
-Rows are utterances, those of a split together, sorted by id within it.
+A bank is a folder of numpy arrays that are named by their content, and a `bank.json` that lists them. The arrays are
+written first, and the header is renamed into place last: a reader sees the old bank or the new one, also during a
+write. Rows are utterances, grouped by split and sorted by id.
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
-"""ECAPA-TDNN (Desplanques et al. 2020, arXiv 2005.07143) of any width.
+"""ECAPA-TDNN (Desplanques et al. 2020, arXiv 2005.07143): SpeechBrain's `ecapa`, and `ecapa_tiny` of this project.
 
-Structure and parameter names are those of SpeechBrain's (Apache 2.0), whose released weights load into it.
-
-
-`ecapa`: SpeechBrain's released ECAPA-TDNN with its whole pipeline, computed here from its weights alone.
-
-Features and settings are those of speechbrain/spkrec-ecapa-voxceleb. The package is not needed: its loader would run
-code named in a configuration file.
-
-
-`ecapa_tiny`: the small ECAPA-TDNN of this project, whose weights come with it."""
+Structure and parameter names are those of SpeechBrain (Apache 2.0), so its released weights load. `ecapa` computes the
+whole pipeline of speechbrain/spkrec-ecapa-voxceleb from the weights alone: the speechbrain package is not needed, and
+its loader would execute code that is named in a configuration file.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +19,7 @@ from snac_core.spectral import power_spectrum, speechbrain_filterbank
 
 
 class Named(nn.Module):
-    """A layer under the attribute name that the checkpoint has it by."""
+    """A layer under the attribute name of the checkpoint."""
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
@@ -38,9 +32,9 @@ class Named(nn.Module):
 
 
 def convolution(channels: int, out: int, kernel: int = 1, dilation: int = 1, stride: int = 1) -> Named:
-    """Over time, with as many frames out as in (divided by `stride`); the edges are reflected."""
+    """Convolution over time with reflected edges: (B, C, F) to (B, out, F / stride)."""
     padding = dilation * (kernel - 1) // 2
-    mode: Literal["reflect", "zeros"] = "reflect" if padding else "zeros"  # reflecting nothing would still copy
+    mode: Literal["reflect", "zeros"] = "reflect" if padding else "zeros"  # reflection would copy, even without padding
     return Named("conv", nn.Conv1d(channels, out, kernel, stride, padding, dilation=dilation, padding_mode=mode))
 
 
@@ -63,7 +57,7 @@ class TimeDelay(nn.Module):
 
 
 class Res2Net(nn.Module):
-    """Parts of the channels, each convolved together with what the part before became."""
+    """Groups of channels; each is added to the output of the group before it, and convolved. (B, C, F) to (B, C, F)."""
 
     def __init__(self, channels: int, scale: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -108,7 +102,7 @@ class SERes2Net(nn.Module):
 
 
 class AttentiveStatistics(nn.Module):
-    """Mean and deviation over time, under attention per channel that sees the whole: (B, C, F) -> (B, 2C, 1)."""
+    """Attentive mean and standard deviation over time, with global context: (B, C, F) to (B, 2C, 1)."""
 
     def __init__(self, channels: int, bottleneck: int) -> None:
         super().__init__()
@@ -132,10 +126,10 @@ def _statistics(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ECAPATDNN(nn.Module):
-    """Features (B, bands, F) -> embedding (B, dim) of any norm.
+    """Features (B, bands, F) to embeddings (B, dim) of any norm.
 
-    The defaults are the released model's. `stride` of the first convolution is not in the paper: 2 halves the frames,
-    and so the cost.
+    The defaults are those of the released model. `stride` of the first convolution is not in the paper; 2 halves the
+    number of frames and the cost.
     """
 
     def __init__(
@@ -173,7 +167,7 @@ FILE = "embedding_model.ckpt"
 
 
 class SpeechBrainFbank(nn.Module):
-    """80 band levels in dB, at most 80 dB under the loudest, less each band's mean: (B, T) -> (B, 80, T // 160 + 1)."""
+    """Mel band levels in dB, at most 80 dB below the maximum, minus the mean of each band over time."""
 
     def __init__(self, bands: int = 80, sample_rate: int = 16000) -> None:
         super().__init__()
@@ -183,6 +177,7 @@ class SpeechBrainFbank(nn.Module):
         self.register_buffer("filters", speechbrain_filterbank(bands, 400, sample_rate), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
+        """(B, T) at 16 kHz to (B, bands, T // 160 + 1), in dB."""
         power = self.filters @ power_spectrum(audio, self.window, 160, padding="constant")
         level = 10 * power.clamp(min=1e-10).log10()
         level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - 80)
@@ -197,10 +192,10 @@ class Ecapa(SpeakerEncoder):
     training_data = "voxceleb1+voxceleb2"
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        """Load `weights` (the released embedding_model.ckpt), or fetch them from the hub or its local cache.
+        """Load `weights` (the released embedding_model.ckpt), or download them from the hub.
 
         Raises:
-            UserError: if they are not there and cannot be fetched, or do not fit.
+            UserError: if they cannot be downloaded, or do not fit.
         """
         super().__init__()
         self.dim = 192
@@ -212,7 +207,7 @@ class Ecapa(SpeakerEncoder):
         self.freeze()
 
     def embed(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> (B, 192)."""
+        """(B, T) at 16 kHz to (B, 192)."""
         embedding: Tensor = self.network(self.features(audio))
         return embedding
 
@@ -233,7 +228,7 @@ SAMPLE_RATE = 16000  # Hz
 
 
 class SpeakerNetwork(nn.Module):
-    """What is trained: features and ECAPA-TDNN, audio (B, T) at 16 kHz -> (B, 192) of any norm."""
+    """Features and ECAPA-TDNN: audio (B, T) at 16 kHz to (B, 192) of any norm."""
 
     dim = 192
 
@@ -245,26 +240,27 @@ class SpeakerNetwork(nn.Module):
         )
 
     def embed_features(self, features: Tensor) -> Tensor:
-        """(B, 64, F) -> (B, 192)."""
+        """(B, 64, F) to (B, 192)."""
         embedding: Tensor = self.net(features)
         return embedding
 
     def forward(self, audio: Tensor) -> Tensor:
+        """(B, T) at 16 kHz to (B, 192)."""
         return self.embed_features(self.features(audio))
 
 
 class EcapaTiny(SpeakerEncoder):
-    """Small ECAPA-TDNN (1.5 M parameters), trained with an additive angular margin; its model card has its limits."""
+    """Small ECAPA-TDNN (1.5 M parameters), trained with an additive angular margin; see its model card."""
 
     name = "ecapa_tiny"
     family = "ecapa_tdnn"
     training_data = "librispeech_mini-train+espeak-ng"
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        """Load `weights` (safetensors of a `SpeakerNetwork`), or the file that comes with the package.
+        """Load `weights` (safetensors of a `SpeakerNetwork`), or the bundled file.
 
         Raises:
-            UserError: if there is no such file, or it does not fit.
+            UserError: if the file does not exist or does not fit.
         """
         super().__init__()
         self.dim = SpeakerNetwork.dim
@@ -278,6 +274,6 @@ class EcapaTiny(SpeakerEncoder):
         self.freeze()
 
     def embed(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> (B, 192)."""
+        """(B, T) at 16 kHz to (B, 192)."""
         embedding: Tensor = self.network(audio)
         return embedding

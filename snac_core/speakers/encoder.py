@@ -1,6 +1,4 @@
-"""What every speaker encoder is: frozen weights, its own features, a unit vector out, differentiable in the audio.
-
-From the name of a speaker encoder to the encoder."""
+"""The base class of speaker encoders: frozen weights, speech to a unit vector, differentiable in the audio."""
 
 from __future__ import annotations
 
@@ -21,21 +19,21 @@ from snac_core.plugins import Catalogue, discover
 
 
 class SpeakerEncoder(nn.Module):
-    """Turns speech into the embedding of who speaks.
+    """Speech to the embedding of its speaker.
 
-    A subclass sets the class attributes, builds its network in `__init__(self, weights=None)`, ends that with
-    `self.freeze()`, and writes `embed`. Checks, mono resampling and the unit norm are done here, for all alike.
-    The weights never train and never leave eval mode, but gradients pass through them to the audio.
+    A subclass sets the class attributes, builds its network in `__init__(self, weights=None)`, ends it with
+    `self.freeze()`, and implements `embed`. This class checks the input, resamples it, and normalizes the output.
+    The weights are never trained and stay in eval mode; gradients pass through them to the audio.
 
     Attributes:
-        name: what `load_speaker_encoder` knows it by.
+        name: argument of `load_speaker_encoder`.
         family: architecture and objective; a judge must be of another family than every conditioning encoder.
-        training_data: what it was trained on, as a short tag.
+        training_data: short tag of the corpora it was trained on.
         dim: S, size of the embedding.
-        sample_rate: in Hz, what `embed` hears; other rates are resampled.
-        min_seconds: shortest audio, in seconds, that `embed` can work with.
-        revision: raised when the computation changes under equal weights; part of the digest, so that stored
-            embeddings of the older computation are not taken for this one's.
+        sample_rate: of the input of `embed`, in Hz; audio of other rates is resampled.
+        min_seconds: shortest audio, in seconds, that `embed` accepts.
+        revision: increment it when the computation changes with equal weights. It is part of the digest, so stored
+            embeddings of the older computation are not used.
     """
 
     name: ClassVar[str]
@@ -49,13 +47,13 @@ class SpeakerEncoder(nn.Module):
     _digest: str | None = None
 
     def embed(self, audio: Tensor) -> Tensor:
-        """The embedding before normalisation; each item must depend on itself alone.
+        """The embedding before normalization; an item must not depend on the other items of the batch.
 
         Args:
             audio: (B, T) at `sample_rate`.
 
         Returns:
-            (B, S), any norm.
+            (B, S), of any norm.
         """
         raise NotImplementedError(f"{type(self).__name__} must define embed(audio)")
 
@@ -74,32 +72,32 @@ class SpeakerEncoder(nn.Module):
         """
         self._check(audio, sample_rate)
         wave = audio.squeeze(1).to(self._dtype())
-        with torch.autocast(wave.device.type, enabled=False):  # equal audio, equal embedding, whoever calls
+        with torch.autocast(wave.device.type, enabled=False):  # equal audio gives equal embeddings, in autocast too
             if sample_rate != self.sample_rate:
                 wave = torchaudio.functional.resample(wave, sample_rate, self.sample_rate)
             return nn.functional.normalize(self.embed(wave), dim=-1)
 
     def freeze(self) -> Self:
-        """Put the network in eval mode for good, take its weights out of training, and fix its digest."""
+        """Freeze the weights permanently: eval mode, no gradients; compute the digest."""
         super().train(False)
         self.requires_grad_(False)
         self._digest = self._compute_digest()
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Do nothing: statistics of batch norms must not drift when the model around this one trains."""
+        """Do nothing: the encoder stays in eval mode, so that statistics of batch norms do not change."""
         return self
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) over name, revision and state dict, taken when the weights were frozen."""
+        """sha256 (hex) over name, revision and state dict, computed when the weights were frozen."""
         if self._digest is None:
             raise AssertionError(f"{type(self).__name__}.__init__ must end with self.freeze()")
         return self._digest
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are; the CPU for an encoder that has none."""
+        """Device of the weights; the CPU for an encoder without weights."""
         return next((t.device for t in self.state_dict().values()), torch.device("cpu"))
 
     def extra_repr(self) -> str:
@@ -126,15 +124,15 @@ class SpeakerEncoder(nn.Module):
 
 
 def missing_weights(encoder: str, where: str | Path, remedy: str, instead: str) -> NoReturn:
-    """Say in one line what is missing, where it belongs, how to get it, and what works without it."""
+    """Raise UserError: what is missing, where it is expected, how to get it, and which encoder works without it."""
     raise UserError(f"no weights of speaker encoder {encoder!r} at {where}: {remedy}; without them, use {instead}")
 
 
 def load_checkpoint(path: str | Path, encoder: str) -> dict[str, Any]:
-    """Read a torch or safetensors file of weights; no pickle is executed.
+    """Read a file of weights, torch or safetensors; no pickle is executed.
 
     Raises:
-        UserError: if the file is damaged or is something else.
+        UserError: if the file is damaged or has other content.
     """
     try:
         if Path(path).suffix == ".safetensors":
@@ -149,7 +147,7 @@ def load_checkpoint(path: str | Path, encoder: str) -> dict[str, Any]:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Any], path: str | Path, encoder: str) -> None:
-    """Load every tensor of `state` into `module`; a missing, foreign or misshapen one is the user's error."""
+    """Load every tensor of `state` into `module`; raise UserError for a missing or unknown one, or another shape."""
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -163,9 +161,12 @@ def load_speaker_encoder(
     """Build a registered speaker encoder, frozen and in eval mode.
 
     Args:
-        name: e.g. "ge2e".
-        weights: file to load instead of the encoder's own.
-        plugins: where to look the name up; the installed plugins when not given.
+        name: e.g. "ge2e"; `runner plugins` lists all.
+        weights: file to load instead of the default weights.
+        plugins: the catalogue to look the name up in; defaults to the installed plugins.
+
+    Returns:
+        an encoder: `encoder(audio, sample_rate)` maps (B, 1, T) to (B, S), of unit norm.
 
     Raises:
         UserError: for an unknown name, or weights that are missing or do not fit.

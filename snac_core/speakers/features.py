@@ -1,6 +1,4 @@
-"""Kaldi's log-mel filterbank, batched and differentiable, as ERes2NetV2 was trained on it.
-
-The log-mel features of this project's own encoders."""
+"""Log-mel features of speaker encoders: Kaldi's filterbank for ERes2NetV2, and those of `ecapa_tiny`."""
 
 from __future__ import annotations
 
@@ -13,11 +11,17 @@ _EPSILON = torch.finfo(torch.float32).eps
 
 
 class KaldiFbank(nn.Module):
-    """Log energies of triangular bands on Kaldi's mel scale, without dither, for audio of full scale 1.
+    """Kaldi's log-mel filterbank energies, batched and differentiable, without dither, for audio of full scale 1.
 
-    Frames of 25 ms every 10 ms lie whole within the audio. Each loses its mean, is pre-emphasised (0.97, its first
-    sample against itself), windowed ("povey": Hann to the power 0.85), and filled up with zeros to 512 samples. After
-    kaldi/src/feat/feature-window.cc and mel-computations.cc.
+    Frames of 25 ms every 10 ms, without padding at the ends. The mean of each frame is removed; then come pre-emphasis
+    (0.97), the "povey" window (Hann to the power 0.85), and zero padding to 512 samples. After
+    kaldi/src/feat/feature-window.cc and mel-computations.cc. `torchaudio.compliance.kaldi.fbank` takes one waveform
+    per call, so ours is used for batches.
+
+    Args:
+        bands: number of mel bands.
+        sample_rate: in Hz.
+        low: lower edge of the lowest band, in Hz.
     """
 
     def __init__(self, bands: int = 80, sample_rate: int = 16000, *, low: float = 20.0) -> None:
@@ -32,7 +36,7 @@ class KaldiFbank(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """(B, T) -> (B, bands, F) with F = 1 + (T - 400) // 160 at 16 kHz."""
+        """(B, T) to (B, bands, F), with F = 1 + (T - 400) // 160 at 16 kHz."""
         frames = audio.unfold(-1, self.size, self.hop)  # (B, F, 400)
         frames = frames - frames.mean(-1, keepdim=True)
         frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
@@ -43,11 +47,16 @@ class KaldiFbank(nn.Module):
 
 
 class LogMel(nn.Module):
-    """Log-mel bands that depend on neither the level nor the steady colour of the audio.
+    """Log-mel bands, invariant to the level and the long-term spectrum of the audio.
 
-    The audio is scaled to unit RMS first, and each band's mean over time is taken off last. `floor` is added to the
-    band powers before the log, about 50 dB under those of speech: what lies under it is silence, and the gradient of
-    the log stays bounded there.
+    The audio is scaled to unit RMS, and the mean of each band over time is subtracted from the log energies.
+
+    Args:
+        bands: number of mel bands.
+        sample_rate: in Hz.
+        window: length of the Hann window in samples.
+        hop: in samples.
+        floor: added to the band powers before the log, about 50 dB below those of speech; it bounds the gradient.
     """
 
     def __init__(self, bands: int, sample_rate: int, *, window: int = 400, hop: int = 160, floor: float = 1e-3) -> None:
@@ -63,7 +72,7 @@ class LogMel(nn.Module):
         self.register_buffer("filters", filters / filters.T.contiguous().sum(0)[:, None] / power, persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """(B, T) -> (B, bands, T // hop + 1)."""
+        """(B, T) to (B, bands, T // hop + 1), in nats."""
         level = audio.square().mean(-1, keepdim=True)
         audio = audio * (level + 1e-10).rsqrt()  # -100 dBFS: digital silence stays silence
         power = power_spectrum(audio, self.window, self.hop, padding="reflect")

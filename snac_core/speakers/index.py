@@ -1,6 +1,4 @@
-"""The nearest of a million embeddings: a FAISS index beside a bank, refused beside any other.
-
-Drawing from the utterances of a bank: easy ones at random, hard ones from the index, one search a batch."""
+"""FAISS indexes of banks, and sampling from the utterances of a bank: at random, and hard ones by index search."""
 
 from __future__ import annotations
 

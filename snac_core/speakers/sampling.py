@@ -1,6 +1,4 @@
-"""Easy, medium and hard: other speakers by how alike their embeddings are, and draws that keep a share of each.
-
-Who to convert to, and who to tell apart from: the one sampler of every strategy and objective."""
+"""Sampling of target and negative speakers: random, in-batch, or stratified into easy, medium and hard ones."""
 
 from __future__ import annotations
 
@@ -17,13 +15,13 @@ from snac_core.errors import UserError, nearest
 from snac_core.seeding import generator
 
 NEAR_DUPLICATE = 0.85
-"""Cosine from which on two speakers may be one person under two labels; such a pair is never told apart."""
+"""Two speakers with at least this cosine may be one person with two labels; they are never negatives."""
 NAMES = ("easy", "medium", "hard")
-_NEAREST = ((0, 1, 2), (1, 2, 0), (2, 1, 0))  # where to look for each stratum: itself, then the nearest
+_NEAREST = ((0, 1, 2), (1, 2, 0), (2, 1, 0))  # for each stratum: itself, then the nearest others
 
 
 class Strata(BaseModel):
-    """Shares and limits of easy, medium and hard, by cosine."""
+    """Fractions and cosine thresholds of easy, medium and hard speakers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +47,7 @@ class Strata(BaseModel):
         return self
 
     def quota(self, count: int) -> tuple[int, int, int]:
-        """`count` shared out by the ratios, the rest to the largest remainders: 8 gives 3, 3, 2."""
+        """`count` divided by the ratios with the largest-remainder method: 8 gives 3, 3, 2."""
         ratios = (self.ratio_easy, self.ratio_medium, self.ratio_hard)
         whole = [int(ratio * count + 1e-9) for ratio in ratios]
         order = sorted(range(3), key=lambda s: whole[s] - ratios[s] * count)
@@ -61,17 +59,17 @@ class Strata(BaseModel):
 def draw_strata(
     cosine: Tensor, legal: Tensor, count: int, strata: Strata, draw: torch.Generator, state: Callable[[str], None]
 ) -> Tensor:
-    """Places (M, count) of candidates: the easy ones first, then medium, then hard; -1 in rows without a legal one.
+    """Indices (M, count) of candidates: easy ones, then medium, then hard ones; -1 in rows without a legal candidate.
 
-    A stratum that is empty for a row is replaced by the nearest that is not.
+    An empty stratum is replaced by the nearest one that is not empty.
 
     Args:
-        cosine: (M, C) of each row to each candidate.
-        legal: (M, C) which candidates may be drawn.
-        count: how many for each row.
-        strata: shares and limits.
-        draw: of the random numbers.
-        state: called with a sentence for each kind of replacement.
+        cosine: (M, C), of each row to each candidate.
+        legal: (M, C), True for candidates that may be drawn.
+        count: number of draws per row.
+        strata: fractions and thresholds.
+        draw: the random generator.
+        state: called with a message for each kind of replacement.
     """
     stratum = (cosine >= strata.threshold_easy_medium).long() + (cosine >= strata.threshold_medium_hard).long()
     members = [legal & (stratum == s) for s in range(3)]
@@ -94,9 +92,9 @@ def draw_strata(
 
 
 def draw_distinct(members: Tensor, count: int, keys: Tensor, *, again: bool = True) -> Tensor:
-    """`count` members of each row (M, C), those of the largest random keys (M, C); -1 in a row that has none.
+    """`count` members of each row (M, C), those with the largest random keys (M, C); -1 in a row without members.
 
-    No member comes twice before all have come once; with `again` off none comes twice, and -1 fills up.
+    No member is drawn twice before all are drawn once; without `again`, none is drawn twice, and -1 fills the rest.
     """
     best, places = torch.where(members, keys, -1.0).topk(min(count, members.shape[1]), dim=1)
     there = (best >= 0).sum(dim=1, keepdim=True)
@@ -110,31 +108,30 @@ def draw_distinct(members: Tensor, count: int, keys: Tensor, *, again: bool = Tr
 
 Choice = Literal["random", "in_batch", "stratified"]
 CHOICES: tuple[Choice, ...] = ("random", "in_batch", "stratified")
-_REDRAWS = 32  # of a target that turns out to be the anchor's own speaker, or a near-duplicate of it
+_REDRAWS = 32  # of targets that are the anchor's own speaker, or a near-duplicate of it
 
 _log = logging.getLogger(__name__)
 
 
 class EmbeddingPool(Protocol):
-    """Embeddings to draw from, a row each: speakers, or the utterances of a bank (`snac_core.speakers.index`)."""
+    """Embeddings to sample from, one per row: speakers, or the utterances of a bank (`snac_core.speakers.index`)."""
 
     def __len__(self) -> int: ...
 
     @property
     def speakers(self) -> int:
-        """How many speakers there are."""
+        """Number of speakers."""
 
     def vectors(self, rows: Tensor) -> Tensor:
         """Unit embeddings (K, S) of rows (K,)."""
 
     def labels(self, rows: Tensor) -> Tensor:
-        """Speakers of rows, as whole numbers of the same shape."""
+        """Speaker labels of rows, as integers of the same shape."""
 
     def candidates(self, queries: list[Tensor], hard: bool, draw: torch.Generator) -> tuple[Tensor, list[Tensor]]:
-        """Rows (M, C) or (1, C) to draw from, and their cosines (M, C) to each of the queries (M, S).
+        """Candidate rows (M, C) or (1, C), and their cosines (M, C) to each of the queries (M, S).
 
-        All rows where they are few; else rows at random, with those nearest to the first queries where `hard` ones are
-        wanted.
+        All rows of a small pool; else random rows, and with `hard` also the nearest to the first queries.
         """
 
 
@@ -144,11 +141,11 @@ class SpeakerTable:
 
     Attributes:
         names: of the P speakers, sorted.
-        conditioning: (P, S) unit norm; what a strategy is conditioned with.
-        reference: (P, S) unit norm, from other audio than `conditioning`; what its output is compared with.
+        conditioning: (P, S), of unit norm; strategies are conditioned with them.
+        reference: (P, S), of unit norm, from other audio than `conditioning`; outputs are compared with them.
         encoder: digest of the encoder.
-        parts: (P, K, S) unit norm, of K single parts of the audio that `reference` is the mean of; None: only the mean.
-        shuffled: whether `conditioning` holds other speakers' embeddings on purpose, as a control.
+        parts: (P, K, S), of unit norm, of the K parts of the audio that `reference` is the mean of; or None.
+        shuffled: whether `conditioning` has the embeddings of other speakers, as a control.
     """
 
     names: tuple[str, ...]
@@ -167,7 +164,11 @@ class SpeakerTable:
         return len(self.names)
 
     def indices(self, speakers: Sequence[str]) -> Tensor:
-        """Row numbers (len(speakers),) of these speakers."""
+        """Row indices (len(speakers),) of speakers.
+
+        Raises:
+            UserError: for an unknown speaker.
+        """
         index = {name: row for row, name in enumerate(self.names)}
         for speaker in speakers:
             if speaker not in index:
@@ -179,7 +180,7 @@ class SpeakerTable:
         return self.reference[rows]
 
     def positives(self, rows: Tensor) -> Tensor:
-        """What outputs in the voices of rows (M,) should sound like, (M, K, S); nothing that conditions is among it."""
+        """Positives (M, K, S) of the speakers (M,), from other audio than `conditioning`."""
         return self.reference[rows].unsqueeze(1) if self.parts is None else self.parts[rows]
 
     def labels(self, rows: Tensor) -> Tensor:
@@ -192,14 +193,14 @@ class SpeakerTable:
 
 
 class SpeakerSampler:
-    """Draws targets and negatives; every draw depends on (seed, step, purpose) alone.
+    """Samples targets and negatives; every draw depends on (seed, step, purpose) alone.
 
     Args:
-        pool: the speakers (a table), or the utterances of a bank, to draw from.
+        pool: the speakers (a table), or the utterances of a bank.
         seed: of the run.
 
     Attributes:
-        notes: what was drawn instead of what was asked for, a sentence each; also logged, once each.
+        notes: one sentence per kind of replacement, e.g. of an empty stratum; also logged, once each.
     """
 
     def __init__(self, pool: EmbeddingPool, seed: int) -> None:
@@ -211,7 +212,11 @@ class SpeakerSampler:
 
     @property
     def table(self) -> SpeakerTable:
-        """The speakers' embeddings, which condition and teach."""
+        """The embeddings of the speakers.
+
+        Raises:
+            UserError: if the sampler draws from the utterances of a bank.
+        """
         if not isinstance(self.pool, SpeakerTable):
             raise UserError(
                 "this sampler draws from the utterances of a bank; conditioning needs its table of speakers"

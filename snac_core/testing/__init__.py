@@ -1,4 +1,4 @@
-"""The conformance kit: what a plugin must hold to, measured, with advice where it does not.
+"""The conformance kit: rules for plugins, each measured, with advice on what to change.
 
     from snac_core.testing import check_strategy
 
@@ -6,7 +6,7 @@
         failed = [result for result in check_strategy(MyStrategy) if not result.passed]
         assert not failed, failed
 
-`preflight` is the part of it that a trainer runs on the codec and the loss at hand before it trains an arm.
+`preflight` checks an arm with its real codec and losses before it is trained.
 """
 
 from snac_core.testing.encoders import check_speaker_encoder

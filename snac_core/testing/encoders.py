@@ -22,10 +22,10 @@ def check_speaker_encoder(cls: type[SpeakerEncoder], *, weights: Any = None) -> 
 
     Args:
         cls: the class.
-        weights: what its constructor loads instead of its own.
+        weights: file for its constructor; None: its default weights.
 
     Returns:
-        a result per rule. They end early where a rule fails that the rest cannot do without.
+        one result per rule, in order; they end after a failed rule that later rules depend on.
     """
     with isolated_random_state(seed=0):
         trial = EncoderTrial(cls, weights)
@@ -33,7 +33,7 @@ def check_speaker_encoder(cls: type[SpeakerEncoder], *, weights: Any = None) -> 
 
 
 class EncoderTrial:
-    """An encoder class, one instance of it, and three voices (3, 1, T) to hear."""
+    """An encoder class under test, one instance of it, and audio (3, 1, T) of three voices."""
 
     def __init__(self, cls: type[SpeakerEncoder], weights: Any) -> None:
         self.cls = cls
@@ -160,7 +160,7 @@ def _bad_input(trial: EncoderTrial) -> str:
             encoder(*given)
         except UserError:
             continue
-        raise RuleViolation(f"it takes {what} without a word")
+        raise RuleViolation(f"it accepts {what}")
     shortest = audio[..., : int(encoder.min_seconds * RATE) + 1]
     if not encoder(shortest, RATE).isfinite().all():
         raise RuleViolation(f"audio of min_seconds = {encoder.min_seconds} gives NaN", "raise min_seconds")

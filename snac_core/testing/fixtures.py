@@ -1,4 +1,4 @@
-"""What a plugin is tested in: a small codec, a batch, a conditioning encoder, and some speakers. All random, all seeded."""
+"""Test fixtures for plugins: a small codec, a batch, a conditioning encoder and speakers, all random and seeded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 0.1
 
 
 def small_codec(**changes: Any) -> SNAC:
-    """A codec with random weights that runs in milliseconds, with the taps of the released models.
+    """A codec with random weights that runs in milliseconds; it has the taps of the released models.
 
     Args:
         changes: constructor arguments of SNAC other than 16 kHz, rates 2,2,2,2 and three codebooks of 32 entries.
@@ -44,9 +44,9 @@ def small_codec(**changes: Any) -> SNAC:
 
 
 class ToySpeakerEncoder(SpeakerEncoder):
-    """A conditioning encoder with random weights: a filterbank, its energies over time, a linear layer."""
+    """A conditioning encoder with random weights: a filterbank, the mean energies of its bands, a linear layer."""
 
-    name = "conformance_ear"
+    name = "conformance_encoder"
     family = "random"
     training_data = "none"
     min_seconds = 0.03
@@ -68,7 +68,7 @@ class ToySpeakerEncoder(SpeakerEncoder):
 
 
 class Fixtures:
-    """A batch of three items, a target each, six speakers, and the step that a loss sees.
+    """A batch of three items, one target each, six speakers, and the objects that hooks receive.
 
     Args:
         codec: frozen in place by the models built on it.
@@ -98,7 +98,7 @@ class Fixtures:
         return Conditioning(self.table.conditioning[numbers])
 
     def step(self, model: ConditionedCodec, index: int = 1) -> Step:
-        """What a loss of `model` sees."""
+        """The argument of `loss`."""
         speakers = torch.arange(ROWS)
         return Step(
             model,
@@ -112,12 +112,12 @@ class Fixtures:
         )
 
     def context(self, model: ConditionedCodec) -> TrainingContext:
-        """What `training_start` sees."""
+        """The argument of `training_start`."""
         return TrainingContext(model, self.sampler, self.table.names, generator("surroundings", "training_start"))
 
 
 def speech_like(sample_rate: int, seconds: float, rows: int) -> Tensor:
-    """Audio (rows, 1, T): a buzz with a pitch and a syllable rate of its own for every row, and some noise."""
+    """Audio (rows, 1, T): harmonics with another F0 and syllable rate in every row, and some noise."""
     time = torch.arange(int(seconds * sample_rate)) / sample_rate
     waves = []
     for row in range(rows):

@@ -20,14 +20,14 @@ RATE = 16000
 
 
 def check_metric(cls: type[Metric]) -> list[RuleResult]:
-    """Run the conformance rules on a metric class; a result per rule, ending early where the rest cannot do without."""
+    """Run the conformance rules on a metric class; one result per rule, up to a failed rule that others depend on."""
     with isolated_random_state(seed=0):
         trial = MetricTrial(cls)
     return list(run_rules(trial, RULES))
 
 
 class MetricTrial:
-    """A metric class, and a conversion of 1.5 s to call it with."""
+    """A metric class under test, and a conversion of 1.5 s."""
 
     def __init__(self, cls: type[Metric]) -> None:
         self.cls = cls
@@ -56,7 +56,7 @@ class MetricTrial:
         )
 
     def value(self, conversion: Conversion | None = None) -> float | None:
-        """What a new metric says of a conversion, checked for its type."""
+        """The value of a new instance for a conversion, with its type checked."""
         value: Any = self.cls()(conversion or self.conversion)
         if value is None:
             return None

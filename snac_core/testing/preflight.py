@@ -1,4 +1,4 @@
-"""What a trainer checks before it trains an arm on the codec and the loss at hand."""
+"""Checks of an arm before training, with its real codec and losses."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def preflight(
     *,
     seed: int,
 ) -> None:
-    """Refuse an arm that could not learn, that ignores its embedding, mixes its batch, or touches the base.
+    """Refuse an arm that cannot learn, ignores its embedding, mixes the items of a batch, or changes the base.
 
-    Runs `loss` twice, each time on a copy of the strategies: as they are, and with all parameters perturbed. The model,
-    its gradients, and torch's random state are left as they were. Call it after `training_start`.
+    Runs `loss` twice, each time on a copy of the strategies: unchanged, and with all parameters perturbed. The model,
+    its gradients and torch's random state do not change. Call it after `training_start`.
 
     Args:
-        model: the arm, about to train.
-        loss: the arm's total, weighted loss of a model.
-        audio: (B, 1, T) at the codec's rate.
-        cond: one row, or a row for every item.
+        model: the model of the arm.
+        loss: computes the total, weighted loss of a model.
+        audio: (B, 1, T) at the codec's sample rate.
+        cond: one row, or one row per item.
         seed: of the perturbation.
 
     Raises:
-        UserError: naming the strategy, what was measured, and what to look for.
+        UserError: names the strategy, the measurement, and the likely cause.
     """
     names = adapters(model)
     if not names:

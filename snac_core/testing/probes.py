@@ -1,4 +1,4 @@
-"""Measurements on a conditioned codec that the kit and the preflight of training share."""
+"""Measurements of a conditioned codec, for the conformance rules and for `preflight`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from snac_core.hooks import Edit
 from snac_core.seeding import generator
 
 SPREAD = 0.1
-"""Standard deviation by which every parameter is moved: enough to leave zero, little enough to saturate nothing."""
+"""Standard deviation of the perturbation of parameters: it leaves zero, and does not saturate nonlinearities."""
 
 SAME = 1e-5
-"""Relative difference up to which two results of equal shapes count as the same."""
+"""Tolerance, as a relative difference, for results of the same batch size."""
 
 ROUNDING = 1e-3
-"""The same, where another batch size may pick another order of summation."""
+"""Tolerance for results of different batch sizes, which may sum in another order."""
 
 
 def copied(model: ConditionedCodec) -> ConditionedCodec:
@@ -33,7 +33,7 @@ def copied(model: ConditionedCodec) -> ConditionedCodec:
 
 
 def perturbed(model: ConditionedCodec, seed: int) -> ConditionedCodec:
-    """A copy with every parameter of every strategy moved at random, so that nothing hides behind an initial zero."""
+    """A copy with random values added to all parameters of the strategies, so that none is zero."""
     moved = copied(model)
     numbers = generator(seed, "perturbation")
     with torch.no_grad():
@@ -75,18 +75,18 @@ def gradients(model: ConditionedCodec, total: Tensor) -> dict[str, dict[str, Ten
 
 
 def flows(grad: Tensor | None) -> bool:
-    """Whether a gradient is there and not all zero."""
+    """Whether there is a gradient, and not all of it is zero."""
     return grad is not None and bool(grad.count_nonzero())
 
 
 def other_speakers(cond: Conditioning, seed: int) -> Conditioning:
-    """The same rows under random embeddings of unit norm."""
+    """The same rows with random embeddings of unit norm."""
     drawn = torch.randn(cond.speaker.shape, generator=generator(seed, "other speakers"))
     return replace(cond, speaker=F.normalize(drawn, dim=1).to(cond.speaker))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Largest difference of two tensors, relative to the largest value; infinite where one has a NaN."""
+    """Largest difference of two tensors, relative to the largest value; infinite if there is a NaN."""
     a, b = a.detach(), b.detach()
     scale = max(float(a.abs().max()), float(b.abs().max()), 1e-12) if a.numel() else 1.0
     difference = float((a - b).abs().max()) / scale if a.numel() else 0.0
@@ -94,13 +94,13 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 class EditProbe:
-    """One edit, on what the bare codec has at its tap.
+    """Measurements of one edit, on the bare codec's activation at its tap.
 
     Args:
         edit: of the model under test.
-        bare: pass over at least two items.
-        cond: a row for every item.
-        seed: of what the other rows are changed to.
+        bare: activations of the bare codec for at least two items.
+        cond: one row per item.
+        seed: for the values that other rows are changed to.
     """
 
     def __init__(self, edit: Edit, bare: FrozenActivations, cond: Conditioning, seed: int) -> None:
@@ -111,19 +111,19 @@ class EditProbe:
 
     @torch.no_grad()
     def overwrites_its_input(self) -> bool:
-        """Whether the edit writes into the activation that other arms share."""
+        """Whether the edit modifies its input in place; other arms share that tensor."""
         x = self.x.clone()
         self.edit(x, self.cond)
         return not torch.equal(x, self.x)
 
     @torch.no_grad()
     def effect(self) -> float:
-        """How far the output moves when the embedding changes."""
+        """Relative change of the output for another embedding."""
         return distance(self._seeded(self.x, self.cond), self._seeded(self.x, other_speakers(self.cond, self.seed)))
 
     @torch.no_grad()
     def leak(self) -> float:
-        """How far the first row's output moves when audio and embedding of all other rows change."""
+        """Relative change of the first row's output when the audio and embeddings of all other rows change."""
         x, cond = self.x.clone(), other_speakers(self.cond, self.seed)
         x[1:] = 0.5 * x[1:].flip(-1) + 0.1 * torch.randn(x[1:].shape, generator=generator(self.seed, "leak")).to(x)
         speaker = torch.cat([self.cond.speaker[:1], cond.speaker[1:]])
@@ -132,20 +132,20 @@ class EditProbe:
 
     @torch.no_grad()
     def alone(self) -> float:
-        """How far the first row's output is from what it is without the other rows."""
+        """Relative difference between the first row's output in the batch and alone."""
         extras = {name: value[:1] for name, value in self.cond.extras.items()}
         single = replace(self.cond, speaker=self.cond.speaker[:1], extras=extras)
         return distance(self._seeded(self.x, self.cond)[:1], self._seeded(self.x[:1], single))
 
     def _seeded(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The edit from the same random state every time, so that dropout is no difference."""
+        """The edit, always from the same random state, so that dropout makes no difference."""
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(0)
             return self.edit(x.clone(), cond)
 
 
 class BaseSnapshot:
-    """All tensors of a codec, folded weights included, as they were.
+    """A copy of all tensors of a codec, with its folded weights.
 
     Args:
         codec: frozen.
@@ -156,7 +156,7 @@ class BaseSnapshot:
         self._kept = {name: tensor.detach().clone() for name, tensor in self._tensors()}
 
     def changed(self) -> list[str]:
-        """Names of tensors that are no longer bit-equal, that ask for a gradient, or that are new or gone."""
+        """Names of tensors that changed, require a gradient, were added, or were removed."""
         now = dict(self._tensors())
         return [
             name
@@ -169,7 +169,7 @@ class BaseSnapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put every tensor back."""
+        """Restore every tensor."""
         now = dict(self._tensors())
         for name, kept in self._kept.items():
             if name in now:
@@ -181,7 +181,7 @@ class BaseSnapshot:
 
 
 def owned_base_tensors(model: ConditionedCodec) -> list[str]:
-    """Parameters that strategies would train although they are the codec's."""
+    """Parameters of the codec that strategies would train."""
     base = {id(parameter) for parameter in model.codec.parameters()}
     return [
         f"{name}.{parameter_name}"

@@ -1,4 +1,4 @@
-"""Rules, what running them gives, and the state of torch that running them leaves alone."""
+"""Rules of the conformance kit, their results, and a runner that restores the global state of torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule on one plugin.
+    """Result of one rule for one plugin.
 
     Attributes:
         rule: name of the rule.
-        passed: whether it holds.
-        measured: what was seen, in one line.
-        advice: what the author should change; empty where the rule holds.
+        passed: whether the plugin follows the rule.
+        measured: the measurement, in one line.
+        advice: what the author should change; empty if the rule passed.
     """
 
     rule: str
@@ -39,13 +39,13 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Rule(Generic[Subject]):
-    """A check of a subject: returns what it measured, raises `RuleViolation` (or anything else) where the rule does not hold.
+    """A check of a subject. It returns what it measured, and raises `RuleViolation`, or another error, if it fails.
 
     Attributes:
         name: of the rule.
         check: the measurement.
-        advice: what to change, unless `RuleViolation` brings better advice.
-        gate: whether the rules after it make no sense where it fails.
+        advice: what to change, unless the `RuleViolation` has its own advice.
+        gate: whether the rules after it are skipped if it fails.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Rule(Generic[Subject]):
 
 
 class RuleViolation(Exception):
-    """A rule that does not hold: what was measured, and what to change."""
+    """A failed rule: what was measured, and what to change."""
 
     def __init__(self, measured: str, advice: str = "") -> None:
         super().__init__(measured)
@@ -64,7 +64,7 @@ class RuleViolation(Exception):
 
 
 def run_rules(subject: Subject, rules: Sequence[Rule[Subject]]) -> Iterator[RuleResult]:
-    """Each rule in order, from the same random state; ends after a failed gate."""
+    """Run the rules in order, each from the same random state; stop after a failed gate."""
     for rule in rules:
         with isolated_random_state(seed=0):
             result = _run(subject, rule)
@@ -80,7 +80,7 @@ def _run(subject: Subject, rule: Rule[Subject]) -> RuleResult:
         return RuleResult(rule.name, False, broken.measured, broken.advice or rule.advice)
     except UserError as error:
         return RuleResult(rule.name, False, _one_line(error), rule.advice)
-    except Exception as error:  # the plugin's own code: whatever it raises is what the rule measured
+    except Exception as error:  # the plugin's code may raise anything; it is the result of the rule
         return RuleResult(rule.name, False, f"raised {type(error).__name__}: {_one_line(error)}", rule.advice)
 
 
@@ -90,9 +90,9 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def isolated_random_state(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Inside the block, torch's generators start at `seed` and gradients are on; both and torch's settings are restored.
+    """Inside the block, torch's generators start at `seed`, gradients are on, and torch uses one thread.
 
-    One thread: the tensors are small, and threads that wait for a busy core cost far more than they bring.
+    All of that, and torch's other global settings, are restored at the end. One thread is faster for small tensors.
     """
     before = torch_settings()
     devices = [device] if device is not None and device.type == "cuda" else []

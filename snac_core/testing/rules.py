@@ -1,10 +1,4 @@
-"""Rules about what a strategy does to the signal.
-
-Rules about what a strategy leaves alone: other instances, and the global state of Python and torch.
-
-A strategy's edits under `torch.compile`.
-
-Rules about how a strategy learns: gradients, loss terms, discriminators, and a base that stays as it is."""
+"""The rules for a strategy: its edits, global state, `torch.compile`, and training."""
 
 from __future__ import annotations
 
@@ -240,7 +234,7 @@ def _global_state(trial: StrategyTrial) -> str:
     trial.reconstruct(second, cond)
     if not equal(trial.reconstruct(first, cond), before):
         raise RuleViolation(
-            "two instances meet: running one changes what the other gives, or one alone does not repeat itself"
+            "two instances share state: running one changes the output of the other, or one alone is not deterministic"
         )
     states = []
     for seed in (1, 2):
@@ -258,11 +252,11 @@ def _global_state(trial: StrategyTrial) -> str:
                 f"it reseeds the global random numbers of {library}",
                 "draw from snac_core.seeding.generator(...) instead",
             )
-    return "two instances do not meet; global random numbers stay"
+    return "two instances share no state; global random numbers are not reseeded"
 
 
 def _settings(trial: StrategyTrial) -> str:
-    """Builds and runs every hook once; errors other than a changed setting are for the rules after this one."""
+    """Build the strategy and run every hook once; later rules report all errors except a changed setting."""
     before = torch_settings()
     try:
         trial.cls(trial.cls.Config(), trial.taps)
@@ -415,7 +409,7 @@ def _base(trial: StrategyTrial) -> str:
 
 
 def _train(trial: StrategyTrial, model: ConditionedCodec) -> None:
-    """Some steps as an arm takes them; Adam's first step is the sign of the gradient."""
+    """A few training steps; the sign of the gradient is the first step of Adam."""
     trained = [parameter for _, parameter in model.trained_parameters()]
     discriminators = [parameter for _, parameter in model.discriminator_parameters()]
     turns: list[tuple[list[nn.Parameter], Callable[[ConditionedCodec, Step], Tensor | None]]]

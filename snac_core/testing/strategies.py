@@ -1,4 +1,4 @@
-"""`check_strategy`: every rule on one strategy, those about its declaration first."""
+"""`check_strategy`: all rules for one strategy, and the rules about its declaration."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def check_strategy(
 
     Args:
         cls: the class.
-        codec: to attach it to, frozen in place; a small one with random weights where not given.
+        codec: the base, frozen in place; defaults to a small one with random weights.
         speaker_dim: S of the embeddings.
-        catalogue: strategies to combine it with; the installed ones where not given.
-        compiled: also run its edits under `torch.compile(backend="aot_eager")`, which takes some ten seconds.
+        catalogue: strategies to combine it with; defaults to the installed ones.
+        compiled: also run its edits under `torch.compile(backend="aot_eager")`, which takes about ten seconds.
 
     Returns:
-        a result per rule. They end early where a rule fails that the rest cannot do without.
+        one result per rule, in order; they end after a failed rule that later rules depend on.
     """
     results = strategy_results(cls, codec=codec, speaker_dim=speaker_dim, catalogue=catalogue, compiled=compiled)
     return list(results)
@@ -51,7 +51,7 @@ def strategy_results(
     catalogue: Catalogue | None = None,
     compiled: bool = False,
 ) -> Iterator[RuleResult]:
-    """The results of `check_strategy`, each as soon as it is there."""
+    """The results of `check_strategy`, one by one."""
     with isolated_random_state(seed=0):
         trial = StrategyTrial(cls, codec or small_codec(), speaker_dim, discover() if catalogue is None else catalogue)
     try:

@@ -1,4 +1,4 @@
-"""One strategy under test: how its models, steps and losses are made."""
+"""One strategy under test, with its models, steps and losses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOISE = 7
 
 
 class Companion(Strategy):
-    """A plain adapter that objectives are tested on: FiLM on both sides of the quantizer."""
+    """A simple adapter for tests of objectives: FiLM on both sides of the quantizer."""
 
     name = "conformance_companion"
 
@@ -53,13 +53,13 @@ class Companion(Strategy):
 
 
 class StrategyTrial:
-    """A strategy class, and everything that the rules make of it.
+    """A strategy class under test.
 
     Args:
         cls: the class under test.
-        codec: to attach it to; frozen in place.
+        codec: the base; frozen in place.
         speaker_dim: S.
-        catalogue: the other strategies, to combine it with.
+        catalogue: other strategies, for tests of combinations.
     """
 
     def __init__(self, cls: type[Strategy], codec: SNAC, speaker_dim: int, catalogue: Catalogue) -> None:
@@ -73,7 +73,7 @@ class StrategyTrial:
 
     @property
     def hooks(self) -> list[str]:
-        """The hooks that the class implements."""
+        """Names of the hooks that the class implements."""
         return hooks_of(self.cls)
 
     @cached_property
@@ -82,14 +82,14 @@ class StrategyTrial:
         return [edit.tap.name for edit in edits_of(self.model(), self.cls.name)]
 
     def model(self, others: Sequence[type[Strategy]] = (), *, first: bool = True) -> ConditionedCodec:
-        """A new model of the strategy and `others`, in eval mode; its parameters depend on nothing that ran before."""
+        """A new model of the strategy and `others`, in eval mode, with the same initial parameters each time."""
         strategies = [self.cls, *others] if first else [*others, self.cls]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("conformance", self.cls.name))
             return ConditionedCodec(self.codec, strategies, speaker_dim=self.speaker_dim).eval()
 
     def training_model(self) -> ConditionedCodec:
-        """A new model ready to train; an objective comes with an adapter to act on."""
+        """A new model in train mode after `training_start`; an objective gets an adapter."""
         model = self.model(() if self.edited_taps else (Companion,))
         context = self.fixtures.context(model)
         for _, training_start in self.calls(model, "training_start"):
@@ -101,43 +101,43 @@ class StrategyTrial:
         return model.callers(hook)
 
     def reconstruct(self, model: ConditionedCodec, cond: Conditioning | None) -> Reconstruction:
-        """The path on the batch, with the same noise every time."""
+        """Reconstruct the batch, with the same noise each time."""
         with self.codec.fixed_noise(NOISE), torch.no_grad():
             return model.reconstruct(self.fixtures.audio, cond)
 
     def terms(self, model: ConditionedCodec, step: Step, hook: str = "loss") -> dict[str, Tensor]:
-        """The strategy's own terms, checked for what every term must be."""
+        """The strategy's own terms, validated."""
         for name, implementation in self.calls(model, hook):
             if name == self.cls.name:
                 return checked_terms(implementation(step=step), hook)
         return {}
 
     def total(self, model: ConditionedCodec, step: Step) -> Tensor:
-        """What the arm would be trained on: the strategy's own terms, and likeness to source and target speaker."""
-        likeness = (step.identity.audio - step.audio).abs().mean()
-        likeness = likeness + cosine_distance(step.converted_embedding, step.target_reference).mean()
-        return likeness + sum(self.terms(model, step).values())
+        """A training loss: the strategy's own terms, and distances to the source and to the target speaker."""
+        distance = (step.identity.audio - step.audio).abs().mean()
+        distance = distance + cosine_distance(step.converted_embedding, step.target_reference).mean()
+        return distance + sum(self.terms(model, step).values())
 
     def probes(self, model: ConditionedCodec) -> list[EditProbe]:
-        """A probe for each of the strategy's edits in `model`."""
+        """One probe for each of the strategy's edits in `model`."""
         bare = FrozenActivations(self.codec, self.fixtures.audio)
         cond = self.fixtures.conditioning(ROWS)
         return [EditProbe(edit, bare, cond, seed=0) for edit in edits_of(model, self.cls.name)]
 
     def offering(self) -> Catalogue:
-        """A catalogue that offers this strategy alone."""
+        """A catalogue with this strategy only."""
         catalogue = Catalogue()
         catalogue.strategies.add(self.cls, Origin("conformance"))
         return catalogue
 
 
 def hooks_of(cls: type[Strategy]) -> list[str]:
-    """The hooks that a strategy class implements, with their mark."""
+    """The hooks that a strategy class implements, marked with `hookimpl`."""
     return [hook for hook in HOOKS if hasattr(getattr(cls, hook, None), f"{PROJECT}_impl")]
 
 
 def checked_terms(terms: Any, hook: str) -> dict[str, Tensor]:
-    """`terms` if they are what `loss` and `discriminator_loss` must return; else raises RuleViolation."""
+    """Return `terms` if they are a valid result of `loss` or `discriminator_loss`; else raise RuleViolation."""
     if not isinstance(terms, dict):
         raise RuleViolation(
             f"{hook} returned {type(terms).__name__}", f"return a dict of term name to scalar tensor in {hook}"

@@ -179,7 +179,7 @@ def test_an_encoder_and_a_metric_without_fault_hold_to_every_rule() -> None:
         (MixesTheBatch, "batch independence", "an item alone differs", "from itself alone"),
         (Unseeded, "repeatable", "two instances disagree", "fork_rng"),
         (SilenceIsNaN, "output", "silence", "by a floor"),
-        (TakesAnything, "bad input", "without a word", "leave forward to the base class"),
+        (TakesAnything, "bad input", "it accepts", "leave forward to the base class"),
     ],
 )
 def test_a_fault_of_an_encoder_is_caught(encoder: type[SpeakerEncoder], rule: str, measured: str, advice: str) -> None:

@@ -75,7 +75,7 @@ FAULTS: list[tuple[type[Strategy], str, list[str], list[str]]] = [
     (LossOfCodes, "loss terms", ["no gradient of term 'content'"], ["integer codes"]),
     (WeightWithoutTerm, "loss terms", ["'likness'", "did you mean 'likeness'?"], ["default_weights"]),
     (WritesIntoInput, "input untouched", ["'quantized' writes into its input"], ["out of place"]),
-    (Meets, "no global state", ["two instances meet"], ["on the instance"]),
+    (Meets, "no global state", ["two instances share state"], ["on the instance"]),
     (Reseeds, "global settings", ["__init__ of strategy 'reseeds'", "random seed from"], ["snac_core.seeding"]),
     (ReseedsPython, "no global state", ["random numbers of numpy"], ["snac_core.seeding"]),
     (ChangesSwitches, "global settings", ["matmul precision from highest to high"], ["leave torch's settings alone"]),

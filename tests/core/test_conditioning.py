@@ -63,7 +63,7 @@ def test_a_bad_setting_is_named_with_what_was_got_and_expected() -> None:
         ("adapter", ["phase6_encoder_adapter", "x"], "; did you mean 'phase6_encoder_adapter'?"),
         ("zzz", ["b", "a"], "; known: a, b"),
         ("", ["b", "a"], "; known: a, b"),
-        ("zzz", [], "; none is known here"),
+        ("zzz", [], "; none is known"),
     ],
 )
 def test_the_nearest_known_name_is_suggested(name: str, known: list[str], ending: str) -> None:

@@ -66,9 +66,9 @@ def test_the_bound_must_leave_room() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"kernel": 4}, "kernel = 4; an odd number"),
-        ({"adapter_type": "film", "kernel": 3}, "bound and kernel are of adapter_type = 'conv'"),
-        ({"adapter_type": "film", "bound": 1.0}, "bound and kernel are of adapter_type = 'conv'"),
+        ({"kernel": 4}, "kernel = 4; expected an odd number"),
+        ({"adapter_type": "film", "kernel": 3}, "bound and kernel belong to adapter_type = 'conv'"),
+        ({"adapter_type": "film", "bound": 1.0}, "bound and kernel belong to adapter_type = 'conv'"),
     ],
 )
 def test_settings_that_could_not_be_meant_are_refused(config: dict[str, object], said: str) -> None:

@@ -1,4 +1,4 @@
-"""Objectives: strategies that only contribute loss terms, usable with any adapter."""
+"""Objectives: strategies that only contribute loss terms; they work with any adapter."""
 
 from __future__ import annotations
 

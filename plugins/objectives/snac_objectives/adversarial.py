@@ -1,4 +1,4 @@
-"""Output that discriminators cannot tell from recorded speech, under the own embedding and under the targets'."""
+"""Adversarial training of the identity and converted outputs against waveform discriminators."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any
 
 
 class Adversarial(Strategy):
-    """Multi-period and multi-resolution STFT discriminators with hinge and feature matching.
+    """Multi-period and multi-resolution STFT discriminators with hinge and feature matching losses.
 
-    Periods as in HiFi-GAN (Kong et al. 2020), spectra as in EnCodec (Defossez et al. 2022). The discriminators are as wide as
-    the codec's decoder is: 41 M and 0.3 M parameters beside snac_24khz. They belong to the arm, have an optimizer of
-    their own, and are never saved with the model.
+    Periods as in HiFi-GAN (Kong et al. 2020), spectrograms as in EnCodec (Defossez et al. 2022). The width of the
+    discriminators follows the codec's decoder: 41 M and 0.3 M parameters for snac_24khz. They belong to the arm, have
+    their own optimizer, and are not saved with the model.
     """
 
     name = "adversarial"
@@ -55,20 +55,22 @@ class Adversarial(Strategy):
 
     class Config(Strategy.Config):
         periods: tuple[int, ...] = Field(
-            (2, 3, 5, 7, 11), min_length=1, description="Of the period discriminators, samples."
+            (2, 3, 5, 7, 11), min_length=1, description="Periods of the period discriminators, in samples."
         )
         n_ffts: tuple[int, ...] = Field(
             (1024, 2048, 4096),
             min_length=1,
-            description="Windows of the spectral discriminators, in samples; hop a quarter.",
+            description="Windows of the spectrogram discriminators, in samples; the hop is a quarter.",
         )
         channels: int = Field(
-            0, ge=0, description="Of the discriminators' first layers; 0: a 32nd of the decoder's width, at least 4."
+            0,
+            ge=0,
+            description="Channels of the discriminators' first layers; 0: 1/32 of the decoder's channels, at least 4.",
         )
         warmup_steps: int = Field(
             100,
             ge=0,
-            description="Steps over which the gradient rises to its full size, while the discriminators learn.",
+            description="Steps of linear warmup of the gradient, while the discriminators are trained.",
         )
 
     def __init__(self, config: Config, taps: Taps) -> None:
@@ -80,7 +82,7 @@ class Adversarial(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`adv` on all outputs and `features` between the source and its identity, each a scalar."""
+        """`adv`, hinge loss of all outputs, and `features`, feature matching of source and identity output; scalars."""
         outputs = torch.cat([step.identity.audio, step.converted.audio])
         with without_parameter_gradients(self.discriminator):
             made = self.discriminator(outputs)
@@ -89,20 +91,20 @@ class Adversarial(Strategy):
         identity = [[layer[: _rows(layer, outputs, step.audio)] for layer in discriminator] for discriminator in made]
         share = min(1.0, step.index / self.config.warmup_steps) if self.config.warmup_steps else 1.0
         terms = {"adv": adversarial_loss(made), "features": feature_loss(real, identity)}
-        return {name: _softened(term, share) for name, term in terms.items()}
+        return {name: _scale_gradient(term, share) for name, term in terms.items()}
 
     @hookimpl
     def discriminator_loss(self, step: Step) -> dict[str, Tensor]:
-        """`discriminator`: hinge between the source and all outputs, detached; a scalar."""
+        """`discriminator`: hinge loss of the source and all outputs, detached; a scalar."""
         outputs = torch.cat([step.identity.audio, step.converted.audio]).detach()
         return {"discriminator": discriminator_loss(self.discriminator(step.audio), self.discriminator(outputs))}
 
 
 def _rows(layer: Tensor, outputs: Tensor, audio: Tensor) -> int:
-    """How many of a layer's rows belong to the first `len(audio)` outputs; period discriminators have several an item."""
+    """Number of rows of a layer for the first `len(audio)` outputs; period discriminators have several per item."""
     return len(layer) // len(outputs) * len(audio)
 
 
-def _softened(term: Tensor, share: float) -> Tensor:
-    """The same value with `share` of its gradient: what is logged stays raw."""
+def _scale_gradient(term: Tensor, share: float) -> Tensor:
+    """The same value with its gradient scaled by `share`, so that the logged value does not change."""
     return share * term + (1 - share) * term.detach()

@@ -1,4 +1,4 @@
-"""The codes that a conversion should have, where they are known: predicted before VQ, level by level."""
+"""Cross-entropy of the output codes for conversions with known codes."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from snac_core.seeding import generator
 from snac_core.step import TrainingContext
 from snac_objectives.requirements import parallel_speech, require_edits_before_vq
 
-_CONTEXT = 16  # frames of the latent on either side of a stretch that is encoded by itself
+_CONTEXT = 16  # latent frames of context on either side of a segment that is encoded alone
 
 
 class CodePrediction(Strategy):
-    """Cross-entropy of the codes that come out against those that should.
+    """Cross-entropy between the output codes and known codes; the decoder is not run.
 
-    Conversions whose codes are known (no gradient passes the decoder for them):
+    `identity`: the source with its own embedding; target codes: those of the bare codec.
+    `moved`: the source with the embedding of a synthetic voice, the source with shifted pitch and formants; target
+    codes: those of the synthetic voice.
+    `restored`: the synthetic voice, also with another spectral balance, with the source's embedding; target codes:
+    those of the source. These three terms work with any speech.
+    `parallel`: the source with a target's embedding; target codes: those of the target's own recording of the same
+    words, aligned in time. Only for data with such recordings: synthetic speakers, VCTK's common sentences.
 
-    `identity`: the source under its own embedding has the bare codec's codes.
-    `moved`: the source under the embedding of another voice, which is the source's with its pitch and formants moved,
-    has that voice's codes.
-    `restored`: that other voice, its spectral balance changed as well, has the source's codes under the source's
-    embedding. Any speech teaches these three.
-    `parallel`: the source under a target's embedding has the codes of the target's own recording of the same words,
-    aligned in time. Only where the data has such recordings: synthetic speakers, VCTK's common sentences.
-
-    The straight-through gradient of a quantizer knows nothing of which entry is chosen; a cross-entropy over the
-    entries does, and it says what to say and whose voice to say it in at once.
+    The straight-through gradient of a quantizer does not depend on which entry is chosen; the gradient of a
+    cross-entropy over the entries does.
     """
 
     name = "code_prediction"
 
     class Config(Strategy.Config):
         parallel: bool = Field(False, description="Predict the codes of the target's recording of the same words.")
-        temperature: float = Field(0.1, gt=0, description="Of the softmax over cosines to a codebook's entries.")
-        semitones: float = Field(6.0, ge=0, description="Largest change of pitch, either way.")
-        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest relative change of formants.")
-        equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random equaliser in restored; 0: none.")
+        temperature: float = Field(
+            0.1, gt=0, description="Temperature of the softmax over cosines to the entries of a codebook."
+        )
+        semitones: float = Field(6.0, ge=0, description="Largest pitch shift up or down, in semitones.")
+        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest relative formant shift.")
+        equaliser_db: float = Field(
+            6.0, ge=0, description="Largest gain of the random equalizer in restored, in dB; 0: none."
+        )
 
     @hookimpl
     def training_start(self, context: TrainingContext) -> None:
-        """Refuse an arm whose codes never change."""
+        """Raise UserError if no strategy acts before the quantizer."""
         require_edits_before_vq(self, context.model)
 
     @hookimpl
@@ -83,13 +85,13 @@ class CodePrediction(Strategy):
 
     @torch.no_grad()
     def target_codes(self, step: Step) -> tuple[list[Tensor], Tensor]:
-        """Codes, one (N * B, F / stride) per level, of the targets' recordings in the timing of the sources.
+        """Codes of the targets' recordings, aligned with the sources: one (N * B, F / stride) per level.
 
-        F are the frames that lie within the sources, without what they are padded with; at least one of the coarsest
-        code. Also which rows (N * B,) have a recording, 1 or 0.
+        F is the number of frames within the sources, without padding; at least one code of the coarsest level. Also
+        returns which rows (N * B,) have a recording, 1 or 0.
 
         Raises:
-            UserError: where no two speakers of the data say the same.
+            UserError: if the data has no two recordings of the same words.
         """
         recorded, lengths = parallel_speech(self, step)
         codec = step.model.codec
@@ -97,7 +99,7 @@ class CodePrediction(Strategy):
         sources = step.audio if step.audio.shape[-1] >= block else codec.preprocess(step.audio)
         sources = sources[..., : sources.shape[-1] // block * block].repeat(len(recorded) // len(step.audio), 1, 1)
         path = alignment(sources, recorded, lengths, step.sample_rate, hop=codec.hop_length)
-        # only what the sources are aligned with is encoded, and what the encoder sees around it
+        # only the aligned part is encoded, with context for the encoder
         start = (path.amin(1, keepdim=True) - _CONTEXT).clamp(min=0)
         path = path - start
         span = (int(path.max()) + 1 + _CONTEXT) * codec.hop_length

@@ -1,4 +1,4 @@
-"""Codes from which nobody can tell who spoke: an adversary on the quantized vectors. Not recommended; see below."""
+"""A speaker classifier as adversary of the quantized vectors. Not recommended; see `CodebookAdversary`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snac_objectives.requirements import require_edits_before_vq
 
 
 class _Reversal(torch.autograd.Function):
-    """The identity, with its gradient turned round (Ganin and Lempitsky 2015, eq. 13 and 14)."""
+    """Gradient reversal: the identity with a negated gradient (Ganin and Lempitsky 2015, eq. 13 and 14)."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _Reversal(torch.autograd.Function):
 
 
 class SpeakerClassifier(nn.Module):
-    """Who spoke, from latents (B, C, F): two convolutions and the mean over time, to logits (B, P).
+    """Speaker classifier of latents: two convolutions and the mean over time.
 
     Args:
         channels: C.
@@ -46,16 +46,17 @@ class SpeakerClassifier(nn.Module):
         self.out = nn.Linear(hidden, speakers)
 
     def forward(self, z_q: Tensor) -> Tensor:
+        """(B, C, F) to logits (B, P)."""
         logits: Tensor = self.out(self.frames(z_q).mean(-1))
         return logits
 
 
 class CodebookAdversary(Strategy):
-    """A classifier learns to tell the source speaker from converted codes; the adapter learns to prevent it.
+    """A classifier learns to identify the source speaker from converted codes; the adapter learns to prevent it.
 
-    It looks at the straight-through quantized vectors, which carry a gradient, not at indices, which carry none, so
-    only adapters before the quantizer can be taught by it. Not recommended: judged beside phase 6 over two seeds,
-    nothing was better than without it (docs/experiments/README.md).
+    Its input is the straight-through quantized vectors, which have a gradient, in contrast to code indices. It needs an
+    adapter before the quantizer. Not recommended: with phase 6 and two seeds, no metric improved
+    (docs/experiments/README.md).
     """
 
     name = "codebook_adversary"
@@ -71,10 +72,10 @@ class CodebookAdversary(Strategy):
 
     @hookimpl
     def training_start(self, context: TrainingContext) -> None:
-        """One output of the classifier for every training speaker.
+        """Build a classifier with one output per training speaker.
 
         Raises:
-            UserError: where no strategy acts before the quantizer, so that nothing can change the codes.
+            UserError: if no strategy acts before the quantizer, so that the codes cannot change.
         """
         require_edits_before_vq(self, context.model)
         with torch.random.fork_rng(devices=[]):
@@ -86,14 +87,14 @@ class CodebookAdversary(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`speaker`: the classifier's cross-entropy, through the reversal; it rises as the codes hide the speaker."""
+        """`speaker`: the classifier's cross-entropy, with reversed gradient; a scalar in nats."""
         reversed_: Tensor = _Reversal.apply(step.converted_latents.z_q)
         with without_parameter_gradients(self.discriminator):
             return {"speaker": self._entropy(reversed_, step)}
 
     @hookimpl
     def discriminator_loss(self, step: Step) -> dict[str, Tensor]:
-        """`classifier`: the same, for the classifier, on detached vectors."""
+        """`classifier`: the cross-entropy on detached vectors, for the classifier; a scalar in nats."""
         return {"classifier": self._entropy(step.converted_latents.z_q.detach(), step)}
 
     def _entropy(self, z_q: Tensor, step: Step) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is said must survive the conversion: there and back again, and as the target says it."""
+"""Content losses: cycle consistency, and a distance to the target speaker's recording of the same words."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from snac_objectives.requirements import parallel_speech
 
 
 class Content(Strategy):
-    """`cycle`: converted output, converted back to the source's speaker, sounds like the source.
+    """`cycle`: the distance between the source and the converted output converted back to the source's speaker.
 
-    `parallel`: converted output sounds like the target's own recording of the same words, aligned in time. Only where
-    the data has such recordings: synthetic speakers, VCTK's common sentences.
+    `parallel`: the distance between the converted output and the target's own recording of the same words, aligned in
+    time. Only for data with such recordings: synthetic speakers, VCTK's common sentences.
 
-    Cycle consistency of voice conversion is that of CycleGAN-VC (Kaneko and Kameoka 2018, eq. 3), here with one model
-    both ways and the source speaker's embedding on the way back.
+    The cycle consistency is that of CycleGAN-VC (Kaneko and Kameoka 2018, eq. 3), with one model for both directions.
     """
 
     name = "content"
     default_weights = {"cycle": 1.0}  # noqa: RUF012  (a constant of the class)
 
     class Config(Strategy.Config):
-        cycle: bool = Field(True, description="Convert back, and compare with the source.")
+        cycle: bool = Field(True, description="Convert the output back and compare it with the source.")
         parallel: bool = Field(False, description="Compare with the target's recording of the same words.")
         n_ffts: tuple[int, ...] = Field((1024, 2048, 4096), min_length=1, description="STFT windows, in samples.")
 
@@ -37,7 +36,7 @@ class Content(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`cycle`, multi-scale STFT distance of the source to what came back; `parallel`, in bels; scalars."""
+        """`cycle`, multi-scale STFT distance of the back-converted audio; `parallel`, in bels; each a scalar."""
         terms = {}
         if self.config.cycle:
             there = step.converted.audio

@@ -1,4 +1,4 @@
-"""Supervised conversion: from a voice made out of the source's own, back to the source."""
+"""Supervised conversion: from a synthetically changed voice back to the source."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any
 
 
 class SyntheticVC(Strategy):
-    """Input with another pitch, other formants and another spectral balance, the original's embedding, the original.
+    """Convert the source with shifted pitch, formants and spectral balance back to the source, with its embedding.
 
-    The one conversion whose true result is known, sample by sample: it teaches to undo a change of voice and to leave
-    alone what is said.
+    The true result of this conversion is known sample by sample.
     """
 
     name = "synthetic_vc"
@@ -49,14 +48,20 @@ class SyntheticVC(Strategy):
     )
 
     class Config(Strategy.Config):
-        probability: float = Field(0.5, gt=0, le=1, description="Share of the batch that is used; at least one item.")
-        semitones: tuple[float, ...] = Field((-2, -1, 1, 2), description="Pitch changes to draw from; empty: none.")
-        formants: tuple[Annotated[float, Field(gt=-0.5, lt=0.5)], ...] = Field(
-            (-0.2, -0.1, 0.1, 0.2), description="Relative formant changes to draw from; empty: none."
+        probability: float = Field(
+            0.5, gt=0, le=1, description="Fraction of the batch that is used; at least one item."
         )
-        equaliser_db: float = Field(6.0, ge=0, description="Largest gain of a random parametric equaliser; 0: none.")
-        l1_weight: float = Field(1.0, ge=0, description="Of the waveform's mean absolute difference, inside recon.")
-        stft_weight: float = Field(1.0, ge=0, description="Of the multi-scale STFT distance, inside recon.")
+        semitones: tuple[float, ...] = Field(
+            (-2, -1, 1, 2), description="Pitch shifts to choose from, in semitones; empty: none."
+        )
+        formants: tuple[Annotated[float, Field(gt=-0.5, lt=0.5)], ...] = Field(
+            (-0.2, -0.1, 0.1, 0.2), description="Relative formant shifts to choose from; empty: none."
+        )
+        equaliser_db: float = Field(
+            6.0, ge=0, description="Largest gain of a random parametric equalizer, in dB; 0: none."
+        )
+        l1_weight: float = Field(1.0, ge=0, description="Weight of the waveform's mean absolute difference in recon.")
+        stft_weight: float = Field(1.0, ge=0, description="Weight of the multi-scale STFT distance in recon.")
         n_ffts: tuple[int, ...] = Field((1024, 2048, 4096), min_length=1, description="STFT windows, in samples.")
 
     def __init__(self, config: Config, taps: Taps) -> None:
@@ -65,7 +70,7 @@ class SyntheticVC(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`recon` to the original and `spk_synth` to its speaker, each a scalar."""
+        """`recon`, distance to the source, and `spk_synth`, cosine distance to its speaker; each a scalar."""
         draw = generator(step.sampler.seed, step.index, "synthetic voices")
         count = max(1, round(self.config.probability * len(step.audio)))
         rows = torch.randperm(len(step.audio), generator=draw)[:count].to(step.audio.device)
@@ -78,7 +83,7 @@ class SyntheticVC(Strategy):
         return {"recon": recon, "spk_synth": cosine_distance(embedding, step.own_reference[rows]).mean()}
 
     def another_voice(self, audio: Tensor, sample_rate: int, draw: torch.Generator) -> Tensor:
-        """(B, 1, T) with changes of its own for every item, drawn from what the settings allow."""
+        """(B, 1, T) with random changes per item, drawn from the settings."""
         config, count = self.config, len(audio)
         semitones, formants = (_drawn(choices, count, draw) for choices in (config.semitones, config.formants))
         if config.semitones or config.formants:
@@ -87,7 +92,7 @@ class SyntheticVC(Strategy):
 
 
 def _drawn(choices: tuple[float, ...], count: int, draw: torch.Generator) -> Tensor:
-    """`count` of the choices (count,), uniformly; zeros where there are none."""
+    """`count` uniform draws (count,) from the choices; zeros if there are none."""
     if not choices:
         return torch.zeros(count)
     return torch.tensor(choices)[torch.randint(len(choices), (count,), generator=draw)]

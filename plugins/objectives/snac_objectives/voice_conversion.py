@@ -1,4 +1,4 @@
-"""The objective that every arm gets: keep the source under its own embedding, sound like the target under another."""
+"""The default objective: reconstruct the source with its own embedding, match the target with another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from snac_core.losses import MultiScaleSTFT, cosine_distance
 
 
 class VoiceConversion(Strategy):
-    """`recon` and `spk_id` on the output under the own embedding, `spk_vc` on the output under the targets'.
+    """`recon` and `spk_id` of the output with the source's own embedding, `spk_vc` of the output with the targets'.
 
-    Nothing asks converted output to equal the source: that would teach to ignore the embedding.
+    No term compares converted output with the source: the model would learn to ignore the embedding.
     """
 
     name = "voice_conversion"
@@ -33,8 +33,8 @@ class VoiceConversion(Strategy):
     )
 
     class Config(Strategy.Config):
-        l1_weight: float = Field(1.0, ge=0, description="Of the waveform's mean absolute difference, inside recon.")
-        stft_weight: float = Field(1.0, ge=0, description="Of the multi-scale STFT distance, inside recon.")
+        l1_weight: float = Field(1.0, ge=0, description="Weight of the waveform's mean absolute difference in recon.")
+        stft_weight: float = Field(1.0, ge=0, description="Weight of the multi-scale STFT distance in recon.")
         n_ffts: tuple[int, ...] = Field((1024, 2048, 4096), min_length=1, description="STFT windows, in samples.")
 
     def __init__(self, config: Config, taps: Taps) -> None:
@@ -43,7 +43,7 @@ class VoiceConversion(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """The three terms, each a scalar."""
+        """`recon`, waveform and STFT distance; `spk_id` and `spk_vc`, cosine distances; each a scalar."""
         identity = step.identity.audio
         recon = self.config.l1_weight * F.l1_loss(identity, step.audio)
         recon = recon + self.config.stft_weight * self.stft(identity, step.audio)
