@@ -85,7 +85,7 @@ class TrainingState:
         self.segment: Tensor | None = None  # sample numbers 0, 1, ... of the segment that discriminators get
         if s.adversary is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(s.seed, "discriminators"))
+                torch.manual_seed(derive(s.seed, "critics"))  # names of random streams are part of the numbers
                 self.discriminators = Discriminators(
                     s.adversary.periods,
                     s.adversary.n_ffts,
@@ -121,7 +121,7 @@ class TrainingState:
         audio = batches.at(self.step).to(device, non_blocking=True)
         levels, adversary_weight, segment_start = self._drawn_levels(len(audio)), self._adversary_weight(), None
         if adversary_weight is not None and self.segment is not None:
-            draw = generator(s.seed, self.step, self.context.rank, "discriminators' stretch")
+            draw = generator(s.seed, self.step, self.context.rank, "critics' stretch")
             segment_start = torch.randint(audio.shape[-1] - len(self.segment) + 1, (), generator=draw)
         scalars = (None if x is None else x.to(device) for x in (levels, adversary_weight, segment_start))
         inputs = StepInputs(audio, *scalars)
