@@ -192,3 +192,15 @@ def test_what_is_generated_is_up_to_date() -> None:
 def test_the_lines_of_code_that_a_plugin_takes_are_few() -> None:
     for code in re.findall(r"^```python\n# \w+\.py\n(.*?)^```$", text_of("plugins"), flags=re.DOTALL | re.MULTILINE):
         assert len([line for line in code.splitlines() if line.strip()]) < 45
+
+
+def test_the_readme_shows_the_columns_that_a_study_prints(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = shutil.copytree(finished, tmp_path / "study")
+    assert runner("report", study) == 0
+    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("arm "))
+    readme = next(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith("arm "))
+    columns = re.split(r"  +", readme)
+    assert len(columns) == 8
+    assert set(re.split(r"  +", printed.strip())) <= set(columns)
