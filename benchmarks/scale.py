@@ -22,6 +22,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from snac_core.conditioning import EncoderIdentity
 from snac_core.seeding import derive
 from snac_core.speakers.bank import Bank, open_bank, write_bank
 from snac_core.speakers.index import FLAT_UP_TO, BankPool, build_index, open_index
@@ -113,8 +114,7 @@ def synthetic(folder: Path, rows: int) -> Bank:
     }
     return write_bank(
         folder,
-        encoder="synthetic",
-        encoder_digest="0" * 64,
+        encoder=EncoderIdentity("synthetic", embeddings.shape[1], "0" * 64),
         arrays=arrays,
         ids=[f"u{row}" for row in range(rows)],
         names=[f"s{label}" for label in range(speakers)],

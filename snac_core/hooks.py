@@ -139,7 +139,7 @@ def _edits(manager: pluggy.PluginManager, taps: Taps) -> dict[str, tuple[Edit, .
                 if is_before_vq(tap.name) != before:
                     side = "before" if before else "after"
                     raise UserError(
-                        f"strategy {strategy.name!r}: {patterns} names {tap.name!r}, which does not lie {side} VQ"
+                        f"strategy {strategy.name!r}: {patterns} names {tap.name!r}, which is not {side} VQ"
                     )
                 edit = Edit(strategy.name, tap, hook, implementation.function, tuple(implementation.argnames))
                 table[tap.name].append(edit)

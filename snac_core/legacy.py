@@ -29,7 +29,7 @@ class LegacyKeys:
         compute: what no table can express. Takes all keys of the file, defaults included, and whether the file is of
             this strategy (else it is an objective); returns place to value. Raises ValueError for a value that cannot
             be what the key means.
-        remark: takes all keys of the file; returns a sentence on keys that have no effect beside the others, or None.
+        remark: takes all keys of the file; returns a sentence on keys without effect in this file, or None.
     """
 
     places: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)

@@ -58,7 +58,7 @@ class Registry:
                 register is removed for both, unless one of them is this project.
         """
         if not isinstance(offered, type):
-            raise UserError(f"{self.kind} {offered!r} of {origin} is no class; register the class itself")
+            raise UserError(f"{self.kind} {offered!r} of {origin} is not a class; register the class itself")
         name = getattr(offered, "name", "")
         if not (isinstance(name, str) and name.isidentifier()):
             raise UserError(f"{self.kind} {offered!r} of {origin}: its name must be an identifier; got {name!r}")
@@ -190,7 +190,7 @@ def load_file(path: str | Path) -> ModuleType:
     """
     path = Path(path).resolve()
     if not path.is_file() or path.suffix != ".py":
-        raise UserError(f"plugin file {path} is no Python file; expected the path of a .py file")
+        raise UserError(f"plugin file {path} is not a Python file; expected the path of a .py file")
     source = path.read_bytes()
     name = f"snac_plugin_{path.stem}_{hashlib.blake2b(str(path).encode() + source, digest_size=6).hexdigest()}"
     if name in sys.modules:

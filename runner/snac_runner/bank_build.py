@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from snac_core.conditioning import EncoderIdentity
 from snac_core.errors import UserError
 from snac_core.files import write_bytes
 from snac_core.plugins import discover
@@ -168,8 +169,7 @@ def build_bank(
         conditioning, reference = _speaker_means(corpus, contents, embeddings, old, old_rows)
         bank = write_bank(
             folder,
-            encoder=encoder.name,
-            encoder_digest=encoder.digest,
+            encoder=EncoderIdentity(encoder.name, encoder.dim, encoder.digest),
             arrays={
                 "embeddings": np.stack([embeddings[key.tobytes()] for key in contents.keys]),
                 "labels": contents.labels,

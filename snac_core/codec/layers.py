@@ -16,23 +16,23 @@ from snac_core.codec.checks import HEAD
 from snac_core.errors import UserError
 from snac_core.seeding import generator
 
-_KEPT = 16  # drawn noises kept while a seed is fixed; a decoder has four or so per audio length
-_ALIGNED = 16  # torch fills normal numbers in runs of 16; a length of whole runs is a prefix of any longer one
+_CACHED = 16  # noise tensors cached while a seed is fixed; a decoder has about four per audio length
+_ALIGNED = 16  # torch draws normal numbers in blocks of 16; whole blocks are a prefix of any longer draw
 
 
 class NoiseSource:
-    """Where the noise blocks of one codec draw from. A copy starts outside of every `fixed`."""
+    """The random numbers of the noise blocks of one codec. A copy is not inside any `fixed` block."""
 
     def __init__(self) -> None:
         self._seed: int | None = None
         self._drawn: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def __reduce__(self) -> tuple[type[NoiseSource], tuple[()]]:
-        return NoiseSource, ()  # copied inside `fixed`, nothing would ever end the copy's
+        return NoiseSource, ()  # a copy made inside `fixed` would stay fixed forever
 
     @contextmanager
     def fixed(self, seed: int) -> Iterator[None]:
-        """Inside, noise depends on (seed, block) alone: not on what was drawn before, nor on the batch."""
+        """Inside the block, noise depends only on (seed, noise block): not on earlier draws, nor on the batch."""
         try:
             seed = operator.index(seed)
         except TypeError:
@@ -47,17 +47,17 @@ class NoiseSource:
     def draw(self, x: Tensor, block: int) -> Tensor:
         """Standard normal noise for activations x (B, C, T): (B, 1, T), or (1, 1, T) for all items when fixed.
 
-        Fixed noise comes from the CPU's generator on every device, and what a short item gets is the beginning of what
-        a long one gets, so padding an item to the length of another does not change its noise.
+        Fixed noise comes from the CPU's generator on every device. The noise of a short item is a prefix of the noise
+        of a long one, so padding does not change it.
         """
         if self._seed is None:
             return torch.randn((x.shape[0], 1, x.shape[-1]), device=x.device, dtype=x.dtype)
         frames = x.shape[-1]
         key = (block, frames, x.device, x.dtype)
         if key not in self._drawn:
-            if len(self._drawn) >= _KEPT:
+            if len(self._drawn) >= _CACHED:
                 self._drawn.clear()
-            with torch.inference_mode(False):  # kept noise may be used in training next
+            with torch.inference_mode(False):  # cached noise may be used in training later
                 drawn = torch.randn(
                     (1, 1, frames + -frames % _ALIGNED),
                     generator=generator(self._seed, "decoder noise", block),
@@ -73,12 +73,12 @@ class _Snake(torch.autograd.Function):
     The derivatives need no second sine:
         dy/dx = 1 + sin(2 a x) a / (a + e)
         dy/da = x sin(2 a x) / (a + e) - sin(a x)^2 / (a + e)^2 = (x sin(2 a x) - (y - x)) / (a + e)
-    x is what is saved; y, which the next convolution keeps in any case, only where alpha is trained.
+    Only x is saved, and y if alpha is trained; the next convolution saves y in any case.
     """
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor) -> Tensor:
-        # in upstream's order of operations, which makes the values equal bit for bit
+        # upstream's order of operations: equal values, bit for bit
         return (alpha * x).sin_().square_().mul_(_inverse(alpha)).add_(x)
 
     @staticmethod
@@ -119,10 +119,10 @@ class Snake1d(nn.Module):
 
 
 class WeightNorm(nn.Module):
-    """Holder of a normed weight's length g (`original0`) and direction v (`original1`): w = g v / |v|.
+    """Weight norm: length g (`original0`) and direction v (`original1`) of a weight, w = g v / |v|.
 
-    Salimans and Kingma 2016, eq. 2, the norm over all but the first dimension. It is a small class of its own because
-    torch's parametrization makes one class per module object, which deep copies then share.
+    Salimans and Kingma 2016, eq. 2, with the norm over all but the first dimension. torch's parametrization creates one
+    class per module object, which deep copies share; this class has no such state.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -131,15 +131,15 @@ class WeightNorm(nn.Module):
         self.original1 = nn.Parameter(weight)
 
     def forward(self) -> Tensor:
-        """The weight, computed anew."""
+        """The weight, of the shape of `original1`."""
         return torch._weight_norm(self.original1, self.original0, 0)
 
 
 class WeightNormed:
-    """Put before a convolution class: `weight` is computed from `parametrizations.weight`, or, once folded, kept.
+    """Mixin for convolutions with weight norm: `weight` is computed from `parametrizations.weight`, or cached.
 
-    Call `norm_weight()` at the end of the constructor. The kept weight is a buffer outside the state dict; it follows
-    what changes all parameters (loading, moving to a device or dtype), and is not used while they are being trained.
+    Call `norm_weight()` at the end of the constructor. `fold()` caches the weight in a buffer outside the state dict.
+    The cache is updated when parameters are loaded or moved to a device or dtype, and not used while they are trained.
     """
 
     parametrizations: nn.ModuleDict
@@ -155,20 +155,22 @@ class WeightNormed:
     @property
     def weight(self) -> Tensor:
         """The effective weight."""
-        normed = self.parametrizations["weight"]  # not there yet while the constructor still fills `weight` itself
+        normed = self.parametrizations["weight"]  # missing while the constructor of the convolution sets `weight`
         if self._folded is not None and not (normed.original0.requires_grad or normed.original1.requires_grad):
             return self._folded
         weight: Tensor = normed()
         return weight
 
     def fold(self) -> None:
-        """Keep the weight as it is now; parameters and state dict stay as they are."""
-        with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training later
+        """Cache the current weight; parameters and state dict do not change."""
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor cannot be used in training later
             self._folded = self.parametrizations["weight"]()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[misc]
-        _refold(self)  # from the moved parameters: folded and unfolded agree on every device and dtype
+        _refold(
+            self
+        )  # from the moved parameters, so that cached and computed weights are equal on every device and dtype
         return self
 
 
@@ -194,12 +196,12 @@ class WNConvTranspose1d(WeightNormed, nn.ConvTranspose1d):  # type: ignore[overr
 
 
 class LocalMHA(nn.Module):
-    """Multi-head attention inside windows that do not overlap, added to the input.
+    """Multi-head attention in non-overlapping windows, added to the input.
 
     Args:
         dim: C.
         window_size: frames of a window; F must be a multiple of it.
-        dim_head: channels of a head.
+        dim_head: channels per head.
     """
 
     def __init__(self, dim: int, window_size: int = 32, dim_head: int = HEAD) -> None:
@@ -212,7 +214,7 @@ class LocalMHA(nn.Module):
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, F) to (B, C, F); raises UserError where F is not a whole number of windows."""
+        """(B, C, F) to (B, C, F); UserError if F is not a multiple of `window_size`."""
         if x.shape[-1] % self.window_size:
             raise UserError(f"attention over {x.shape[-1]} frames; expected a multiple of {self.window_size}")
         windows = x.shape[-1] // self.window_size
@@ -258,6 +260,7 @@ class ResidualUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to (B, C, T)."""
         out: Tensor = x + self.block(x)
         return out
 
@@ -275,6 +278,7 @@ class EncoderBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C / 2, T) to (B, C, T / stride)."""
         out: Tensor = self.block(x)
         return out
 
@@ -284,8 +288,8 @@ class NoiseBlock(nn.Module):
 
     Args:
         dim: C.
-        source: where the noise comes from, shared by the blocks of a decoder.
-        number: this block's place among them.
+        source: of the noise, shared by the blocks of a decoder.
+        number: index of this block.
     """
 
     def __init__(self, dim: int, source: NoiseSource, number: int) -> None:
@@ -295,6 +299,7 @@ class NoiseBlock(nn.Module):
         self.number = number
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to (B, C, T)."""
         noisy: Tensor = x + self.source.draw(x, self.number) * self.linear(x)
         return noisy
 
@@ -323,6 +328,7 @@ class DecoderBlock(nn.Module):
         self.block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, T) to (B, C_out, T * stride)."""
         out: Tensor = self.block(x)
         return out
 

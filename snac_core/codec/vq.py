@@ -14,13 +14,13 @@ from snac_core.errors import UserError
 
 
 class VectorQuantize(nn.Module):
-    """One level: pool by `stride`, project to `codebook_dim`, take the nearest code, project back, repeat.
+    """One level: average-pool by `stride`, project to `codebook_dim`, nearest entry, project back, repeat frames.
 
     Args:
         input_dim: C of the latent.
-        codebook_size: entries N.
-        codebook_dim: D of an entry.
-        stride: frames of the latent that share a code.
+        codebook_size: number of entries N.
+        codebook_dim: channels D of an entry.
+        stride: latent frames per code.
     """
 
     def __init__(self, input_dim: int, codebook_size: int, codebook_dim: int, stride: int = 1) -> None:
@@ -31,14 +31,14 @@ class VectorQuantize(nn.Module):
         self.codebook = nn.Embedding(codebook_size, codebook_dim)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, F) to the quantized (B, C, F) and codes (B, F / stride); the gradient passes straight through."""
+        """(B, C, F) to the quantized (B, C, F) and codes (B, F / stride); straight-through gradient."""
         z_e = self.project(z)
         indices = self.nearest(z_e)
         z_q = self.codebook(indices).transpose(1, 2)
         return self.expand(z_e + (z_q - z_e).detach()), indices
 
     def project(self, z: Tensor) -> Tensor:
-        """(B, C, F) to (B, D, F / stride), what is compared with the codebook."""
+        """(B, C, F) to the encodings (B, D, F / stride) that are compared with the codebook."""
         if self.stride > 1:
             z = F.avg_pool1d(z, self.stride, self.stride)
         projected: Tensor = self.in_proj(z)
@@ -48,7 +48,7 @@ class VectorQuantize(nn.Module):
         """Codes (B, F') of the nearest entries by squared distance of unit vectors, for z_e (B, D, F')."""
         encodings = F.normalize(rearrange(z_e, "b d t -> (b t) d"))
         codebook = F.normalize(self.codebook.weight)
-        # |e|^2 and |c|^2 are 1 up to rounding; they stay so that ties fall as they do upstream
+        # |e|^2 and |c|^2 are 1 up to rounding; they are kept so that ties have the same result as in upstream
         distance = (
             encodings.pow(2).sum(1, keepdim=True)
             - 2 * encodings @ codebook.t()
@@ -63,7 +63,7 @@ class VectorQuantize(nn.Module):
 
 
 class ResidualVectorQuantize(nn.Module):
-    """Levels in a chain, each quantizing what the ones before left; coarse first.
+    """Residual quantization: each level quantizes the residual of the levels before it; coarse first.
 
     Args:
         input_dim: C of the latent.
@@ -81,7 +81,7 @@ class ResidualVectorQuantize(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, C, F) to z_q (B, C, F) and one (B, F / stride) per level; F is a multiple of the first stride.
 
-        The gradient of z_q passes to z as if nothing had been rounded (straight-through).
+        The gradient of z_q is passed to z unchanged (straight-through).
 
         Raises:
             UserError: for a latent of another shape.
@@ -100,7 +100,7 @@ class ResidualVectorQuantize(nn.Module):
         return z_q, codes
 
     def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
-        """Codes, (B, F / stride) per level, to z_q (B, C, F); integers carry no gradient."""
+        """Codes, (B, F / stride) per level, to z_q (B, C, F); without gradient."""
         z_q: Tensor | None = None
         for level, indices in zip(self.quantizers, codes, strict=True):
             assert isinstance(level, VectorQuantize)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from snac_core.conditioning import EncoderIdentity
 from snac_core.errors import UserError
 from snac_core.files import write_json, writing
 from snac_core.speakers.encoder import SpeakerEncoder
@@ -28,25 +29,25 @@ FORMAT = 1
 ARRAYS: dict[str, tuple[Any, int]] = {
     "embeddings": (np.float32, 2),  # (N, S) unit norm, an utterance each
     "labels": (np.int32, 1),  # (N,) row of the utterance's speaker
-    "keys": (np.uint8, 2),  # (N, 32) sha256 of what was heard
-    "conditioning": (np.float32, 2),  # (P, S) unit norm; what a strategy is conditioned with
-    "reference": (np.float32, 2),  # (P, S) unit norm; what outputs are compared with
-    "speaker_keys": (np.uint8, 2),  # (P, 32) sha256 of what both were made of
+    "keys": (np.uint8, 2),  # (N, 32) sha256 of the embedded audio
+    "conditioning": (np.float32, 2),  # (P, S) unit norm; for conditioning
+    "reference": (np.float32, 2),  # (P, S) unit norm; for comparison with outputs
+    "speaker_keys": (np.uint8, 2),  # (P, 32) sha256 of the audio of both
 }
 TEXTS = ("utterances", "speakers")  # ids (N) and names (P), a JSON string a line
 
-_TRIES = 6  # to open a bank that may just be replaced
+_TRIES = 6  # to open a bank that is being replaced
 
 
 @dataclass(frozen=True)
 class BankHeader:
-    """What a bank is of.
+    """Content of a bank.
 
     Attributes:
         encoder: name of the speaker encoder.
         encoder_digest: of its weights and computation.
         dim: S.
-        audio: digest over the keys of all utterances: other audio, other digest.
+        audio: digest over the keys of all utterances.
         splits: split to (first, past the last) row of its utterances.
         speaker_splits: split to (first, past the last) row of its speakers.
         files: array or text to (file name, sha256, bytes).
@@ -62,11 +63,11 @@ class BankHeader:
 
 
 class Bank:
-    """An open bank. Arrays are mapped: they cost no memory until rows are read.
+    """An open bank. Its arrays are memory-mapped: only rows that are read use memory.
 
     Attributes:
-        folder: where it lies.
-        header: what it is of.
+        folder: of its files.
+        header: its content.
         embeddings, labels, keys, conditioning, reference, speaker_keys: see `ARRAYS`.
     """
 
@@ -84,7 +85,7 @@ class Bank:
             setattr(self, name, _mapped(folder / header.files[name][0], kind, axes))
         lengths = {len(self.embeddings), len(self.labels), len(self.keys)}
         if len(lengths) > 1 or self.embeddings.shape[1:] != (header.dim,):
-            raise UserError(f"{folder} is damaged: its arrays do not fit each other; build it anew")
+            raise UserError(f"{folder} is damaged: its arrays do not fit each other; rebuild it")
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -101,22 +102,22 @@ class Bank:
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
+        """Size of all files, in bytes."""
         return sum(size for _, _, size in self.header.files.values())
 
     def find(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Rows (K,) of the utterances with these keys (K, 32); -1 for what is not here."""
+        """Rows (K,) of the utterances with these keys (K, 32); -1 for unknown keys."""
         return _find(self.keys, keys)
 
     def find_speakers(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Rows (K,) of the speakers whose embeddings are made of what these keys (K, 32) say; -1 for others."""
+        """Rows (K,) of the speakers with these keys (K, 32); -1 for unknown keys."""
         return _find(self.speaker_keys, keys)
 
     def verify(self) -> None:
-        """Read every byte and compare with the header; UserError where something has changed."""
+        """Compare the digests of all files with the header; UserError if a file has changed."""
         for name, (file, digest, _) in self.header.files.items():
             if _sha256(self.folder / file) != digest:
-                raise UserError(f"{self.folder / file} is damaged ({name}): its bytes have changed; build it anew")
+                raise UserError(f"{self.folder / file} is damaged ({name}): its bytes have changed; rebuild it")
 
     def _lines(self, name: str) -> list[str]:
         text = (self.folder / self.header.files[name][0]).read_bytes().decode()
@@ -124,18 +125,18 @@ class Bank:
 
 
 def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None, audio: str | None = None) -> Bank:
-    """Open a bank; nothing of its arrays is read.
+    """Open a bank, without reading its arrays.
 
     Args:
-        folder: where it lies.
-        encoder: the encoder that it must be of.
-        audio: the `BankHeader.audio` that it must be of.
+        folder: of its files.
+        encoder: the required speaker encoder.
+        audio: the required `BankHeader.audio`.
 
     Raises:
-        UserError: if there is none, it is truncated, of another encoder, or of other audio.
+        UserError: if there is no bank, it is truncated, or it has another encoder or other audio.
     """
     folder = Path(folder)
-    for attempt in range(_TRIES):  # between reading the header and its files a build may replace both
+    for attempt in range(_TRIES):  # a build may replace the files after the header is read
         try:
             header = _read_header(folder)
             _check_sizes(folder, header)
@@ -159,30 +160,29 @@ def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None, audi
 def write_bank(
     folder: str | Path,
     *,
-    encoder: str,
-    encoder_digest: str,
+    encoder: EncoderIdentity,
     arrays: dict[str, NDArray[Any]],
     ids: Sequence[str],
     names: Sequence[str],
     splits: dict[str, tuple[int, int]],
     speaker_splits: dict[str, tuple[int, int]],
 ) -> Bank:
-    """Write a bank, or replace one; the same content gives the same bytes.
+    """Write or replace a bank; the same content gives the same bytes.
 
     Args:
-        folder: where to.
-        encoder, encoder_digest: whose embeddings these are.
+        folder: created if missing.
+        encoder: the speaker encoder of the embeddings; with a digest.
         arrays: by name, see `ARRAYS`.
         ids: of the utterances (N).
         names: of the speakers (P).
         splits, speaker_splits: see `BankHeader`.
 
     Raises:
-        UserError: for embeddings that are NaN or infinite, naming the first.
+        UserError: names the first embedding with NaN or infinity.
     """
     folder = Path(folder)
     for name, of in (("embeddings", ids), ("conditioning", names), ("reference", names)):
-        check_finite(arrays[name], of, encoder)
+        check_finite(arrays[name], of, encoder.name)
     files = {
         name: _store(folder, name, ".npy", np.ascontiguousarray(arrays[name], dtype=kind))
         for name, (kind, _) in ARRAYS.items()
@@ -191,15 +191,15 @@ def write_bank(
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         files[name] = _store(folder, name, ".jsonl", text.encode())
     audio = audio_digest(arrays["keys"], arrays["labels"])
-    dim = int(arrays["embeddings"].shape[1])
-    header = BankHeader(encoder, encoder_digest, dim, audio, splits, speaker_splits, files)
+    assert encoder.digest is not None
+    header = BankHeader(encoder.name, encoder.digest, encoder.dim, audio, splits, speaker_splits, files)
     write_json(folder / HEADER, {"format": FORMAT, **vars(header)})
     _clear(folder, {file for file, _, _ in files.values()})
     return open_bank(folder)
 
 
 def _clear(folder: Path, kept: set[str]) -> None:
-    """Remove the arrays of an older bank, and what a killed writer left half written."""
+    """Remove the arrays of an older bank, and temporary files of an interrupted write."""
     for path in folder.iterdir():
         begun = path.name.lstrip(".").split(".")[0].partition("-")[0]
         if path.is_file() and path.name not in {*kept, HEADER} and begun in {*ARRAYS, *TEXTS, "bank"}:
@@ -207,14 +207,14 @@ def _clear(folder: Path, kept: set[str]) -> None:
 
 
 def audio_digest(keys: NDArray[np.uint8], labels: NDArray[Any]) -> str:
-    """sha256 over what was heard (N, 32) of whom (N,)."""
+    """sha256 (hex) over the keys (N, 32) and labels (N,) of utterances."""
     digest = hashlib.sha256(np.ascontiguousarray(keys).tobytes())
     digest.update(np.ascontiguousarray(labels, dtype=np.int32).tobytes())
     return digest.hexdigest()
 
 
 def check_finite(embeddings: NDArray[np.float32], of: Sequence[str], encoder: str) -> None:
-    """Raise UserError, naming the first, where embeddings (N, S) of these names (N) are NaN or infinite."""
+    """Raise UserError with the name of the first of the embeddings (N, S) that has NaN or infinity."""
     for first in range(0, len(embeddings), 65536):
         bad = ~np.isfinite(embeddings[first : first + 65536]).all(axis=1)
         if bad.any():
@@ -223,7 +223,7 @@ def check_finite(embeddings: NDArray[np.float32], of: Sequence[str], encoder: st
 
 
 def _store(folder: Path, name: str, suffix: str, content: NDArray[Any] | bytes) -> tuple[str, str, int]:
-    """Write one file under the name of its content; (file name, sha256, bytes)."""
+    """Write one file, named by its digest; returns (file name, sha256, bytes)."""
     whole = folder / f"{name}{suffix}"
     with writing(whole) as temporary:
         if isinstance(content, bytes):
@@ -241,7 +241,7 @@ def _read_header(folder: Path) -> BankHeader:
     try:
         stored = json.loads(path.read_text())
         if stored.pop("format") != FORMAT:
-            raise UserError(f"{path} is of another version of this format; build it anew")
+            raise UserError(f"{path} is of another version of this format; rebuild it")
         for key in ("splits", "speaker_splits", "files"):
             stored[key] = {name: tuple(value) for name, value in stored[key].items()}
         return BankHeader(**stored)
@@ -250,13 +250,13 @@ def _read_header(folder: Path) -> BankHeader:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no header of a bank; build it anew with `runner index build`") from error
+        raise UserError(f"{path} is not a header of a bank; rebuild it with `runner index build`") from error
 
 
 def _check_sizes(folder: Path, header: BankHeader) -> None:
     for name in (*ARRAYS, *TEXTS):
         if name not in header.files:
-            raise UserError(f"{folder / HEADER} names no {name}; build it anew with `runner index build`")
+            raise UserError(f"{folder / HEADER} does not list {name}; rebuild it with `runner index build`")
         file, _, size = header.files[name]
         try:
             there = (folder / file).stat().st_size
@@ -264,14 +264,14 @@ def _check_sizes(folder: Path, header: BankHeader) -> None:
             there = None
         if there != size:
             got = "is missing" if there is None else f"is truncated: {there} of {size} bytes"
-            raise UserError(f"{folder / file} {got}; build it anew with `runner index build`")
+            raise UserError(f"{folder / file} {got}; rebuild it with `runner index build`")
 
 
 def _mapped(path: Path, kind: Any, axes: int) -> NDArray[Any]:
     try:
         values: NDArray[Any] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; build it anew") from error
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; rebuild it") from error
     if values.dtype != kind or values.ndim != axes:
         raise UserError(f"{path} holds {values.dtype} with {values.ndim} axes; expected {np.dtype(kind)} with {axes}")
     return values

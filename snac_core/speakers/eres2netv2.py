@@ -17,12 +17,12 @@ BANDS = 80
 
 
 def clipped(x: Tensor) -> Tensor:
-    """ReLU with a ceiling of 20."""
+    """ReLU clipped at 20."""
     return x.clamp(0, 20)
 
 
 class AttentionalFusion(nn.Module):
-    """Two maps (B, C, H, W) mixed by weights in 0..2 that see both: x (1 + tanh a) + y (1 - tanh a)."""
+    """Attentional fusion of two maps: x (1 + tanh a) + y (1 - tanh a), where a depends on both."""
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
         super().__init__()
@@ -36,14 +36,19 @@ class AttentionalFusion(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, C, H, W) to (B, C, H, W)."""
         a = torch.tanh(self.local_att(torch.cat([x, y], dim=1)))
         return x * (1 + a) + y * (1 - a)
 
 
 class Block(nn.Module):
-    """Bottleneck whose middle is `SCALE` convolutions in a row, each fed its part and what the one before made of its.
+    """Res2Net bottleneck: `SCALE` groups of channels, each combined with the output of the group before it.
 
-    With `fused` the two are mixed by attention, else added.
+    Args:
+        channels: of the input.
+        planes: the output has `EXPANSION` times as many channels.
+        stride: of the first convolution.
+        fused: combine groups by `AttentionalFusion` instead of a sum.
     """
 
     def __init__(self, channels: int, planes: int, stride: int, *, fused: bool) -> None:
@@ -62,6 +67,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, planes * EXPANSION, H / stride, W / stride)."""
         outputs: list[Tensor] = []
         for i, part in enumerate(clipped(self.bn1(self.conv1(x))).chunk(SCALE, dim=1)):
             if outputs:
@@ -71,7 +77,7 @@ class Block(nn.Module):
 
 
 class ERes2NetV2Network(nn.Module):
-    """Bands (B, 80, F) -> embedding (B, 192). Parameter names are 3D-Speaker's."""
+    """Mel bands to embeddings, with the parameter names of 3D-Speaker."""
 
     def __init__(self, width: int = 64, blocks: tuple[int, int, int, int] = (3, 4, 6, 3), dim: int = 192) -> None:
         super().__init__()
@@ -91,13 +97,14 @@ class ERes2NetV2Network(nn.Module):
         self.seg_1 = nn.Linear(2 * channels * (BANDS // 8), dim)
 
     def fused_map(self, bands: Tensor) -> Tensor:
-        """(B, 80, F) -> (B, 20480, ceil(F / 8)): the last two layers' maps fused, bands and channels in one axis."""
+        """(B, 80, F) to (B, 20480, ceil(F / 8)): fusion of the last two layers, with channels and bands in one axis."""
         x = self.bn1(self.conv1(bands.unsqueeze(1))).relu()
         third = self.get_submodule("layer3")(self.get_submodule("layer2")(self.get_submodule("layer1")(x)))
         fused: Tensor = self.fuse34(self.get_submodule("layer4")(third), self.layer3_ds(third))
         return fused.flatten(1, 2)
 
     def forward(self, bands: Tensor) -> Tensor:
+        """(B, 80, F) to (B, 192)."""
         x = self.fused_map(bands)
         deviation = (x.var(-1) + 1e-8).sqrt()
         embedding: Tensor = self.seg_1(torch.cat([x.mean(-1), deviation], dim=1))
@@ -105,7 +112,7 @@ class ERes2NetV2Network(nn.Module):
 
 
 class ERes2NetV2(SpeakerEncoder):
-    """192-d embeddings; the bands' means over time are taken off, as in 3D-Speaker's training."""
+    """ERes2NetV2, 192-d; the mean of each band over time is subtracted, as in 3D-Speaker's training."""
 
     name = "eres2netv2"
     family = "eres2netv2"
@@ -134,18 +141,18 @@ class ERes2NetV2(SpeakerEncoder):
         self.freeze()
 
     def embed(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> (B, 192)."""
+        """(B, T) at 16 kHz to (B, 192)."""
         bands = self.bands(audio)
         embedding: Tensor = self.network(bands - bands.mean(-1, keepdim=True))
         return embedding
 
 
 class ERes2NetV2Map(ERes2NetV2):
-    """20,480-d: the fused map's mean over time, on bands with their means left in, as GPT-SoVITS conditions on it."""
+    """20,480-d: the mean of the fused map over time, without mean subtraction, as GPT-SoVITS uses it."""
 
     name = "eres2netv2_map"
     size: ClassVar[int] = 20480
 
     def embed(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> (B, 20480)."""
+        """(B, T) at 16 kHz to (B, 20480)."""
         return self.network.fused_map(self.bands(audio)).mean(-1)

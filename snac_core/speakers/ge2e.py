@@ -1,4 +1,4 @@
-"""GE2E: the LSTM speaker encoder of Resemblyzer, whose weights are bundled (Wan et al. 2018, arXiv 1710.10467)."""
+"""GE2E: the LSTM speaker encoder of Resemblyzer, with bundled weights (Wan et al. 2018, arXiv 1710.10467)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ HOP = 160  # samples, 10 ms
 WINDOW = 400  # samples, 25 ms
 PARTIAL = 160  # frames, 1.6 s
 PARTIALS_PER_SECOND = 1.3
-MIN_COVERAGE = 0.75  # of the last partial, else it is left out
+MIN_COVERAGE = 0.75  # of the last window, else it is dropped
 
 
 class GE2E(SpeakerEncoder):
     """Mean of the embeddings of overlapping 1.6 s windows, as resemblyzer's `embed_utterance` computes it.
 
-    40 power (not log) mel bands go through three LSTM layers of 256; the last state, linear, ReLU and unit norm make
-    the embedding of one window. Audio shorter than 1.6 s is filled up with zeros.
+    40 mel bands of the power spectrum (without logarithm), three LSTM layers of 256; the embedding of a window is the
+    last state through a linear layer and ReLU, with unit norm. Audio shorter than 1.6 s is padded with zeros.
     """
 
     name = "ge2e"
@@ -31,10 +31,10 @@ class GE2E(SpeakerEncoder):
     training_data = "librispeech-other+voxceleb1+voxceleb2"
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        """Load `weights` (safetensors, or a checkpoint as Resemblyzer keeps it), or the bundled file.
+        """Load `weights` (safetensors, or a checkpoint of Resemblyzer), or the bundled file.
 
         Raises:
-            UserError: if there is no such file, or it does not fit.
+            UserError: if the file does not exist or does not fit.
         """
         super().__init__()
         self.dim = 256
@@ -55,7 +55,7 @@ class GE2E(SpeakerEncoder):
         self.freeze()
 
     def embed(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> (B, 256)."""
+        """(B, T) at 16 kHz to (B, 256)."""
         starts = partial_starts(audio.shape[-1])
         end = (starts[-1] + PARTIAL) * HOP
         padded = nn.functional.pad(audio, (0, max(0, end - audio.shape[-1])))
@@ -66,7 +66,7 @@ class GE2E(SpeakerEncoder):
         return partials.view(-1, len(starts), self.dim).mean(1)
 
     def _last_state(self, mel: Tensor) -> Tensor:
-        """(N, 160, 40) -> (N, 256), the last layer's last hidden state."""
+        """(N, 160, 40) to (N, 256), the last layer's last hidden state."""
         with torch.backends.cudnn.flags(enabled=not mel.requires_grad):  # cuDNN has no backward in eval mode
             hidden: Tensor = self.lstm(mel)[1][0]
         return hidden[-1]

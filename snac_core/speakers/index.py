@@ -23,26 +23,26 @@ from snac_core.speakers.bank import Bank
 HEADER = "index.json"
 FORMAT = 1
 FLAT_UP_TO = 200_000
-"""Embeddings up to which all are compared; above, IVF-PQ: cells of a coarse quantizer, and codes of 4 bits a part."""
-PROBED = 16  # cells searched for a query
-PART = 2  # dimensions that share a code
-TRAINED_ON = 64  # embeddings for each cell
-QUERIES = 128  # that recall is measured with
-_SLAB = 131_072  # rows read at once
+"""Largest number of embeddings for exact search; above, IVF-PQ with 4-bit codes."""
+PROBED = 16  # cells searched per query
+PART = 2  # dimensions per code
+TRAINED_ON = 64  # embeddings per cell
+QUERIES = 128  # to measure recall
+_SLAB = 131_072  # rows per read
 
 
 @dataclass(frozen=True)
 class IndexHeader:
-    """What an index is of.
+    """Content of an index.
 
     Attributes:
-        kind: what FAISS calls it: "Flat", or "IVF2048,PQ96x4fs".
-        embeddings: sha256 of the bank's embeddings that are in it.
-        rows: how many.
-        probed: cells searched for a query; 0 where there are no cells.
-        trained_on: embeddings that the cells and codes were made from; 0 where there are none.
-        recall: share of the 100 nearest (fewer, where there are fewer rows) that are among the first 100 found.
-        file, sha256, bytes: the index itself.
+        kind: FAISS factory string: "Flat", or e.g. "IVF2048,PQ96x4fs".
+        embeddings: sha256 of the embeddings of its bank.
+        rows: number of embeddings.
+        probed: cells searched per query; 0 for exact search.
+        trained_on: number of embeddings that cells and codes are trained on; 0 for exact search.
+        recall: recall of the 100 nearest rows (or all, if fewer) among the first 100 results.
+        file, sha256, bytes: name, digest and size of the index file.
     """
 
     kind: str
@@ -65,24 +65,24 @@ class SpeakerIndex:
         self._index = searched
 
     def check(self, bank: Bank) -> None:
-        """Raise UserError if this is the index of another bank."""
+        """Raise UserError if the index belongs to another bank."""
         if self.header.embeddings != bank.header.files["embeddings"][1]:
             raise UserError(
                 f"{self.folder / HEADER} is of other embeddings than the bank {bank.folder} "
-                f"({self.header.rows} and {len(bank)} rows); build it anew with `runner index build`"
+                f"({self.header.rows} and {len(bank)} rows); rebuild it with `runner index build`"
             )
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The `k` nearest to each query (M, S): cosines (M, k), approximate above the flat size, and rows (M, k).
+        """The `k` nearest rows to each query (M, S): cosines (M, k), approximate for large indexes, and rows (M, k).
 
-        Nearest first; rows are -1 where there are fewer than k.
+        The nearest comes first; rows are -1 if there are fewer than k.
         """
         cosines, rows = self._index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), k)
         return torch.from_numpy(cosines), torch.from_numpy(rows)
 
 
 def build_index(bank: Bank) -> tuple[SpeakerIndex, float]:
-    """Build and write the index of all utterances of a bank into its folder; the index, and seconds of building."""
+    """Build the index of all utterances of a bank in its folder; returns it and the build time in seconds."""
     import faiss
 
     begun = time.perf_counter()
@@ -130,10 +130,10 @@ def build_index(bank: Bank) -> tuple[SpeakerIndex, float]:
 
 
 def open_index(bank: Bank) -> SpeakerIndex:
-    """The index beside a bank.
+    """Open the index in the folder of a bank.
 
     Raises:
-        UserError: if there is none, it is damaged, or it is of another bank.
+        UserError: if there is no index, it is damaged, or it belongs to another bank.
     """
     import faiss
 
@@ -144,16 +144,18 @@ def open_index(bank: Bank) -> SpeakerIndex:
             raise KeyError("format")
         header = IndexHeader(**stored)
     except FileNotFoundError:
-        raise UserError(f"no index beside the bank {bank.folder}; build it with `runner index build`") from None
+        raise UserError(
+            f"no index in the folder of the bank {bank.folder}; build it with `runner index build`"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no header of an index; build it anew with `runner index build`") from error
+        raise UserError(f"{path} is not a header of an index; rebuild it with `runner index build`") from error
     index = SpeakerIndex(bank.folder, header, None)
     index.check(bank)
     file = bank.folder / header.file
     there = file.stat().st_size if file.is_file() else None
     if there != header.bytes:
         got = "is missing" if there is None else f"is truncated: {there} of {header.bytes} bytes"
-        raise UserError(f"{file} {got}; build it anew with `runner index build`")
+        raise UserError(f"{file} {got}; rebuild it with `runner index build`")
     try:
         return SpeakerIndex(bank.folder, header, faiss.read_index(str(file)))
     except RuntimeError as error:
@@ -161,13 +163,13 @@ def open_index(bank: Bank) -> SpeakerIndex:
 
 
 def _sample(embeddings: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
-    """`count` different rows at random, in their order."""
+    """`count` distinct random rows, in order."""
     rows = np.random.default_rng(seed).choice(len(embeddings), count, replace=False)
     return np.ascontiguousarray(embeddings[np.sort(rows)])
 
 
 def _recall(index: Any, embeddings: NDArray[np.float32], seed: int) -> float:
-    """The share of the true 100 nearest that are found, over queries out of the bank itself."""
+    """Recall of the 100 nearest rows, for queries from the bank itself."""
     nearest = min(100, len(embeddings))
     queries = _sample(embeddings, min(QUERIES, len(embeddings)), seed)
     found = index.search(queries, nearest)[1]
@@ -183,24 +185,24 @@ def _recall(index: Any, embeddings: NDArray[np.float32], seed: int) -> float:
 
 
 ALL_UP_TO = 4096
-"""Rows up to which every row is a candidate, and no index is needed."""
+"""Largest number of rows of which all are candidates, without an index."""
 RANDOM = 1024
-"""Rows drawn at random for each batch: what is one in a hundred of all comes ten times."""
+"""Random rows per batch; what 1 % of the rows have occurs about ten times."""
 NEAREST = 32
-"""Rows of other speakers, nearest to each query, that are looked at for hard ones."""
-_MOST = 1024  # rows asked of the index for a query
+"""Nearest rows of other speakers per query, as candidates for hard ones."""
+_MAX_RESULTS = 1024  # of the index per query
 
 
 class BankPool:
-    """A split of a bank, for `SpeakerSampler`: rows are utterances, numbered from the split's first.
+    """A split of a bank, for `SpeakerSampler`; rows are utterances, counted from the first of the split.
 
-    Every random row is equally likely, so a speaker comes as often as it has utterances. The index is searched for the
-    nearest rows of other speakers: as many more as the largest speaker has rows, up to a thousand.
+    Random rows are uniform, so speakers are drawn in proportion to their utterances. A search for the nearest rows of
+    other speakers requests as many extra rows as the largest speaker has, up to 1024 in all.
 
     Args:
         bank: the embeddings.
-        index: of the same bank; may be left out where the split has at most `ALL_UP_TO` utterances.
-        split: whose utterances are drawn; "train" in training.
+        index: of the same bank; not needed for a split of at most `ALL_UP_TO` utterances.
+        split: "train", "dev" or "test".
     """
 
     def __init__(self, bank: Bank, index: SpeakerIndex | None = None, split: str = "train") -> None:
@@ -220,7 +222,7 @@ class BankPool:
         self._labels = torch.from_numpy(np.array(bank.labels[self.first : end])).long()
         counts = torch.bincount(self._labels)
         self.speakers = int((counts > 0).sum())
-        self.nearest = min(NEAREST + int(counts.max()), _MOST, self.size)
+        self.nearest = min(NEAREST + int(counts.max()), _MAX_RESULTS, self.size)
 
     def __len__(self) -> int:
         return self.size
@@ -244,7 +246,7 @@ class BankPool:
         if self.size <= ALL_UP_TO or not hard:
             return rows.unsqueeze(0), cosines
         near = self._nearest_others(queries[0])
-        found, place = torch.unique(near, return_inverse=True)  # near rows repeat between queries: each is read once
+        found, place = torch.unique(near, return_inverse=True)  # queries share near rows: each is read once
         vectors = self.vectors(found)[place]
         near_cosines = [torch.einsum("ms,mks->mk", of, vectors) for of in queries]
         both = torch.cat([rows.expand(len(near), -1), near], dim=1)

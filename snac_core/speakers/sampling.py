@@ -192,6 +192,17 @@ class SpeakerTable:
         return torch.arange(len(self)).unsqueeze(0), [of @ self.reference.T for of in queries]
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """A draw of `count` rows per item, as "targets" or "negatives" of a step; with `repeat`, few rows are repeated."""
+
+    purpose: str
+    step: int
+    count: int
+    strata: Strata
+    repeat: bool
+
+
 class SpeakerSampler:
     """Samples targets and negatives; every draw depends on (seed, step, purpose) alone.
 
@@ -242,7 +253,8 @@ class SpeakerSampler:
         if choice == "random":
             return self._random_targets(anchors, step, count)
         queries, avoid = self.pool.vectors(anchors), self.pool.labels(anchors).unsqueeze(1)
-        rows = self._chosen(choice, [queries], avoid, anchors, step, count, strata, "targets", again=True)
+        draws = _Draws("targets", step, count, strata or Strata(), repeat=True)
+        rows = self._draw(choice, draws, [queries], avoid, anchors)
         drawn = rows.T.flatten()
         if bool((drawn >= 0).all()):
             return drawn
@@ -276,32 +288,21 @@ class SpeakerSampler:
         queries = [self.pool.vectors(targets), self.pool.vectors(anchors)]
         avoid = torch.stack([self.pool.labels(anchors), self.pool.labels(targets)], dim=1)
         batch = torch.cat([anchors, targets])
-        return self._chosen(choice, queries, avoid, batch, step, count, strata, "negatives", again=False)
+        draws = _Draws("negatives", step, count, strata or Strata(), repeat=False)
+        return self._draw(choice, draws, queries, avoid, batch)
 
-    def _chosen(
-        self,
-        choice: Choice,
-        queries: list[Tensor],
-        avoid: Tensor,
-        batch: Tensor,
-        step: int,
-        count: int,
-        strata: Strata | None,
-        purpose: str,
-        *,
-        again: bool,
-    ) -> Tensor:
+    def _draw(self, choice: Choice, draws: _Draws, queries: list[Tensor], avoid: Tensor, batch: Tensor) -> Tensor:
         """(M, count) rows, or -1: of none of the labels `avoid` (M, A), and no near-duplicates of `queries` (M, S)."""
         if choice not in CHOICES:
             raise UserError(f"unknown choice {choice!r}{nearest(str(choice), CHOICES)}")
-        draw = self._generator(step, purpose if choice == "random" else f"{choice} {purpose}")
+        purpose, count, strata = draws.purpose, draws.count, draws.strata
+        draw = self._generator(draws.step, purpose if choice == "random" else f"{choice} {purpose}")
         if choice == "in_batch":
             rows = torch.unique(batch).unsqueeze(0)
             vectors = self.pool.vectors(rows[0])
             cosines = [of @ vectors.T for of in queries]
         else:
             rows, cosines = self.pool.candidates(queries, choice == "stratified", draw)
-        strata = strata or Strata()
         limit = strata.same_speaker_threshold if choice == "stratified" else NEAR_DUPLICATE
         legal = cosines[0] < limit
         for others in cosines[1:]:
@@ -314,7 +315,7 @@ class SpeakerSampler:
         if choice == "stratified":
             places = draw_strata(cosines[0], legal, count, strata, draw, self._state)
         elif choice == "in_batch":
-            places = draw_distinct(legal, count, torch.rand(legal.shape, generator=draw), again=again)
+            places = draw_distinct(legal, count, torch.rand(legal.shape, generator=draw), again=draws.repeat)
         else:
             places = self._uniform(legal, count, draw)
         found = rows.expand(len(places), -1).gather(1, places.clamp(min=0))

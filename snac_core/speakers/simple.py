@@ -19,8 +19,8 @@ SAMPLE_RATE = 16000  # Hz
 class Simple(SpeakerEncoder):
     """Three convolutions over log-mel bands, mean and standard deviation over time, a linear layer to 128.
 
-    Untrained unless `weights` are given: its embeddings depend on the audio, but hardly on who speaks. The random
-    weights are the same in every process.
+    Untrained unless `weights` are given: embeddings hardly depend on the speaker. The random weights are the same in
+    every process.
     """
 
     name = "simple"
@@ -57,7 +57,7 @@ class Simple(SpeakerEncoder):
         self.freeze()
 
     def embed(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> (B, 128)."""
+        """(B, T) at 16 kHz to (B, 128)."""
         x = self.network(self.features(audio))
         embedding: Tensor = self.out(torch.cat([x.mean(-1), x.var(-1, correction=0).clamp(min=1e-6).sqrt()], dim=1))
         return embedding

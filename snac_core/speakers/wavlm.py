@@ -24,10 +24,10 @@ class WavLMSV(SpeakerEncoder):
     min_seconds = 0.4  # the x-vector head's dilated layers span 15 frames of 20 ms
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        """Load a folder as transformers saves it (`weights` names its model file), or the released model from the hub.
+        """Load a folder saved by transformers (`weights` is its model file), or the released model from the hub.
 
         Raises:
-            UserError: if transformers is not installed, or the model is not there and cannot be fetched.
+            UserError: if transformers is not installed, or the model cannot be loaded or downloaded.
         """
         super().__init__()
         try:
@@ -51,7 +51,7 @@ class WavLMSV(SpeakerEncoder):
         self.freeze()
 
     def embed(self, audio: Tensor) -> Tensor:
-        """(B, T) at 16 kHz -> (B, 512)."""
+        """(B, T) at 16 kHz to (B, 512)."""
         if self._unit_variance:
             centred = audio - audio.mean(-1, keepdim=True)
             audio = centred * (centred.square().mean(-1, keepdim=True) + 1e-7).rsqrt()

@@ -56,7 +56,7 @@ def _declaration(trial: EncoderTrial) -> str:
     cls = trial.cls
     if not (isinstance(cls, type) and issubclass(cls, SpeakerEncoder)):
         raise RuleViolation(
-            f"{cls!r} is no subclass of SpeakerEncoder", "derive the class from snac_core.SpeakerEncoder"
+            f"{cls!r} is not a subclass of SpeakerEncoder", "derive the class from snac_core.SpeakerEncoder"
         )
     for attribute in ("name", "family", "training_data"):
         value = getattr(cls, attribute, None)

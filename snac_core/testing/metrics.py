@@ -74,7 +74,7 @@ class MetricTrial:
 def _declaration(trial: MetricTrial) -> str:
     cls = trial.cls
     if not (isinstance(cls, type) and issubclass(cls, Metric)):
-        raise RuleViolation(f"{cls!r} is no subclass of Metric", "derive the class from snac_core.Metric")
+        raise RuleViolation(f"{cls!r} is not a subclass of Metric", "derive the class from snac_core.Metric")
     if not cls.name.isidentifier():
         raise RuleViolation(f"name = {cls.name!r}", "choose a name of letters, digits and underscores")
     if cls.direction not in ("up", "down"):

@@ -326,7 +326,7 @@ def _losses(trial: StrategyTrial) -> str:
                 raise RuleViolation(f"no gradient of term {name!r} reaches a strategy", CUT)
     for name in trial.cls.default_weights:
         if name not in terms:
-            raise RuleViolation(f"default_weights names {name!r}, which is no term of loss{nearest(name, terms)}")
+            raise RuleViolation(f"default_weights names {name!r}, which is not a term of loss{nearest(name, terms)}")
     return f"{', '.join(f'{trial.cls.name}/{name}' for name in terms) or 'no terms'}: finite scalars with gradient"
 
 
@@ -382,7 +382,7 @@ def _discriminator(trial: StrategyTrial) -> str:
             if flows(grad):
                 raise RuleViolation(
                     f"discriminator_loss moves {strategy}.{name}",
-                    "detach what the discriminator looks at in discriminator_loss",
+                    "detach the input of the discriminator in discriminator_loss",
                 )
     return f"{', '.join(terms)}: for {sum(p.numel() for p in discriminator):,} parameters of the discriminator alone"
 

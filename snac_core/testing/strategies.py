@@ -65,7 +65,7 @@ def strategy_results(
 def _name(trial: StrategyTrial) -> str:
     cls = trial.cls
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
-        raise RuleViolation(f"{cls!r} is no subclass of Strategy", "derive the class from snac_core.Strategy")
+        raise RuleViolation(f"{cls!r} is not a subclass of Strategy", "derive the class from snac_core.Strategy")
     if not (isinstance(cls.name, str) and cls.name.isidentifier()):
         raise RuleViolation(
             f"name = {cls.name!r}", "set name = 'my_strategy' in the class: letters, digits and underscores"

@@ -64,7 +64,7 @@ FAULTS: list[tuple[type[Strategy], str, list[str], list[str]]] = [
     (UnmarkedHook, "hooks", ["before_vq lacks the @hookimpl mark"], ["@hookimpl"]),
     (UnknownArgument, "hooks", ["'speaker'", "after_vq"], ["StrategyHooks"]),
     (NoSuchTap, "taps", ["'decodr_*' matches no tap", "did you mean"], ["decoder_*"]),
-    (WrongSide, "taps", ["'latent'", "does not lie after VQ"], ["latent before VQ"]),
+    (WrongSide, "taps", ["'latent'", "is not after VQ"], ["latent before VQ"]),
     (TakesAnyKey, "config", ["keys that it does not know"], ["extra='forbid'"]),
     (NoDescription, "config", ["'depth' has no description"], ["description='...'"]),
     (NoDefault, "config", ["'depth' has no default"], ["Field(<default>"]),

@@ -320,7 +320,7 @@ def test_another_encoders_embedding_is_refused_by_digest() -> None:
             {"config": {"shift": {"taps": ["encodr_1"]}}},
             "'encodr_1' matches no tap .*did you mean 'encoder_1'",
         ),
-        ([Shift], {"config": {"shift": {"taps": ["decoder_1"]}}}, "before_taps names 'decoder_1', .*not lie before VQ"),
+        ([Shift], {"config": {"shift": {"taps": ["decoder_1"]}}}, "before_taps names 'decoder_1', .*not before VQ"),
         ([Shift], {"speaker_dim": None}, "strategies need speaker_encoder='ge2e'"),
         ([Shift], {"speaker_encoder": "ge2e"}, "speaker_dim 6 and 'ge2e', which has 256"),
         (

@@ -193,7 +193,7 @@ def test_a_name_that_is_no_identifier_is_set_aside(install: Install, file: Calla
 def test_an_instance_in_place_of_a_class_is_set_aside(install: Install) -> None:
     install("acme_still", STRATEGY.format(name="still").replace("register(Still)", "register(Still.name)"))
     (told,) = discover().warnings
-    assert "is no class; register the class itself" in told
+    assert "is not a class; register the class itself" in told
 
 
 @pytest.mark.parametrize(
@@ -363,5 +363,5 @@ def test_a_file_given_by_hand_must_load(file: Callable[[str], Path], source: str
 def test_a_file_that_is_missing_or_no_python_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plugin.txt").write_text("")
     for name in ("nowhere.py", "plugin.txt", "."):
-        with pytest.raises(UserError, match=r"is no Python file; expected the path of a \.py file"):
+        with pytest.raises(UserError, match=r"is not a Python file; expected the path of a \.py file"):
             discover([tmp_path / name])

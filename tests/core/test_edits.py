@@ -160,9 +160,9 @@ def _wrapper(self: Strategy, x: Tensor):  # type: ignore[no-untyped-def]
         ({"after_vq": _marked, "after_taps": ("decodr_*",)}, "'decodr_[*]' matches no tap of this codec; did you mean"),
         (
             {"after_vq": _marked, "after_taps": ("encoder_1",)},
-            "after_taps names 'encoder_1', which does not lie after VQ",
+            "after_taps names 'encoder_1', which is not after VQ",
         ),
-        ({"before_vq": _marked, "before_taps": ("*",)}, "before_taps names 'quantized', which does not lie before VQ"),
+        ({"before_vq": _marked, "before_taps": ("*",)}, "before_taps names 'quantized', which is not before VQ"),
     ],
 )
 def test_a_hook_that_does_not_fit_is_refused_by_name(members: dict[str, Any], words: str) -> None:

@@ -57,8 +57,8 @@ def terms(model: ConditionedCodec, step: Step, strategy: str, hook: str = "loss"
 # -------------------------------------------------------------------- objective and gradient
 
 
-# A conditioning encoder under no_grad on generated audio, terms through integer codes, a content loss between code indices, an
-# adversary that looks at integers: none of them ever reaches a strategy.
+# No gradient reaches a strategy from a conditioning encoder under no_grad on generated audio, terms through integer
+# codes, a content loss between code indices, or an adversary on code indices.
 @pytest.mark.parametrize(
     ("adapter", "objective"), [(p, o) for p in PLACEMENTS for o in LOSSES if p == o or o not in ABOUT_THEMSELVES]
 )
@@ -183,7 +183,7 @@ def test_the_same_voice_under_another_label_is_never_a_negative() -> None:
     assert set(drawn.flatten().tolist()) == {2, 3, 4}
 
 
-# An adversary of the identity path alone never hears a conversion; discriminators with one window and hop are one discriminator.
+# An adversary of the identity path alone gets no conversion; discriminators with equal windows and hops are redundant.
 @pytest.mark.parametrize("strategy", DISCRIMINATORS)
 def test_an_adversary_hears_converted_speech(fixtures: Fixtures, strategy: str) -> None:
     model = arm(fixtures, "phase6_encoder_adapter", strategy)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from snac_core.conditioning import EncoderIdentity
 from snac_core.speakers.bank import Bank, write_bank
 
 
@@ -36,8 +37,7 @@ def written(folder: Path, parts: dict[str, NDArray[Any]], encoder: str = "e" * 6
     cut = int((parts["labels"] < train).sum())
     return write_bank(
         folder,
-        encoder="synthetic",
-        encoder_digest=encoder,
+        encoder=EncoderIdentity("synthetic", parts["embeddings"].shape[1], encoder),
         arrays=parts,
         ids=[f"u{row:06d}" for row in range(rows)],
         names=[f"s{label:04d}" for label in range(speakers)],

@@ -85,7 +85,7 @@ def test_changed_bytes_are_found_when_they_are_looked_for(bank: Bank) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "files": 3}', '{"format": 9}'])
 def test_a_header_that_is_none_is_the_users_error(bank: Bank, text: str) -> None:
     (bank.folder / HEADER).write_text(text)
-    with pytest.raises(UserError, match="build it anew"):
+    with pytest.raises(UserError, match="rebuild it"):
         open_bank(bank.folder)
 
 
@@ -152,7 +152,7 @@ def test_many_embeddings_get_an_index_of_cells_and_codes(tmp_path: Path, monkeyp
 
 
 def test_another_banks_index_or_a_damaged_one_is_refused(bank: Bank, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no index beside the bank"):
+    with pytest.raises(UserError, match="no index in the folder of the bank"):
         open_index(bank)
     build_index(bank)
     other = written(bank.folder, arrays(10, 5, seed=3))
@@ -168,5 +168,5 @@ def test_another_banks_index_or_a_damaged_one_is_refused(bank: Bank, tmp_path: P
     with pytest.raises(UserError, match="is damaged"):
         open_index(other)
     (other.folder / "index.json").write_text("{}")
-    with pytest.raises(UserError, match="no header of an index"):
+    with pytest.raises(UserError, match="not a header of an index"):
         open_index(other)
