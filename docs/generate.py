@@ -13,7 +13,7 @@ from snac_core.plugins import DISTRIBUTION, discover
 from snac_core.settings import accepted, default_of
 from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.pretrain.settings import Adversary, Augmentation, LossWeights, PretrainSettings, QuantizerTraining
-from snac_runner.report.format import KNOWN
+from snac_runner.report.format import DISPLAYS
 
 DOCS = Path(__file__).resolve().parent
 INTRODUCTION = """# Settings
@@ -61,7 +61,7 @@ def configuration() -> str:
 
 def metrics() -> str:
     """Table of all metrics."""
-    rows = [(m.label, m.unit, m.arrow or "-", m.meaning) for m in KNOWN.values()]
+    rows = [(m.label, m.unit, m.arrow or "-", m.meaning) for m in DISPLAYS.values()]
     return table(("column", "unit", "better", "meaning"), rows)
 
 

@@ -15,10 +15,10 @@ import pytest
 from simulated_study import write_study, write_tone
 
 from snac_core.errors import UserError
-from snac_runner.report.listening import groups, spectrogram_png
 from snac_runner.report.page import build, summary
 from snac_runner.report.plots import thinned, ticks
 from snac_runner.report.results import read
+from snac_runner.report.samples import groups, spectrogram_png
 from snac_runner.report.tables import Cell, Column, Row, Table, as_csv, as_markdown, as_tex
 
 
@@ -81,7 +81,7 @@ def test_normalised_secs_is_the_ratio_of_pooled_means(simulated: Path) -> None:
 def test_the_folder_of_one_run_gets_a_report_with_the_studys_controls(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", samples=1)
     html = build(folder / "made_up_b" / "seed1").read_text()
-    assert "One arm, made_up_b: nothing to compare it with." in html
+    assert "One arm, made_up_b: there is nothing to compare it with." in html
     assert "floor: bare codec" in html
     assert "made_up_a" not in html
 
@@ -90,7 +90,10 @@ def test_a_run_without_any_controls_gets_a_report_too(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", samples=1)
     shutil.copytree(folder / "made_up_b" / "seed0", tmp_path / "alone")
     html = build(tmp_path / "alone").read_text()
-    assert "Controls missing: source, floor, ceiling, mismatched, signal_processing and shuffled." in html
+    assert (
+        "Controls missing: source, floor, ceiling, mismatched, signal-processing baseline and shuffled embeddings."
+        in html
+    )
 
 
 def test_failed_cancelled_missing_and_broken_runs_are_stated(tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_broken_silent_and_nan_samples_do_not_stop_the_page(tmp_path: Path) -> N
 
 def test_the_page_stays_small_when_there_is_much_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_study(tmp_path / "study", samples=5, pairs=16)
-    monkeypatch.setattr("snac_runner.report.listening.MOST_BYTES", 400_000)
+    monkeypatch.setattr("snac_runner.report.samples.MAX_BYTES", 400_000)
     found, more = groups(read(folder))
     assert len(found) == 2
     assert more == 3

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from snac_core.errors import UserError
 from snac_runner.cli import app
 from snac_runner.evaluate.statistics import equal_error_rate
-from snac_runner.report.listening import contents, digest, trials, worst
+from snac_runner.report.listening import contents, digest, trials
 from snac_runner.report.page import add_votes, build, build_leaderboard
 from snac_runner.report.results import read
+from snac_runner.report.samples import worst
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -80,7 +81,7 @@ def test_votes_on_other_questions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another study's questions"):
         add_votes(folder, vote_file(other, "made_up_a", tmp_path / "votes.json"))
     (tmp_path / "bad.json").write_text("[1]")
-    with pytest.raises(UserError, match="no file of votes"):
+    with pytest.raises(UserError, match="not a file of votes"):
         add_votes(folder, tmp_path / "bad.json")
 
 

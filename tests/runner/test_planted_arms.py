@@ -19,7 +19,7 @@ from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import mean_log2
 from snac_runner.evaluate.scoring import Scores, score
 from snac_runner.evaluate.systems import Rendering, System, floor, praat_change_gender, resynthesis
-from snac_runner.report.estimates import Numbers, compute
+from snac_runner.report.estimates import StudyEstimates, compute
 from snac_runner.report.page import build
 from snac_runner.report.results import read
 from snac_runner.report.text import Verdict, verdict
@@ -171,7 +171,7 @@ def attack(resources: StudyResources) -> System:
     return everywhere(fooled)
 
 
-def judge(study: Planted, **systems: System) -> tuple[Numbers, Verdict, dict[str, Scores]]:
+def judge(study: Planted, **systems: System) -> tuple[StudyEstimates, Verdict, dict[str, Scores]]:
     """The systems as arms of three seeds each, through the report's own code."""
     resources, folder = study.resources, study.folder
     metrics, _ = informative_metrics(folder, resources)
@@ -227,10 +227,10 @@ def test_an_average_voice_and_a_change_of_sex_fail_specificity(few: Planted) -> 
     assert numbers.arms["oracle", "specificity"].clears(0.05)
     for name in ("average", "sexes"):
         assert not numbers.arms[name, "specificity"].clears(0)
-    (told,) = [line for line in said.cautions if line.startswith("Not shown to follow the speaker")]
-    assert "average" in told
-    assert "sexes" in told
-    assert "oracle" not in told
+    (caution,) = [line for line in said.cautions if line.startswith("Specificity is not shown")]
+    assert "average" in caution
+    assert "sexes" in caution
+    assert "oracle" not in caution
 
 
 def test_an_attack_on_the_speaker_encoder_is_exposed_by_the_judge(few: Planted) -> None:
@@ -240,10 +240,10 @@ def test_an_attack_on_the_speaker_encoder_is_exposed_by_the_judge(few: Planted) 
     )
     assert by_speaker_encoder["attack"] - by_speaker_encoder["deaf"] > 0.2
     assert by_judge["attack"] - by_judge["deaf"] < 0.05
-    (told,) = [
+    (caution,) = [
         line for line in said.cautions if line.startswith("The conditioning encoder scores higher than the judge")
     ]
-    assert "attack" in told
+    assert "attack" in caution
 
 
 def test_silence_and_nan_score_worst(few: Planted) -> None:

@@ -1,8 +1,4 @@
-"""Metrics of a study as arrays over seeds and conversions.
-
-Which measure of content a study may be judged by: the one whose controls lie far enough apart.
-
-From results per utterance to estimates: arms, controls, and the differences between arms."""
+"""From the result files of a study to estimates: means and intervals of arms and controls, and comparisons of arms."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ import numpy as np
 
 from snac_runner.evaluate.statistics import Array, Estimate, Labels, equal_error_rate, estimates, labels
 from snac_runner.evaluate.verdict import MIN_RANGE, ArmScores, Comparison, compare, is_dead
-from snac_runner.report.format import present
+from snac_runner.report.format import measured_metrics
 from snac_runner.report.listening import preferences
 from snac_runner.report.results import Result, Study, finite
 
-DERIVED = {
+DERIVED = {  # metric to the two metrics of which it is the difference
     "specificity": ("secs", "secs_other"),
     "gap": ("spk_vc", "spk_id"),
     "overrating": ("speaker_encoder_secs", "secs"),
@@ -29,11 +25,18 @@ COUNTED: dict[str, tuple[str, Callable[[Array, Any], Any]]] = {
     "lost": ("wer", lambda value, _: value > 0.5),
     "accepted": ("secs", lambda value, at: value >= at),
 }
-"""Metric to the one whose values it counts, and which of them; `at` is the judge's calibrated threshold."""
+"""A share to the metric that it counts, and the condition; `at` is the judge's calibrated threshold."""
 
 
-class Cells:
-    """Metrics as arrays over seeds and pairs: the study's conversions, in one order for all arms and controls."""
+class MetricArrays:
+    """Metrics as arrays over seeds and pairs, with one order of the pairs for all arms and controls.
+
+    Attributes:
+        pairs: ids.
+        target, source: labels (P,) of target speaker and source utterance.
+        targets: number of target speakers.
+        same_sex: whether source and target are of the same sex (P,); None: unknown.
+    """
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -52,7 +55,7 @@ class Cells:
         self.same_sex = [sexes.get(p) for p in self.pairs]
 
     def row(self, result: Result, name: str) -> Array:
-        """One result's (P,); a derived metric that it does not state is taken from its parts."""
+        """A metric of one result (P,). A derived metric that the result does not have is computed from its parts."""
         row = np.full(len(self.pairs), np.nan)
         for item in result.utterances:
             row[self.index[item.pair]] = value if (value := finite(item.metrics.get(name))) is not None else np.nan
@@ -69,29 +72,30 @@ class Cells:
         return row
 
     def arm(self, arm: str, name: str) -> Array:
-        """(S, P) over the arm's successful seeds."""
+        """A metric of an arm over its successful seeds (S, P)."""
         rows = [self.row(r.result, name) for r in self.study.arms[arm] if r.ok and r.result is not None]
         return np.stack(rows) if rows else np.full((0, len(self.pairs)), np.nan)
 
     def control(self, control: str, name: str) -> Array:
-        """(1, P); NaN where the control is missing."""
+        """A metric of a control (1, P); NaN if the control is missing."""
         run = self.study.controls.get(control)
         if run is None or not run.ok or run.result is None:
             return np.full((1, len(self.pairs)), np.nan)
         return self.row(run.result, name)[None]
 
     def seeds(self, arm: str) -> list[int | None]:
+        """The successful seeds of an arm."""
         return [r.seed for r in self.study.arms[arm] if r.ok]
 
 
 @dataclass(frozen=True)
-class Content:
-    """An error rate of what is said.
+class ContentJudge:
+    """A content error rate with its values on the controls.
 
     Attributes:
         name: of the metric.
-        margin: the largest loss that counts as not worse, in its unit.
-        bare, mismatched: of the bare codec, and of the bare codec of another utterance (1, P).
+        margin: largest loss that counts as not inferior, in its unit.
+        bare, mismatched: error rates of the bare codec, and of the bare codec of another utterance (1, P).
     """
 
     name: str
@@ -101,22 +105,22 @@ class Content:
 
     @property
     def span(self) -> Array:
-        """mismatched - bare (1, P): what the judge could tell apart."""
+        """mismatched - bare (1, P)."""
         return self.mismatched - self.bare
 
     @property
     def measured(self) -> bool:
-        """Whether both controls were."""
+        """Whether it was measured on both controls."""
         return bool(np.isfinite(self.span).any())
 
     @property
     def range(self) -> float:
-        """The mean of the span; 0 where a control is missing."""
+        """The mean of the span; 0 if a control is missing."""
         return float(np.nanmean(self.span)) if self.measured else 0.0
 
 
-def content_judges(study: Study, cells: Cells) -> list[Content]:
-    """Every measure of content that the results hold, the widest range first; no arm has a say in the order."""
+def content_judges(study: Study, arrays: MetricArrays) -> list[ContentJudge]:
+    """Every content judge of the results, the widest range first. The order does not depend on the arms."""
     margins = {
         name: measured.margin
         for result in study.results()
@@ -124,23 +128,37 @@ def content_judges(study: Study, cells: Cells) -> list[Content]:
         if measured.role == "content" and measured.margin
     }
     found = [
-        Content(name, margin, cells.control("floor", name), cells.control("mismatched", name))
+        ContentJudge(name, margin, arrays.control("floor", name), arrays.control("mismatched", name))
         for name, margin in sorted(margins.items())
     ]
     return sorted(found, key=lambda c: -c.range)
 
 
-def primary_content(judges: list[Content]) -> Content | None:
-    """The content judge that verdicts rest on; None where none can tell right words from wrong ones."""
+def primary_content(judges: list[ContentJudge]) -> ContentJudge | None:
+    """The content judge of the verdicts: that of the widest range; None if no range is wide enough."""
     return next((c for c in judges if c.range >= MIN_RANGE), None)
 
 
-ENDS = ("floor", "ceiling", "mismatched")  # the controls that the scales are made of
+ENDS = ("floor", "ceiling", "mismatched")  # the controls that define the scales
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Every estimate of a study; keys of `arms` and `controls` are (name, metric)."""
+class StudyEstimates:
+    """Every estimate of a study.
+
+    Attributes:
+        arms, controls: (name, metric) to estimate.
+        ok: (arm, metric) to the number of measured conversions, and of all conversions.
+        by_sex: (arm, whether source and target are of the same sex) to SECS.
+        comparisons: of every pair of arms.
+        dead: arms of which the embedding has no effect; see `is_dead`.
+        obstacles: what prevents every verdict of the study.
+        ranked: finished arms, best first, by normalised SECS (by SECS if there are no controls).
+        targets, sources, pairs: numbers of target speakers, source utterances and pairs.
+        content: the content judge of the verdicts.
+        content_judges: all that were tried, the widest range first.
+        noise: decoding noise: standard deviation of SECS over decodes with different noise, the largest of the arms.
+    """
 
     arms: dict[tuple[str, str], Estimate]
     controls: dict[tuple[str, str], Estimate]
@@ -148,84 +166,104 @@ class Numbers:
     by_sex: dict[tuple[str, bool], Estimate]
     comparisons: tuple[Comparison, ...]
     dead: tuple[str, ...]
-    obstacles: tuple[str, ...]  # why no verdict is possible at all
-    ranked: tuple[str, ...]  # finished arms, best first, by normalised SECS (SECS where there are no controls)
+    obstacles: tuple[str, ...]
+    ranked: tuple[str, ...]
     targets: int
     sources: int
     pairs: int
-    content: Content | None = None  # the primary measure of content
-    content_judges: tuple[Content, ...] = ()  # all that were tried, the widest range first
-    noise: float = math.nan  # standard deviation of SECS over decodes with other noise, the largest of the arms
+    content: ContentJudge | None = None
+    content_judges: tuple[ContentJudge, ...] = ()
+    noise: float = math.nan
 
     @property
     def score(self) -> str:
-        """The metric that ranks: normalised SECS where floor and ceiling allow it."""
+        """The metric that ranks the arms: normalised SECS if there are floor and ceiling, else SECS."""
         return "normalised" if any(m == "normalised" for _, m in self.arms) else "secs"
 
 
-def compute(study: Study) -> Numbers:
-    """Estimates for every metric that some result has, and all comparisons of a study."""
-    cells = Cells(study)
+def compute(study: Study) -> StudyEstimates:
+    """Estimate every metric that a result has, and compare all pairs of arms."""
+    arrays = MetricArrays(study)
     arms = study.finished()
-    keys: list[tuple[str, str]] = []
-    arrays: list[Array] = []
-    over: list[Array | None] = []
-    names = [metric.name for metric in present(study.results())]
+    names = [metric.name for metric in measured_metrics(study.results())]
     wanted = [n for n in dict.fromkeys([*names, *DERIVED, *COUNTED]) if n != "normalised"]
-    for arm in arms:
-        for name in wanted:
-            values = cells.arm(arm, name)
-            if np.isfinite(values).any():
-                keys.append((arm, name))
-                arrays.append(values)
-                over.append(None)
-    floor, ceiling = cells.control("floor", "secs"), cells.control("ceiling", "secs")
-    judges = content_judges(study, cells)
+    floor, ceiling = arrays.control("floor", "secs"), arrays.control("ceiling", "secs")
+    judges = content_judges(study, arrays)
     content = primary_content(judges)
-    scales = _scales(cells, content)
+    scales = _scales(arrays, content)
     span = next((scale.unit for scale in scales if scale.name == "normalised"), None)
-    for scale in scales:
-        for who, values in [
-            *((arm, cells.arm(arm, scale.of)) for arm in arms),
-            *((c, cells.control(c, scale.of)) for c in study.controls if c not in ENDS),
-        ]:
-            above = values - scale.zero
-            both = np.isfinite(above) & np.isfinite(scale.unit)
-            if both.any():
-                keys.append((who, scale.name))
-                arrays.append(np.where(both, above, np.nan))
-                over.append(np.where(both, scale.unit, np.nan))
-    found = dict(zip(keys, estimates(arrays, cells.target, cells.source, over=over), strict=True))
+    found = _estimates(study, arrays, wanted, scales)
     arm_estimates = {key: e for key, e in found.items() if key[0] in arms}
-    masks = {same: np.array([s is same for s in cells.same_sex], dtype=bool) for same in (True, False)}
-    halves = {
-        (a, same): np.where(m, cells.arm(a, "secs"), np.nan) for same, m in masks.items() if m.any() for a in arms
-    }
-    by_sex = dict(zip(halves, estimates(list(halves.values()), cells.target, cells.source), strict=True))
     arm_estimates |= _pooled_only(study, arms, wanted, arm_estimates)
-    control_estimates = _controls(study, cells, wanted) | {k: e for k, e in found.items() if k[0] not in arms}
-    arm_estimates |= _eer(cells, {arm: cells.arm(arm, "secs") for arm in arms})
-    control_estimates |= _eer(cells, {c: cells.control(c, "secs") for c in study.controls if c not in ENDS})
+    control_estimates = _controls(study, arrays, wanted) | {k: e for k, e in found.items() if k[0] not in arms}
+    arm_estimates |= _eer(arrays, {arm: arrays.arm(arm, "secs") for arm in arms})
+    control_estimates |= _eer(arrays, {c: arrays.control(c, "secs") for c in study.controls if c not in ENDS})
     preferred = preferences(study)
     arm_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name in arms}
     control_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name not in arms}
-    ok = _counts(study, cells, arms, [*wanted])
+    ok = _counts(study, arrays, arms, wanted)
     obstacles = _obstacles(study, span is not None, floor, ceiling, content)
-    comparisons = _compare(cells, arms, span, content, ok, obstacles)
-    noise = {a: _noise_floor(study, a) for a in arms}
-    dead = tuple(arm for arm in arms if is_dead(change=_moved(cells, arm, floor), noise_floor=noise[arm]))
+    noise = {arm: _noise_floor(study, arm) for arm in arms}
+    dead = [a for a in arms if is_dead(change=_effect_of_embedding(arrays, a, floor), noise_floor=noise[a])]
     score = "secs" if span is None else "normalised"
-    ranked = sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)
-    return Numbers(
-        arm_estimates, control_estimates, ok, by_sex, comparisons, dead, obstacles, tuple(ranked),
-        cells.targets, int(cells.source.max()) + 1 if cells.pairs else 0, len(cells.pairs), content, tuple(judges),
-        max((n for n in noise.values() if math.isfinite(n)), default=math.nan),
-    )  # fmt: skip
+    return StudyEstimates(
+        arms=arm_estimates,
+        controls=control_estimates,
+        ok=ok,
+        by_sex=_by_sex(arrays, arms),
+        comparisons=_compare(arrays, arms, span, content, ok, obstacles),
+        dead=tuple(dead),
+        obstacles=obstacles,
+        ranked=tuple(sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)),
+        targets=arrays.targets,
+        sources=int(arrays.source.max()) + 1 if arrays.pairs else 0,
+        pairs=len(arrays.pairs),
+        content=content,
+        content_judges=tuple(judges),
+        noise=max((n for n in noise.values() if math.isfinite(n)), default=math.nan),
+    )
+
+
+def _estimates(
+    study: Study, arrays: MetricArrays, wanted: list[str], scales: list[_Scale]
+) -> dict[tuple[str, str], Estimate]:
+    """All metrics of arms, and the normalised metrics of arms, controls and other systems."""
+    keys: list[tuple[str, str]] = []
+    values: list[Array] = []
+    over: list[Array | None] = []
+    arms = study.finished()
+    for arm in arms:
+        for name in wanted:
+            array = arrays.arm(arm, name)
+            if np.isfinite(array).any():
+                keys.append((arm, name))
+                values.append(array)
+                over.append(None)
+    for scale in scales:
+        measured = {arm: arrays.arm(arm, scale.of) for arm in arms}
+        measured |= {c: arrays.control(c, scale.of) for c in study.controls if c not in ENDS}
+        for name, array in measured.items():
+            above = array - scale.zero
+            both = np.isfinite(above) & np.isfinite(scale.unit)
+            if both.any():
+                keys.append((name, scale.name))
+                values.append(np.where(both, above, np.nan))
+                over.append(np.where(both, scale.unit, np.nan))
+    return dict(zip(keys, estimates(values, arrays.target, arrays.source, over=over), strict=True))
+
+
+def _by_sex(arrays: MetricArrays, arms: list[str]) -> dict[tuple[str, bool], Estimate]:
+    """SECS over the pairs of the same sex (True), and over those of different sex (False)."""
+    masks = {same: np.array([s is same for s in arrays.same_sex], dtype=bool) for same in (True, False)}
+    halves = {
+        (a, same): np.where(m, arrays.arm(a, "secs"), np.nan) for same, m in masks.items() if m.any() for a in arms
+    }
+    return dict(zip(halves, estimates(list(halves.values()), arrays.target, arrays.source), strict=True))
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """A metric `name`: that much of `of` above `zero`, in units of `unit`."""
+    """A normalised metric: name = (of - zero) / unit."""
 
     name: str
     of: str
@@ -233,12 +271,12 @@ class _Scale:
     unit: Array
 
 
-def _scales(cells: Cells, content: Content | None) -> list[_Scale]:
-    """The scales whose ends lie apart: similarity by the judge and by the conditioning encoder, and content."""
+def _scales(arrays: MetricArrays, content: ContentJudge | None) -> list[_Scale]:
+    """The normalised metrics that the controls allow: SECS by judge and conditioning encoder, and content."""
     found = []
     for name, of in (("normalised", "secs"), ("speaker_encoder_normalised", "speaker_encoder_secs")):
-        floor = cells.control("floor", of)
-        span = cells.control("ceiling", of) - floor
+        floor = arrays.control("floor", of)
+        span = arrays.control("ceiling", of) - floor
         if bool(np.isfinite(span).any()) and float(np.nanmean(span)) > 0:
             found.append(_Scale(name, of, floor, span))
     if content is not None:
@@ -246,30 +284,32 @@ def _scales(cells: Cells, content: Content | None) -> list[_Scale]:
     return found
 
 
-def _moved(cells: Cells, arm: str, floor: Array) -> float:
-    """How far the embedding moves an arm's SECS, on average over conversions and seeds; NaN where nothing is known."""
-    for values in (cells.arm(arm, "specificity"), cells.arm(arm, "secs") - floor):
+def _effect_of_embedding(arrays: MetricArrays, arm: str, floor: Array) -> float:
+    """Mean absolute effect of the embedding on an arm's SECS; NaN if unknown."""
+    for values in (arrays.arm(arm, "specificity"), arrays.arm(arm, "secs") - floor):
         if np.isfinite(values).any():
             return float(np.nanmean(np.abs(values)))
     return math.nan
 
 
-def _eer(cells: Cells, scores: dict[str, Array]) -> dict[tuple[str, str], Estimate]:
-    """Equal error rate of the judge between real utterances of the target (the ceiling) and each of these outputs."""
-    nan, genuine = math.nan, cells.control("ceiling", "secs")
+def _eer(arrays: MetricArrays, scores: dict[str, Array]) -> dict[tuple[str, str], Estimate]:
+    """Equal error rate of the judge between real utterances of the target (the ceiling) and these outputs."""
+    nan, genuine = math.nan, arrays.control("ceiling", "secs")
     found = {}
     for name, values in scores.items():
-        real, made = genuine[np.isfinite(genuine)], values[np.isfinite(values)]
-        if real.size and made.size:
-            rate, _ = equal_error_rate(real, made)
-            found[name, "eer"] = Estimate(rate, nan, nan, nan, nan, "none", len(values), cells.targets, 0, made.size)
+        real, converted = genuine[np.isfinite(genuine)], values[np.isfinite(values)]
+        if real.size and converted.size:
+            rate, _ = equal_error_rate(real, converted)
+            found[name, "eer"] = Estimate(
+                rate, nan, nan, nan, nan, "none", len(values), arrays.targets, 0, converted.size
+            )
     return found
 
 
 def _pooled_only(
     study: Study, arms: list[str], wanted: list[str], have: dict[tuple[str, str], Estimate]
 ) -> dict[tuple[str, str], Estimate]:
-    """Metrics that results give only pooled: their mean over seeds, without an interval."""
+    """Metrics of which results have only pooled values: their means over seeds, without intervals."""
     nan = math.nan
     found = {}
     for arm in arms:
@@ -283,21 +323,23 @@ def _pooled_only(
     return found
 
 
-def _controls(study: Study, cells: Cells, wanted: list[str]) -> dict[tuple[str, str], Estimate]:
+def _controls(study: Study, arrays: MetricArrays, wanted: list[str]) -> dict[tuple[str, str], Estimate]:
     nan = math.nan
     found: dict[tuple[str, str], Estimate] = {}
-    rows = {(control, name): cells.control(control, name) for control in study.controls for name in wanted}
+    rows = {(control, name): arrays.control(control, name) for control in study.controls for name in wanted}
     rows = {key: values for key, values in rows.items() if np.isfinite(values).any()}
     for control, run in study.controls.items():
         for name in wanted:
             pooled = run.result.metrics.get(name) if run.ok and run.result is not None else None
             if pooled is not None and (mean := finite(pooled.mean)) is not None:
                 found[control, name] = Estimate(mean, nan, nan, nan, nan, "none", 1, 0, 0, 0)
-    return found | dict(zip(rows, estimates(list(rows.values()), cells.target, cells.source), strict=True))
+    return found | dict(zip(rows, estimates(list(rows.values()), arrays.target, arrays.source), strict=True))
 
 
-def _counts(study: Study, cells: Cells, arms: list[str], names: list[str]) -> dict[tuple[str, str], tuple[int, int]]:
-    """(n_ok, n) summed over an arm's successful seeds, as its results state, else as their utterances show."""
+def _counts(
+    study: Study, arrays: MetricArrays, arms: list[str], names: list[str]
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """(n_ok, n) summed over an arm's successful seeds, as the results state, else counted from their conversions."""
     counts = {}
     for arm in arms:
         results = [r.result for r in study.arms[arm] if r.ok and r.result is not None]
@@ -306,11 +348,11 @@ def _counts(study: Study, cells: Cells, arms: list[str], names: list[str]) -> di
             for result in results:
                 stated = result.metrics.get(name)
                 if stated is None and (name in result.missing or (result.metrics and name not in {*DERIVED, *COUNTED})):
-                    continue  # the arm was not asked for it
+                    continue  # it was not measured for this arm
                 if stated is not None and stated.n_ok is not None and stated.n:
                     n_ok, n = n_ok + stated.n_ok, n + stated.n
                 else:
-                    n_ok += int(np.isfinite(cells.row(result, name)).sum())
+                    n_ok += int(np.isfinite(arrays.row(result, name)).sum())
                     n += len(result.utterances)
             if n:
                 counts[arm, name] = (n_ok, n)
@@ -324,51 +366,55 @@ def _noise_floor(study: Study, arm: str) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _obstacles(study: Study, usable: bool, floor: Array, ceiling: Array, content: Content | None) -> tuple[str, ...]:
-    """What forbids every verdict of this study, whatever its size."""
+def _obstacles(
+    study: Study, usable: bool, floor: Array, ceiling: Array, content: ContentJudge | None
+) -> tuple[str, ...]:
+    """What prevents every verdict of this study, whatever its size."""
     found = []
     for name, values in (("floor", floor), ("ceiling", ceiling)):
         if not np.isfinite(values).any():
             found.append(f"needs the {name} control's SECS")
     if not found and not usable:
-        found.append("the judge scores the ceiling no higher than the floor, so it cannot tell these speakers apart")
+        found.append(
+            "the judge does not score the ceiling higher than the floor, so it cannot distinguish these speakers"
+        )
     good = [r.result for runs in study.arms.values() for r in runs if r.ok and r.result is not None]
     if len({r.pairs.digest for r in good if r.pairs.digest}) > 1:
-        found.append("needs one pair list; the arms were judged on different ones")
+        found.append("needs one pair list, here arms have different ones")
     if content is not None:
         judged = [r.metrics[content.name] for r in study.results() if content.name in r.metrics]
-        versions = sorted({measured.version or "one that is not named" for measured in judged if measured.n})
+        versions = sorted({measured.version or "an unnamed one" for measured in judged if measured.n})
         if len(versions) > 1:
             found.append(f"needs {content.name} by one version of its recogniser, here {' and '.join(versions)}")
-    teachers = {(t.family or t.name) for r in good if (t := r.speaker_encoder) is not None}
+    conditioning = {(t.family or t.name) for r in good if (t := r.speaker_encoder) is not None}
     judges = {(j.family or j.name) for r in good for j in r.judges[:1]}
     if good and not judges:
-        found.append("needs a judge's name in the results")
-    shared = sorted((teachers & judges) - {""})
+        found.append("needs a judge: its name is not in the results")
+    shared = sorted((conditioning & judges) - {""})
     return (
         *found,
-        *(f"needs a judge of another family than the conditioning encoder's, here both are {name}" for name in shared),
+        *(f"needs a judge of another family than the conditioning encoder, here both are {name}" for name in shared),
     )
 
 
 def _compare(
-    cells: Cells,
+    arrays: MetricArrays,
     arms: list[str],
     span: Array | None,
-    content: Content | None,
+    content: ContentJudge | None,
     ok: dict[tuple[str, str], tuple[int, int]],
     obstacles: tuple[str, ...],
 ) -> tuple[Comparison, ...]:
     primaries = ["secs", *([content.name] if content else [])]
 
-    def judged(arm: str) -> ArmScores:
-        # of all conversions: one of whose source a recogniser read nothing has not been measured
-        of = sum(len(run.result.utterances) for run in cells.study.arms[arm] if run.ok and run.result is not None)
+    def scores_of(arm: str) -> ArmScores:
+        # of all conversions: a conversion without a transcript of its source is not measured
+        of = sum(len(run.result.utterances) for run in arrays.study.arms[arm] if run.ok and run.result is not None)
         shares = [ok.get((arm, name), (0, 0))[0] / of if of else 0.0 for name in primaries]
-        errors = cells.arm(arm, content.name) if content else None
-        return ArmScores(cells.seeds(arm), cells.arm(arm, "secs"), errors, min(shares))
+        errors = arrays.arm(arm, content.name) if content else None
+        return ArmScores(arrays.seeds(arm), arrays.arm(arm, "secs"), errors, min(shares))
 
     return compare(
-        {arm: judged(arm) for arm in arms}, cells.target, cells.source, span=span,
+        {arm: scores_of(arm) for arm in arms}, arrays.target, arrays.source, span=span,
         content_margin=content.margin if content else math.nan, obstacles=obstacles,
     )  # fmt: skip

@@ -1,13 +1,12 @@
-"""Numbers and names as readers like them.
+"""How numbers, names and metrics are displayed: labels, units, directions, and one line of meaning per metric.
 
-What the metrics of a result are called on the page: label, unit, direction, and one line of meaning.
-
-A metric that is not listed is shown all the same, with the unit and direction that its result gives.
+A metric that is not in `DISPLAYS` is displayed with the unit and direction that its result states.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ from snac_runner.report.results import Result
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    """A number for readers: a true minus sign, an em dash for what is not there."""
+    """A number with a true minus sign; an em dash if there is none."""
     if value is None or not math.isfinite(value):
         return "—"
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -27,11 +26,12 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
 
 
 def bracket(e: Estimate, digits: int = 2) -> str:
-    """The interval as [low, high], or nothing where there is none."""
+    """The interval as [low, high]; empty if there is none."""
     return f"[{number(e.low, digits)}, {number(e.high, digits)}]" if math.isfinite(e.low) else ""
 
 
 def probability(p: float) -> str:
+    """A p-value as "p = 0.023"."""
     if not math.isfinite(p):
         return "p unknown"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
@@ -43,12 +43,13 @@ def listed(names: Sequence[str]) -> str:
 
 
 def plural(n: int, noun: str) -> str:
+    """1 arm, 2 arms."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 _CONTROLS = {
     "mismatched": "mismatched: bare codec of another utterance",
-    "signal_processing": "signal-processing baseline: pitch and formants, bare codec",
+    "signal_processing": "signal-processing baseline: pitch and formants of the target, bare codec",
     SHUFFLED: "shuffled embeddings",
     "source": "source, unchanged",
     "floor": "floor: bare codec of the source",
@@ -57,102 +58,127 @@ _CONTROLS = {
 
 
 def called(name: str) -> str:
-    """A control as a table calls it: its name, after a colon what it is. Any other name is unchanged."""
+    """The label of a control in a table: its name, then after a colon what it is. Other names are unchanged."""
     return _CONTROLS.get(name, name)
 
 
+def short_label(name: str) -> str:
+    """The label of a control without its explanation. Other names are unchanged."""
+    return re.split("[:,]", _CONTROLS[name])[0] if name in _CONTROLS else name
+
+
 @dataclass(frozen=True)
-class Metric:
-    """How a measure is shown. `direction` says which way is good: "up", "down", or "" for neither."""
+class MetricDisplay:
+    """How a metric is displayed.
+
+    Attributes:
+        name: of the metric, or of a quantity derived from metrics.
+        label: heading of its column.
+        unit: displayed under the label.
+        direction: which way is better: "up", "down", or "" for neither.
+        group: its table: "speaker", "content", "prosody", "identity", "speaker_encoder", "embedding" or "other".
+        digits: after the decimal point.
+        meaning: one line.
+    """
 
     name: str
     label: str
     unit: str
     direction: str
-    group: str  # "speaker", "content", "prosody", "identity", "speaker_encoder", "embedding" or "other"
+    group: str
     digits: int
     meaning: str
 
     @property
     def arrow(self) -> str:
+        """The direction as an arrow."""
         return {"up": "↑", "down": "↓"}.get(self.direction, "")
 
 
-KNOWN = {
-    metric.name: metric
-    for metric in (
-        Metric("normalised", "Normalised SECS", "share", "up", "speaker", 2,
-               "(SECS − floor) / (ceiling − floor): 0 is the bare codec, 1 the target's own voice through it"),
-        Metric("secs", "SECS", "cosine", "up", "speaker", 3,
-               "cosine of the judge's embedding of the output to the target speaker's mean"),
-        Metric("secs_source", "Leak", "cosine", "down", "speaker", 3,
-               "cosine of the output to the source speaker's mean"),
-        Metric("specificity", "Specificity", "cosine", "up", "speaker", 3,
-               "SECS under the right embedding minus SECS under another speaker's"),
-        Metric("top1", "Identified", "share", "up", "speaker", 2, "the judge names this target among all targets"),
-        Metric("accepted", "Accepted", "share", "up", "speaker", 2,
-               "SECS at or above the judge's threshold, calibrated on real trials after the codec"),
-        Metric("eer", "EER", "share", "", "speaker", 2,
-               "the target's own utterances, through the codec, against conversions: at 0.5 the judge cannot tell them "
-               "apart, above is suspicious"),
-        Metric("preferred", "Preferred", "share of votes", "up", "speaker", 2,
-               "how often listeners, blind, found it closer to the target than another arm; interval over votes"),
-        Metric("spk_id", "spk_id", "1 − cos", "down", "speaker", 3,
-               "distance of the output under the source's own embedding to the source speaker's mean"),
-        Metric("spk_vc", "spk_vc", "1 − cos", "down", "speaker", 3,
-               "distance of the converted output to the target's mean"),
-        Metric("spk_synth", "spk_synth", "1 − cos", "down", "speaker", 3,
-               "as spk_id, where the source's pitch and formants were moved before: whether the embedding undoes that"),
-        Metric("gap", "Gap", "1 − cos", "down", "speaker", 3, "spk_vc − spk_id; the goal is under 0.1"),
-        Metric("normalised_content", "Normalised content error", "share", "down", "content", 2,
-               "(error − bare codec's) / (mismatched − bare codec's): 0 is the bare codec, 1 is other words"),
-        Metric("per", "Phone errors", "share", "down", "content", 3,
-               "phone error rate of the converted output, by the text, else by the recogniser's reading of the source"),
-        Metric("per_above_half", "Over half wrong", "share", "down", "content", 2,
-               "share of utterances of which more than half of the phones are wrong"),
-        Metric("wer", "Word errors", "share", "down", "content", 3,
-               "word error rate of the converted output, by the text, else by the recogniser's reading of the source"),
-        Metric("whisper_wer", "Word errors by Whisper", "share", "down", "content", 3, "likewise, by whisper-small.en"),
-        Metric("cer", "Character errors", "share", "down", "content", 3, "likewise, of characters"),
-        Metric("lost", "Above 50 % WER", "share", "down", "content", 2, "utterances with over half of the words wrong"),
-        Metric("f0_correlation", "Melody", "r", "up", "prosody", 2,
-               "correlation of the log-F0 contours of output and source, their means removed"),
-        Metric("f0_error", "Pitch error", "semitones", "down", "prosody", 2,
-               "distance of the output's mean log-F0 to the target speaker's"),
-        Metric("voicing_error", "Voicing error", "share", "down", "prosody", 3,
-               "frames that are voiced in one of output and source only"),
-        Metric("secs_degraded", "SECS, degraded", "cosine", "up", "speaker_encoder", 3,
-               "SECS after a 7 kHz low-pass and with noise at 30 dB"),
-        Metric("fragility", "Lost by degradation", "cosine", "down", "speaker_encoder", 3,
-               "SECS minus SECS degraded; much more than the bare codec loses is an inaudible attack on the judge"),
-        Metric("stoi", "STOI", "0 to 1", "up", "identity", 3, "intelligibility under the own embedding"),
-        Metric("pesq", "PESQ", "MOS-LQO", "up", "identity", 2, "perceived quality under the own embedding"),
-        Metric("mel", "Mel distance", "log-mel L1", "down", "identity", 3, "to the source, under the own embedding"),
-        Metric("stft", "STFT distance", "multi-scale", "down", "identity", 3, "to the source, under the own embedding"),
-        Metric("si_sdr", "SI-SDR", "dB", "up", "identity", 1, "to the source, under the own embedding"),
-        Metric("speaker_encoder_secs", "Conditioning encoder's SECS", "cosine", "", "speaker_encoder", 3, "the same score by the arm's own conditioning encoder"),
-        Metric("speaker_encoder_normalised", "Conditioning encoder's normalised SECS", "share", "", "speaker_encoder", 2,
-               "(conditioning encoder's SECS − floor) / (ceiling − floor): far above the judge's is what pleases the conditioning encoder alone"),
-        Metric("overrating", "Conditioning encoder − judge", "cosine", "", "speaker_encoder", 3,
-               "how much better the conditioning encoder finds the output than the judge does"),
-        Metric("secs_own", "SECS under the source's own embedding", "cosine", "", "embedding", 3, "a control"),
-        Metric("secs_other", "SECS under another speaker's embedding", "cosine", "", "embedding", 3, "a control"),
+_OWN = "of the output under the source's own embedding"
+
+DISPLAYS = {
+    display.name: display
+    for display in (
+        MetricDisplay("normalised", "Normalised SECS", "share", "up", "speaker", 2,
+            "(SECS − floor) / (ceiling − floor): 0 is the bare codec, 1 is the target's own speech through the codec"),
+        MetricDisplay("secs", "SECS", "cosine", "up", "speaker", 3,
+            "cosine of the judge's embedding of the output and the target speaker's mean embedding"),
+        MetricDisplay("secs_source", "Source similarity", "cosine", "down", "speaker", 3,
+            "cosine of the output and the source speaker's mean embedding"),
+        MetricDisplay("specificity", "Specificity", "cosine", "up", "speaker", 3,
+            "SECS under the target's embedding minus SECS under another speaker's"),
+        MetricDisplay("top1", "Speaker identification accuracy", "share", "up", "speaker", 2,
+            "conversions that the judge assigns to this target among all target speakers"),
+        MetricDisplay("accepted", "Accepted", "share", "up", "speaker", 2,
+            "conversions with SECS at or above the judge's threshold, calibrated on real trials after the codec"),
+        MetricDisplay("eer", "EER", "share", "", "speaker", 2,
+            "equal error rate of the target's own utterances, through the codec, against conversions: at 0.5 the judge "
+            "cannot distinguish them; values above are suspicious"),
+        MetricDisplay("preferred", "Preferred", "share of votes", "up", "speaker", 2,
+            "blind votes that it is closer to the target than another arm; the interval is over votes"),
+        MetricDisplay("spk_id", "spk_id", "1 − cos", "down", "speaker", 3,
+            f"distance {_OWN} to the source speaker's mean embedding"),
+        MetricDisplay("spk_vc", "spk_vc", "1 − cos", "down", "speaker", 3,
+            "distance of the converted output to the target speaker's mean embedding"),
+        MetricDisplay("spk_synth", "spk_synth", "1 − cos", "down", "speaker", 3,
+            "as spk_id, of a source with shifted pitch and formants: small if the embedding undoes the shift"),
+        MetricDisplay("gap", "Gap", "1 − cos", "down", "speaker", 3, "spk_vc − spk_id; the goal is below 0.1"),
+        MetricDisplay("normalised_content", "Normalised content error", "share", "down", "content", 2,
+            "(error − bare codec's) / (mismatched − bare codec's): 0 is the bare codec, 1 is other words"),
+        MetricDisplay("per", "Phone error rate", "share", "down", "content", 3,
+            "of the converted output; the reference is the text, else the recogniser's transcript of the source"),
+        MetricDisplay("per_above_half", "PER above 50 %", "share", "down", "content", 2,
+            "utterances with more than half of the phones wrong"),
+        MetricDisplay("wer", "Word error rate", "share", "down", "content", 3,
+            "of the converted output; the reference is the text, else the recogniser's transcript of the source"),
+        MetricDisplay("whisper_wer", "Word error rate, Whisper", "share", "down", "content", 3,
+            "as the word error rate, by whisper-small.en"),
+        MetricDisplay("cer", "Character error rate", "share", "down", "content", 3,
+            "as the word error rate, of characters"),
+        MetricDisplay("lost", "WER above 50 %", "share", "down", "content", 2,
+            "utterances with more than half of the words wrong"),
+        MetricDisplay("f0_correlation", "F0 correlation", "r", "up", "prosody", 2,
+            "correlation of the log-F0 contours of output and source"),
+        MetricDisplay("f0_error", "Mean F0 error", "semitones", "down", "prosody", 2,
+            "distance of the output's mean log-F0 to the target speaker's"),
+        MetricDisplay("voicing_error", "Voicing error", "share", "down", "prosody", 3,
+            "frames that are voiced in either output or source, but not in both"),
+        MetricDisplay("secs_degraded", "SECS after degradation", "cosine", "up", "speaker_encoder", 3,
+            "SECS after a 7 kHz low-pass and noise at 30 dB"),
+        MetricDisplay("fragility", "Loss by degradation", "cosine", "down", "speaker_encoder", 3,
+            "SECS − SECS after degradation; far above the bare codec's: an adversarial attack on the judge"),
+        MetricDisplay("stoi", "STOI", "0 to 1", "up", "identity", 3, f"intelligibility {_OWN}"),
+        MetricDisplay("pesq", "PESQ", "MOS-LQO", "up", "identity", 2, f"perceived quality {_OWN}"),
+        MetricDisplay("mel", "Mel distance", "log-mel L1", "down", "identity", 3, f"{_OWN} to the source"),
+        MetricDisplay("stft", "STFT distance", "multi-scale", "down", "identity", 3, f"{_OWN} to the source"),
+        MetricDisplay("si_sdr", "SI-SDR", "dB", "up", "identity", 1, f"{_OWN}; the source is the reference"),
+        MetricDisplay("speaker_encoder_secs", "SECS by the conditioning encoder", "cosine", "", "speaker_encoder", 3,
+            "SECS measured with the encoder that the arm is conditioned on"),
+        MetricDisplay("speaker_encoder_normalised", "Normalised SECS by the conditioning encoder", "share", "",
+            "speaker_encoder", 2,
+            "(its SECS − floor) / (ceiling − floor): far above the judge's if the arm overfits to this encoder"),
+        MetricDisplay("overrating", "Conditioning encoder − judge", "cosine", "", "speaker_encoder", 3,
+            "SECS by the conditioning encoder minus SECS by the judge"),
+        MetricDisplay("secs_own", "SECS under the source's own embedding", "cosine", "", "embedding", 3, "a control"),
+        MetricDisplay("secs_other", "SECS under another speaker's embedding", "cosine", "", "embedding", 3,
+            "a control"),
     )
 }  # fmt: skip
 
 
-def metric(name: str, results: Iterable[Result] = ()) -> Metric:
-    """The listed metric, with the unit that the results state; else one made from what they state."""
+def display_of(name: str, results: Iterable[Result] = ()) -> MetricDisplay:
+    """How a metric is displayed: as listed, with the unit that the results state; else by what they state alone."""
     stated = next((r.metrics[name] for r in results if name in r.metrics), None)
-    if name in KNOWN:
-        return replace(KNOWN[name], unit=stated.unit) if stated is not None and stated.unit else KNOWN[name]
+    if name in DISPLAYS:
+        return replace(DISPLAYS[name], unit=stated.unit) if stated is not None and stated.unit else DISPLAYS[name]
     unit, direction = (stated.unit, stated.direction) if stated is not None else ("", "")
-    return Metric(name, name, unit, direction, "other", 3, "")
+    return MetricDisplay(name, name, unit, direction, "other", 3, "")
 
 
-def present(results: Iterable[Result]) -> list[Metric]:
-    """Every metric that some result has, listed ones first in the list's order, others by name."""
+def measured_metrics(results: Iterable[Result]) -> list[MetricDisplay]:
+    """Every metric that a result has: those of `DISPLAYS` in its order, then others by name."""
     results = list(results)
     names = {n for r in results for n in r.metrics} | {n for r in results for u in r.utterances for n in u.metrics}
-    ordered = [n for n in KNOWN if n in names] + sorted(names - set(KNOWN))
-    return [metric(n, results) for n in ordered]
+    ordered = [n for n in DISPLAYS if n in names] + sorted(names - set(DISPLAYS))
+    return [display_of(n, results) for n in ordered]

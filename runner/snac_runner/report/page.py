@@ -1,14 +1,8 @@
-"""The parts of the page, gathered for the templates.
+"""Writing a report: a page with plots and audio, the tables as files, JSON, and a short summary for a terminal.
 
-Several studies as one: only where they judged the same conversions by the same judge through the same base.
-
-Writing the report's files.
-
-From result files to a page that people can read, hear and check.
-
-`build` writes report.html, report.md, report.json, abx.html and tables/ into a study folder, or into the folder of one
-run; it reads nothing but result files and votes, and writes the same bytes whenever it is called on the same ones.
-`build_leaderboard` does the same over several studies. `summary` is the short table for a terminal.
+`build` writes report.html, report.md, report.json, abx.html and tables/ into the folder of a study or of one run. It
+reads only result files and votes, and writes equal bytes for equal files. `build_leaderboard` does the same for several
+studies.
 """
 
 from __future__ import annotations
@@ -24,21 +18,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
 from snac_runner.evaluate.statistics import Estimate
-from snac_runner.report import listening, plots
-from snac_runner.report.estimates import ENDS, Numbers, compute
-from snac_runner.report.format import KNOWN, Metric, bracket, called, number, plural, present
-from snac_runner.report.plots import COLOURS, MOST_NAMED, Bar, Point, key_mark, pareto, ranking
-from snac_runner.report.results import Study, read
+from snac_runner.report import listening, plots, samples
+from snac_runner.report.estimates import ENDS, StudyEstimates, compute
+from snac_runner.report.format import DISPLAYS, MetricDisplay, bracket, measured_metrics, number, plural, short_label
+from snac_runner.report.plots import COLOURS, MAX_NAMED, Bar, Point, RankedMean, key_mark, pareto, ranking
+from snac_runner.report.results import Study, merge_studies, read
 from snac_runner.report.study_tables import all_tables, estimate_cell, failures_table, origin_table, settings_table
 from snac_runner.report.tables import Cell, Column, Row, Table, as_csv, as_markdown, as_tex, as_text, text_cell
 from snac_runner.report.text import Verdict, verdict
 
 INTERVALS = (
-    "Intervals are 95 %, over seeds, target speakers and source utterances, "
-    "and not adjusted for the number of comparisons."
+    "Intervals are 95 % confidence intervals over seeds, target speakers and source utterances, "
+    "not corrected for the number of comparisons."
 )
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -48,10 +41,10 @@ SECTIONS = (
 
 
 @dataclass(frozen=True)
-class Trade:
-    """One Pareto plot."""
+class TradeOff:
+    """A plot of speaker similarity against another metric."""
 
-    metric: Metric
+    metric: MetricDisplay
     svg: Markup
 
 
@@ -67,29 +60,32 @@ def _environment() -> Environment:
     return environment
 
 
-def render_abx(study: Study, asked: dict[str, Any]) -> str:
+def render_abx(study: Study, questions: dict[str, Any]) -> str:
     """The blind listening test as one HTML text."""
-    data = Markup(json.dumps(asked))  # numbers, base64 and hexadecimal digits only
+    data = Markup(json.dumps(questions))  # numbers, base64 and hexadecimal digits only
     return _environment().get_template("abx.html").render(study=study, data=data)
 
 
-def render(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, Table], *, asks: int = 0) -> str:
-    """The whole page as one HTML text; `asks` is the number of questions of the listening test beside it."""
+def render(
+    study: Study, numbers: StudyEstimates, verdict: Verdict, tables: dict[str, Table], *, questions: int = 0
+) -> str:
+    """The whole page as one HTML text. `questions` is the number of questions of the listening test."""
     environment = _environment()
     bars, marks = _ranking(study, numbers)
-    groups, more = listening.groups(study)
+    groups, more = samples.groups(study)
     return environment.get_template("report.html").render(
         study=study,
         verdict=verdict,
         facts=facts(study, numbers),
         bars=bars,
         ticks=marks,
-        score=KNOWN[numbers.score],
-        asks=asks,
+        score=DISPLAYS[numbers.score],
+        questions=questions,
+        intervals=INTERVALS,
         content=numbers.content,
-        worst=listening.worst(study),
+        worst=samples.worst(study),
         trades=_trades(study, numbers),
-        most_named=MOST_NAMED,
+        max_named=MAX_NAMED,
         tables=dict.fromkeys(SECTIONS) | tables,
         panels=plots.panels(study),
         groups=groups,
@@ -102,12 +98,12 @@ def render(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, T
 
 
 def breakable(text: str) -> Markup:
-    """Names may break after underscores and the like, where a column is narrow."""
+    """Text that may break after underscores and similar characters, for narrow columns."""
     return Markup(re.sub(r"([_/.,+])(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
-def facts(study: Study, numbers: Numbers) -> list[str]:
-    """What was compared, on what, and who judged: the line under the title."""
+def facts(study: Study, numbers: StudyEstimates) -> list[str]:
+    """The line under the title: numbers of arms, seeds and conversions, split, judge and conditioning encoder."""
     seeds = {r.seed for runs in study.arms.values() for r in runs}
     found = [plural(len(study.arms), "arm"), plural(len(seeds), "seed")]
     found.append(f"{plural(numbers.pairs, 'conversion')} to {plural(numbers.targets, 'target speaker')}")
@@ -121,59 +117,59 @@ def facts(study: Study, numbers: Numbers) -> list[str]:
     return found
 
 
-def markdown(study: Study, numbers: Numbers, verdict: Verdict, tables: dict[str, Table]) -> str:
-    """The page without its plots and sounds."""
+def markdown(study: Study, numbers: StudyEstimates, verdict: Verdict, tables: dict[str, Table]) -> str:
+    """The page without plots and audio."""
     parts = [f"# {study.title}\n", f"{' · '.join(facts(study, numbers))}\n", f"**{verdict.headline}**\n"]
     parts += ["".join(f"- {item}\n" for item in items) for items in (verdict.findings, verdict.cautions) if items]
     if verdict.missing:
-        parts.append("A verdict needs more:\n\n" + "".join(f"- {item}\n" for item in verdict.missing))
+        parts.append("What the data lack for a verdict:\n\n" + "".join(f"- {item}\n" for item in verdict.missing))
     parts += [f"## {table.title}\n\n{as_markdown(table)}" for table in tables.values()]
     parts.append(f"{INTERVALS}\n")
     return "\n".join(parts)
 
 
-def _known(e: Estimate) -> tuple[float | None, float | None]:
+def _bounds(e: Estimate) -> tuple[float | None, float | None]:
     return (e.low, e.high) if e.low == e.low else (None, None)
 
 
-def _beside(study: Study) -> list[str]:
-    """What converts too and stands in every plot: other systems, and the controls that are no end of a scale."""
+def _baselines(study: Study) -> list[str]:
+    """What is plotted with the arms: other systems, and the controls that do not define a scale."""
     return [name for name in study.controls if name not in ENDS and name != "source"]
 
 
-def _short(control: str) -> str:
-    return called(control).partition(":")[0]
-
-
-def _ranking(study: Study, numbers: Numbers) -> tuple[list[Bar], list[tuple[float, str]]]:
+def _ranking(study: Study, numbers: StudyEstimates) -> tuple[list[Bar], list[tuple[float, str]]]:
     marks = {arm: i for i, arm in enumerate(study.arms)}
-    digits = KNOWN[numbers.score].digits
-    rows: list[tuple[str, int | None, float, float | None, float | None, str, str]] = []
+    digits = DISPLAYS[numbers.score].digits
+    rows: list[RankedMean] = []
+
+    def add(label: str, mark: int | None, e: Estimate) -> None:
+        rows.append(RankedMean(label, mark, e.mean, *_bounds(e), number(e.mean, digits), bracket(e, digits)))
+
     for arm in numbers.ranked:
         e = numbers.arms.get((arm, numbers.score))
         if e is not None:
-            rows.append((arm, marks[arm], e.mean, *_known(e), number(e.mean, digits), bracket(e, digits)))
+            add(arm, marks[arm], e)
     if not rows:
         return [], []
-    for name in _beside(study):  # after the arms, which are what is ranked
+    for name in _baselines(study):  # after the arms: only arms are ranked
         e = numbers.controls.get((name, numbers.score))
         if e is not None:
-            rows.append((_short(name), None, e.mean, *_known(e), number(e.mean, digits), bracket(e, digits)))
+            add(short_label(name), None, e)
     if numbers.score == "normalised":
         return ranking(rows, [0.0, 1.0])
     return ranking(rows, [e.mean for c in ("floor", "ceiling") if (e := numbers.controls.get((c, "secs"))) is not None])
 
 
-def _trades(study: Study, numbers: Numbers) -> list[Trade]:
-    """Speaker similarity against content where it is judged, and against each identity measure that was taken."""
+def _trades(study: Study, numbers: StudyEstimates) -> list[TradeOff]:
+    """Speaker similarity against content, if it was judged, and against each measured metric of signal quality."""
     found = []
-    content = [KNOWN["normalised_content"]] if numbers.content is not None else []
-    for metric in [*content, *(m for m in present(study.results()) if m.group == "identity")]:
+    content = [DISPLAYS["normalised_content"]] if numbers.content is not None else []
+    for metric in [*content, *(m for m in measured_metrics(study.results()) if m.group == "identity")]:
         points = []
         for mark, arm in enumerate(study.arms):
             x, y = numbers.arms.get((arm, metric.name)), numbers.arms.get((arm, numbers.score))
             if x is not None and y is not None:
-                points.append(Point(arm, mark, x.mean, y.mean, *_known(x), *_known(y)))
+                points.append(Point(arm, mark, x.mean, y.mean, *_bounds(x), *_bounds(y)))
         if not points:
             continue
         zero = 0.0 if metric.name == "normalised_content" else None
@@ -181,72 +177,24 @@ def _trades(study: Study, numbers: Numbers) -> list[Trade]:
         at = zero if zero is not None else floor.mean if floor is not None else None
         if at is not None and numbers.score == "normalised":
             points.append(Point("bare codec", None, at, 0.0))
-        for name in _beside(study):
+        for name in _baselines(study):
             x, y = (numbers.controls.get((name, m)) for m in (metric.name, numbers.score))
             if x is not None and y is not None:
-                points.append(Point(_short(name), None, x.mean, y.mean, *_known(x), *_known(y)))
-        good = {"up": "right is better", "down": "left is better"}.get(metric.direction, "")
+                points.append(Point(short_label(name), None, x.mean, y.mean, *_bounds(x), *_bounds(y)))
+        good = {"up": "higher is better", "down": "lower is better"}.get(metric.direction, "")
         unit = f" ({metric.unit})" if metric.unit else ""
-        label = f"{KNOWN[numbers.score].label} against {metric.label}, every arm with its intervals"
-        svg = pareto(points, f"{metric.label}{unit}{f' · {good}' if good else ''}", KNOWN[numbers.score].label, label)
-        found.append(Trade(metric, svg))
+        score = DISPLAYS[numbers.score].label
+        label = f"{score} against {metric.label}, every arm with its intervals"
+        svg = pareto(points, f"{metric.label}{unit}{f' · {good}' if good else ''}", score, label)
+        found.append(TradeOff(metric, svg))
     return found
 
 
-def merged(folders: Sequence[Path], out: Path) -> tuple[Study, list[str]]:
-    """One study of all arms, named "<study>: <arm>", and a line for each study that does not fit the first one.
-
-    Raises:
-        UserError: if not even two studies fit together.
-    """
-    studies = [read(folder) for folder in folders]
-    first, *others = studies
-    refused = []
-    fitting = [first]
-    for study in others:
-        reasons = differences(first, study)
-        if reasons:
-            refused.append(f"{study.folder} is left out: {'; '.join(reasons)}")
-        else:
-            fitting.append(study)
-    if len(fitting) < 2:
-        raise UserError(f"no study can be compared with {first.folder}: " + " | ".join(refused))
-    names = [study.name if [s.name for s in fitting].count(study.name) == 1 else str(study.folder) for study in fitting]
-    arms = {f"{n}: {arm}": runs for n, study in zip(names, fitting, strict=True) for arm, runs in study.arms.items()}
-    controls = dict(first.controls)
-    for name, study in zip(names, fitting, strict=True):
-        controls |= {
-            f"{name}: {control}": run
-            for control, run in study.controls.items()
-            if control not in first.controls or (run.result is not None and run.result.kind == "system")
-        }
-    notes = tuple(dict.fromkeys([*(note for study in fitting for note in study.notes), *(f"{r}." for r in refused)]))
-    title = f"Leaderboard of {len(fitting)} studies"
-    return Study(out, "leaderboard", title, arms, controls, first.sources, notes), refused
-
-
-def differences(one: Study, other: Study) -> list[str]:
-    """What forbids comparing two studies; empty where nothing does."""
-    a, b = one.first(), other.first()
-    facts = {
-        "other conversions (digest of the pair list)": (a.pairs.digest, b.pairs.digest),
-        "another judge": (_digests(a.judges), _digests(b.judges)),
-        "another base": (a.digests.get("base"), b.digests.get("base")),
-        "other speech": (a.digests.get("data"), b.digests.get("data")),
-        "another split": (a.split, b.split),
-    }
-    return [f"{what}: {str(y)[:16]}, not {str(x)[:16]}" for what, (x, y) in facts.items() if x != y]
-
-
-def _digests(judges: Sequence[object]) -> str:
-    return ", ".join(str(getattr(judge, "digest", "")) for judge in judges)
-
-
 def write(study: Study) -> Path:
-    """Compute, and write every file of the report into the study's folder."""
+    """Compute the estimates and write every file of the report; the path of report.html."""
     folder = study.folder
     numbers = compute(study)
-    said = verdict(study, numbers)
+    text = verdict(study, numbers)
     tables = all_tables(study, numbers)
     for table in (settings_table(study), failures_table(study), origin_table(study)):
         if table is not None:
@@ -254,18 +202,18 @@ def write(study: Study) -> Path:
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", as_csv(table))
         write_text(folder / "tables" / f"{name}.tex", as_tex(table))
-    write_json(folder / "report.json", plain(study, numbers, said))
-    write_text(folder / "report.md", markdown(study, numbers, said, tables))
-    asked = listening.contents(listening.trials(study))
-    if asked["trials"]:
-        write_text(folder / "abx.html", render_abx(study, asked))
+    write_json(folder / "report.json", as_json(study, numbers, text))
+    write_text(folder / "report.md", markdown(study, numbers, text, tables))
+    questions = listening.contents(listening.trials(study))
+    if questions["trials"]:
+        write_text(folder / "abx.html", render_abx(study, questions))
     page = folder / "report.html"
-    write_text(page, render(study, numbers, said, tables, asks=len(asked["trials"])))
+    write_text(page, render(study, numbers, text, tables, questions=len(questions["trials"])))
     return page
 
 
-def plain(study: Study, numbers: Numbers, said: Verdict) -> dict[str, Any]:
-    """The report as JSON: what a program would want of it. A number that is not there is null."""
+def as_json(study: Study, numbers: StudyEstimates, text: Verdict) -> dict[str, Any]:
+    """The report for programs. A missing number is null."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -287,7 +235,7 @@ def plain(study: Study, numbers: Numbers, said: Verdict) -> dict[str, Any]:
     report = {
         "schema": 1,
         "study": study.name,
-        "verdict": asdict(said),
+        "verdict": asdict(text),
         "ranked_by": numbers.score,
         "ranking": list(numbers.ranked),
         "dead": list(numbers.dead),
@@ -302,17 +250,17 @@ def plain(study: Study, numbers: Numbers, said: Verdict) -> dict[str, Any]:
 
 
 def summarise(study: Study) -> str:
-    """Headline, arms ranked, cautions; plain text."""
+    """Headline, ranked arms and cautions as plain text."""
     numbers = compute(study)
-    said = verdict(study, numbers)
+    text = verdict(study, numbers)
     names = [n for n in ("normalised", "secs", "specificity", "gap", "stoi") if any(m == n for _, m in numbers.arms)]
-    columns = [Column("arm", numeric=False), *(Column(KNOWN[n].label, arrow=KNOWN[n].arrow) for n in names)]
+    columns = [Column("arm", numeric=False), *(Column(DISPLAYS[n].label, arrow=DISPLAYS[n].arrow) for n in names)]
     columns += [Column("seconds"), Column("runs", numeric=False)]
     rows = []
     for arm in [*numbers.ranked, *(a for a in study.arms if a not in numbers.ranked)]:
         runs = study.arms[arm]
-        cells = [estimate_cell(numbers.arms.get((arm, n)), KNOWN[n].digits) for n in names]
-        cells = [c if i == 0 else Cell(c.text, c.value) for i, c in enumerate(cells)]  # one interval is enough here
+        cells = [estimate_cell(numbers.arms.get((arm, n)), DISPLAYS[n].digits) for n in names]
+        cells[1:] = [Cell(c.text, c.value) for c in cells[1:]]  # only the first metric has an interval here
         seconds = [s for r in runs if r.ok and r.result and (s := r.result.cost.seconds_alone) is not None]
         time = f"{sum(seconds) / len(seconds):.0f}" if seconds else "—"
         states = [r.status for r in runs]
@@ -322,44 +270,39 @@ def summarise(study: Study) -> str:
         if (e := numbers.controls.get((control, "secs"))) is not None:
             cells = [Cell(estimate_cell(e, 3).text) if n == "secs" else Cell("") for n in names]
             rows.append(Row([text_cell(f"({control})"), *cells, Cell(""), text_cell("")]))
-    lines = [said.headline, "", as_text(Table("summary", "", columns, rows)).rstrip(), ""]
-    lines += ["seconds: of training one run as if alone, shared work included", ""]
-    lines += [f"- {caution}" for caution in said.cautions]
+    lines = [text.headline, "", as_text(Table("summary", "", columns, rows)).rstrip(), ""]
+    lines += ["seconds: training time of one run as if the arm were trained alone", ""]
+    lines += [f"- {caution}" for caution in text.cautions]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def build(study_folder: str | Path) -> Path:
-    """Write the report of a study folder, or of a run's folder; return the path of report.html.
+    """Write the report of a study, or of one run, into its folder; the path of report.html.
 
-    Raises snac_core.errors.UserError where the folder is missing or holds no result. Whatever else is missing, failed
-    or broken is stated in the page.
+    What is missing, failed or damaged is stated in the report.
+
+    Raises:
+        UserError: if the folder is missing, contains no result, or was written by another version.
     """
-    from snac_runner.report.results import read
-
     return write(read(study_folder))
 
 
 def summary(study_folder: str | Path) -> str:
-    """The verdict and a table of the arms as plain text, for the end of a command."""
-    from snac_runner.report.results import read
-
+    """The verdict and a table of the arms as plain text."""
     return summarise(read(study_folder))
 
 
 def add_votes(study_folder: str | Path, votes: str | Path) -> Path:
-    """Keep the votes that abx.html exported with their study; the next `build` shows them."""
-    from snac_runner.report.listening import accept
-    from snac_runner.report.results import read
-
-    return accept(read(study_folder), Path(votes))
+    """Store votes that abx.html exported in the study's folder; the next `build` displays them."""
+    return listening.accept(read(study_folder), Path(votes))
 
 
 def build_leaderboard(study_folders: Sequence[str | Path], out: str | Path) -> tuple[Path, str, list[str]]:
-    """Write one report over several studies into `out`.
+    """Write one report on several studies into `out`.
 
     Returns:
         the path of report.html, the summary, and a line for each study that cannot be compared with the first.
     """
 
-    study, refused = merged([Path(folder) for folder in study_folders], Path(out))
+    study, refused = merge_studies([Path(folder) for folder in study_folders], Path(out))
     return write(study), summarise(study), refused

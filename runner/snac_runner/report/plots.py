@@ -1,9 +1,8 @@
-"""Inline SVG. Colours come from the page's stylesheet (classes s0 to s7 for arms): one drawing suits both themes.
+"""Plots as inline SVG: ranking, trade-offs and training curves.
 
-Coordinates are in the units of the viewBox; texts are escaped here, and nothing else comes from outside.
-
-
-Training curves of a study, read from each run's metrics.jsonl."""
+Colours come from the page's stylesheet (classes s0 to s7 for arms), so that one drawing fits light and dark themes, and
+shapes distinguish arms as well. Coordinates are in units of the viewBox. Text is escaped here.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +16,15 @@ from markupsafe import Markup, escape
 from snac_runner.report.results import Run, Study, finite
 
 COLOURS = 8
-MOST_NAMED = 6  # arms whose names a scatter plot has room for
+MAX_NAMED = 6  # arms that a scatter plot has room to name
 
 
 @dataclass(frozen=True)
 class Point:
-    """An arm or control in the plane, with interval bounds on both axes (None where there is none)."""
+    """A point of a scatter plot, with interval bounds. `mark` is the number of the arm, None for a control."""
 
     label: str
-    mark: int | None  # number of the arm, None for a control
+    mark: int | None
     x: float
     y: float
     x_low: float | None = None
@@ -36,9 +35,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
+    """A training curve. `seed_index` is 0 for the arm's first seed, which is solid; others are dashed."""
+
     label: str
     mark: int
-    seed_place: int  # 0 for the arm's first seed: solid, then dashed
+    seed_index: int
     points: Sequence[tuple[float, float]]
 
 
@@ -52,20 +53,21 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
-    """Bounds of an axis: the values with a margin; never empty."""
+    """Bounds of an axis: the range of the values and a margin."""
     low, high = min(values), max(values)
     margin = (high - low) * share or max(abs(high) * 0.1, 0.1)
     return low - margin, high + margin
 
 
 def tick_text(value: float) -> str:
+    """The label of a tick."""
     if value and (abs(value) >= 10_000 or abs(value) < 0.0001):
         return f"{value:.0e}".replace("-", "−")
     return f"{value:.6g}".replace("-", "−")
 
 
 def marker(mark: int | None, x: str | float, y: str | float, size: float = 5.5) -> str:
-    """An arm's mark; colour and shape both tell arms apart. Positions may be percentages, hence the nested svg."""
+    """The marker of an arm, or × for a control. Positions may be percentages, which need a nested svg."""
     shape = {
         0: f'<circle r="{size}"/>',
         1: f'<rect x="{-size * 0.9:.1f}" y="{-size * 0.9:.1f}" width="{size * 1.8:.1f}" height="{size * 1.8:.1f}"/>',
@@ -81,12 +83,12 @@ def marker(mark: int | None, x: str | float, y: str | float, size: float = 5.5) 
 
 
 def key_mark(mark: int | None) -> Markup:
-    """A mark for legends and table rows."""
+    """A marker for legends and table rows."""
     return Markup(f'<svg class="key" width="14" height="14" aria-hidden="true">{marker(mark, 7, 7, 4.6)}</svg>')
 
 
 class _Axes:
-    """A frame with ticks; `x` and `y` map data to the viewBox."""
+    """Axes with ticks; `x` and `y` map data to the viewBox."""
 
     def __init__(
         self, xs: Sequence[float], ys: Sequence[float], width: int, height: int, x_label: str, y_label: str
@@ -135,8 +137,8 @@ class _Axes:
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def _label_place(axes: _Axes, p: Point, taken: Sequence[Box]) -> tuple[Box, bool]:
-    """Where a point's name covers least: above or below, right or left of it. Also whether it ends at the point."""
+def _label_position(axes: _Axes, p: Point, taken: Sequence[Box]) -> tuple[Box, bool]:
+    """The position of a point's name that overlaps least, and whether the name ends at the point."""
     x, y, wide = axes.x(p.x), axes.y(p.y), 6.8 * len(p.label)
     choices: list[tuple[float, Box, bool]] = []
     for rise in (-8, 20, -22, 34):
@@ -151,8 +153,8 @@ def _label_place(axes: _Axes, p: Point, taken: Sequence[Box]) -> tuple[Box, bool
 
 
 def pareto(points: Sequence[Point], x_label: str, y_label: str, label: str) -> Markup:
-    """Two measures against each other, intervals as crosses, every point named; of many arms, only what is no arm."""
-    many = sum(p.mark is not None for p in points) > MOST_NAMED
+    """A scatter plot of two metrics with intervals. Points are named; if there are many arms, only the others are."""
+    many = sum(p.mark is not None for p in points) > MAX_NAMED
     xs = [v for p in points for v in (p.x, p.x_low, p.x_high) if v is not None]
     ys = [v for p in points for v in (p.y, p.y_low, p.y_high) if v is not None]
     axes = _Axes(xs, ys, 400, 300, x_label, y_label)
@@ -168,14 +170,14 @@ def pareto(points: Sequence[Point], x_label: str, y_label: str, label: str) -> M
         axes.parts.append(marker(p.mark, f"{x:.1f}", f"{y:.1f}"))
     taken = [(axes.x(p.x) - 8, axes.y(p.y) - 8, axes.x(p.x) + 8, axes.y(p.y) + 8) for p in points]
     for p in sorted((p for p in points if p.mark is None or not many), key=lambda q: -q.y):
-        box, end = _label_place(axes, p, taken)
+        box, end = _label_position(axes, p, taken)
         taken.append(box)
         axes.text(box[2] if end else box[0], box[3] - 3, p.label, "name end" if end else "name")
     return axes.svg(label)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
-    """At most `most` points: means of consecutive stretches."""
+    """At most `most` points: means of consecutive points."""
     if len(points) <= most:
         return list(points)
     found = []
@@ -186,18 +188,18 @@ def thinned(points: Sequence[tuple[float, float]], most: int = 160) -> list[tupl
 
 
 def curves(lines: Sequence[Line], label: str) -> Markup:
-    """A small panel of training curves over steps: one colour an arm, one dash pattern a seed."""
+    """Training curves over steps: a colour per arm, a dash pattern per seed."""
     kept = [(line, thinned(line.points)) for line in lines if line.points]
     axes = _Axes([x for _, p in kept for x, _ in p], [y for _, p in kept for _, y in p], 360, 210, "", "")
     for line, points in kept:
         coordinates = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
         title = f"<title>{escape(line.label)}</title>"
-        style = f"line s{line.mark % COLOURS} seed{line.seed_place % 4}"
+        style = f"line s{line.mark % COLOURS} seed{line.seed_index % 4}"
         if len(points) == 1:
             axes.parts.append(marker(line.mark, f"{axes.x(points[0][0]):.1f}", f"{axes.y(points[0][1]):.1f}", 4))
         else:
             axes.parts.append(f'<polyline class="{style}" points="{coordinates}">{title}</polyline>')
-            if line.seed_place == 0:  # where colours come again, shapes tell arms apart
+            if line.seed_index == 0:  # colours repeat after eight arms, so shapes distinguish arms
                 x, y = points[-1]
                 axes.parts.append(marker(line.mark, f"{axes.x(x):.1f}", f"{axes.y(y):.1f}", 3))
     return axes.svg(label)
@@ -205,7 +207,7 @@ def curves(lines: Sequence[Line], label: str) -> Markup:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of the ranking: positions in percent of the track."""
+    """A row of the ranking: its plot, and the mean and interval as text."""
 
     label: str
     mark: int | None
@@ -214,13 +216,28 @@ class Bar:
     svg: Markup
 
 
-def ranking(rows: Sequence[tuple[str, int | None, float, float | None, float | None, str, str]],
-            references: Sequence[float]) -> tuple[list[Bar], list[tuple[float, str]]]:  # fmt: skip
-    """Rows (label, mark, mean, low, high, text, detail) on one axis, with reference lines; also the ticks in percent.
+@dataclass(frozen=True)
+class RankedMean:
+    """A mean with its interval, as numbers and as text. `mark` is the number of the arm, None for a control."""
 
-    Positions are percentages, so the page can stretch the tracks to any width while texts keep their size.
+    label: str
+    mark: int | None
+    mean: float
+    low: float | None
+    high: float | None
+    text: str
+    detail: str
+
+
+def ranking(rows: Sequence[RankedMean], references: Sequence[float]) -> tuple[list[Bar], list[tuple[float, str]]]:
+    """Means on one axis, with reference lines.
+
+    Positions are percentages, so that a page can stretch the plots to any width and texts keep their size.
+
+    Returns:
+        a bar per row, and the ticks as (position in percent, label).
     """
-    values = [v for _, _, mean, low, high, _, _ in rows for v in (mean, low, high) if v is not None] + list(references)
+    values = [v for row in rows for v in (row.mean, row.low, row.high) if v is not None] + list(references)
     x0, x1 = padded(values, 0.05)
 
     def at(value: float) -> str:
@@ -228,15 +245,15 @@ def ranking(rows: Sequence[tuple[str, int | None, float, float | None, float | N
 
     marks = ticks(x0, x1, 5)
     bars = []
-    for label, mark, mean, low, high, text, detail in rows:
+    for row in rows:
         parts = [f'<line class="grid" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v in marks]
         parts += [f'<line class="reference" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v in references]
-        if low is not None and high is not None:
-            kind = "control" if mark is None else f"s{mark % COLOURS}"
-            parts.append(f'<line class="interval {kind}" x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
-        parts.append(marker(mark, at(mean), "50%", 6))
+        if row.low is not None and row.high is not None:
+            kind = "control" if row.mark is None else f"s{row.mark % COLOURS}"
+            parts.append(f'<line class="interval {kind}" x1="{at(row.low)}" x2="{at(row.high)}" y1="50%" y2="50%"/>')
+        parts.append(marker(row.mark, at(row.mean), "50%", 6))
         svg = Markup(f'<svg class="track" width="100%" height="34" aria-hidden="true">{"".join(parts)}</svg>')
-        bars.append(Bar(label, mark, text, detail, svg))
+        bars.append(Bar(row.label, row.mark, row.text, row.detail, svg))
     return bars, [(100 * (v - x0) / (x1 - x0), tick_text(v)) for v in marks]
 
 
@@ -245,7 +262,7 @@ FIRST = ("loss", "spk_id", "spk_vc", "spk_synth", "gap")
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity over training, all arms and seeds."""
+    """The training curves of one quantity, of all arms and seeds."""
 
     name: str
     title: str
@@ -253,7 +270,7 @@ class Panel:
 
 
 def read_curves(run: Run) -> dict[str, list[tuple[float, float]]]:
-    """Quantity -> (step, value), from metrics.jsonl; dev evaluations are named "dev ...", broken lines left out."""
+    """Quantity to (step, value), from metrics.jsonl. Evaluations on dev are named "dev ..."."""
     path = run.folder / "metrics.jsonl"
     found: dict[str, list[tuple[float, float]]] = {}
     if not path.is_file():
@@ -261,7 +278,7 @@ def read_curves(run: Run) -> dict[str, list[tuple[float, float]]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # the last line of a killed run may be half written
+        except ValueError:  # the last line of a killed run may be incomplete
             continue
         if not isinstance(line, dict) or (step := finite(line.get("step"))) is None:
             continue
@@ -275,13 +292,13 @@ def read_curves(run: Run) -> dict[str, list[tuple[float, float]]]:
 
 
 def panels(study: Study) -> list[Panel]:
-    """Every quantity that some run logged: the loss and the conditioning encoder's distances, then what the judge said on dev."""
+    """Every quantity that a run logged: loss, distances by the conditioning encoder, and evaluations on dev."""
     lines: dict[str, list[Line]] = {}
     for mark, (arm, runs) in enumerate(study.arms.items()):
-        for place, run in enumerate(runs):
+        for seed_index, run in enumerate(runs):
             label = arm if run.seed is None else f"{arm}, seed {run.seed}"
             for name, points in read_curves(run).items():
-                lines.setdefault(name, []).append(Line(label, mark, place, sorted(points)))
+                lines.setdefault(name, []).append(Line(label, mark, seed_index, sorted(points)))
     order = [n for n in FIRST if n in lines] + sorted(n for n in lines if n.startswith("dev "))
     return [
         Panel(n, _title(n), curves(lines[n], f"{_title(n)} over training steps, every arm and seed")) for n in order

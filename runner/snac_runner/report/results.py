@@ -1,16 +1,14 @@
-"""What result.json holds, as far as the report reads it: unknown fields are ignored, missing ones empty.
+"""Reading result files: of a study folder, of one run, or of several studies as one.
 
-Reading a study folder, or one run's: result.json files and what lies beside them, and nothing else.
-
-Whatever is missing, broken or unfinished becomes a note that the page states; only a folder without any result is an
-error.
+A report reads nothing else. Unknown fields of result.json are ignored, and missing ones are empty. What is missing,
+damaged or unfinished becomes a note of the report; only a folder without any result is an error.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,16 +20,16 @@ from snac_runner.config import SCHEMA, SYSTEMS, check_schema, schema_problem
 
 
 class Measured(BaseModel):
-    """A pooled metric: mean over `n_ok` of `n` utterances."""
+    """A pooled metric: the mean over `n_ok` of `n` conversions."""
 
     mean: float | None = None
     n_ok: int | None = None
     n: int | None = None
     unit: str = ""
     direction: Literal["up", "down", ""] = ""
-    role: str = ""  # "content" for what may be the primary measure of content
-    margin: float | None = None  # the largest loss that counts as not worse
-    version: str = ""  # of the tool, where there may be several
+    role: str = ""  # "content" for a metric that can be the primary measure of content
+    margin: float | None = None  # largest loss that counts as not inferior
+    version: str = ""  # of the tool, if there may be several
 
     @field_validator("unit", "direction", "role", "version", mode="before")
     @classmethod
@@ -40,7 +38,7 @@ class Measured(BaseModel):
 
 
 class Conversion(BaseModel):
-    """One converted pair and what was measured on it."""
+    """One conversion and its metrics."""
 
     pair: str
     source_speaker: str = ""
@@ -57,8 +55,10 @@ class Encoder(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a run took: seconds (as if alone = shared + own), steps, trainable parameters, bytes; and how many seconds
-    of speech its model converts in one."""
+    """What a run cost: seconds (alone = shared + own), steps, trainable parameters, size of the model, memory.
+
+    `times_real_time` is the inverse of the real-time factor: seconds of speech converted per second.
+    """
 
     seconds_alone: float | None = None
     seconds_own: float | None = None
@@ -71,8 +71,10 @@ class Cost(BaseModel):
 
 
 class Codes(BaseModel):
-    """Per codebook level, coarse first: share of codes changed by the conditioning, perplexity, entries in use, and how
-    often a linear probe hears source and target in the codes; per tap, the relative size of the edit."""
+    """How conditioning changes the codes; see `snac_runner.evaluate.codes.summary`.
+
+    Lists have a value per codebook level, the coarsest first; `edits` has the relative size of the edit per tap.
+    """
 
     changed: list[float | None] = Field(default_factory=list)
     perplexity: list[float | None] = Field(default_factory=list)
@@ -89,7 +91,7 @@ class PairList(BaseModel):
 
 
 class Result(BaseModel):
-    """result.json. Every field a page can do without has a default; unknown ones are ignored."""
+    """The content of result.json. Every field that a report does not need has a default."""
 
     schema_: int = Field(SCHEMA, alias="schema")
     study: str = ""
@@ -107,7 +109,7 @@ class Result(BaseModel):
     split: str = ""
     pairs: PairList = PairList()
     metrics: dict[str, Measured] = Field(default_factory=dict)
-    missing: dict[str, str] = Field(default_factory=dict)  # metric -> what it would need
+    missing: dict[str, str] = Field(default_factory=dict)  # metric to the reason why it was not measured
     utterances: list[Conversion] = Field(default_factory=list)
     cost: Cost = Cost()
     codes: Codes = Codes()
@@ -152,7 +154,7 @@ class Result(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """One result with its folder. A run whose file is missing or broken has status "missing" or "unreadable"."""
+    """One result with its folder. If its file is missing or damaged, the status is "missing" or "unreadable"."""
 
     arm: str
     seed: int | None
@@ -168,18 +170,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything a report says is drawn from here."""
+    """Everything that a report is made of.
+
+    Attributes:
+        folder: of the study.
+        name, title: of the study.
+        arms: name to runs, by seed; arms in the study's order.
+        controls: name to run, of controls and of other systems.
+        sources: pair id to source utterance, if there is a pair list.
+        notes: sentences for the report.
+    """
 
     folder: Path
     name: str
     title: str
-    arms: dict[str, tuple[Run, ...]]  # in the study's order, runs by seed
-    controls: dict[str, Run]  # and other systems
-    sources: dict[str, str]  # pair -> source utterance, where a pair list is at hand
+    arms: dict[str, tuple[Run, ...]]
+    controls: dict[str, Run]
+    sources: dict[str, str]
     notes: tuple[str, ...] = field(default=())
 
     def finished(self) -> list[str]:
-        """Arms with at least one successful run."""
+        """The arms with at least one successful run."""
         return [name for name, runs in self.arms.items() if any(r.ok for r in runs)]
 
     def results(self) -> Iterator[Result]:
@@ -189,13 +200,13 @@ class Study:
                 yield run.result
 
     def first(self) -> Result:
-        """A result to speak for what all share: the first successful one, else the first readable one."""
+        """The first successful result, else the first readable one: for what all results share."""
         readable = list(self.results())
         return next((r for r in readable if r.status == "success"), readable[0])
 
 
 def read_run(path: Path, arm: str, seed: int | None) -> Run:
-    """Read one result.json; a broken one is a run with status "unreadable" that says why."""
+    """Read one result.json. A damaged one gives a run with status "unreadable" and the reason."""
     try:
         text = path.read_text(encoding="utf-8")
         stored = json.loads(text)
@@ -212,7 +223,7 @@ def read_run(path: Path, arm: str, seed: int | None) -> Run:
 
 
 def finite(value: Any) -> float | None:
-    """A number as float, or None for everything else, NaN and infinities included."""
+    """A number as float; None for everything else, including NaN and infinity."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if number else None
 
@@ -220,7 +231,8 @@ def finite(value: Any) -> float | None:
 def read(folder: str | Path) -> Study:
     """Read a study folder, or the folder of one run.
 
-    Raises UserError where there is no folder, or no result.json in it.
+    Raises:
+        UserError: if there is no folder, no result.json in it, or another version wrote it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -272,7 +284,7 @@ def _read_single(folder: Path) -> Study:
 
 
 def _read_controls(folder: Path) -> dict[str, Run]:
-    """Controls, and beside them the other systems that were judged on the same pairs."""
+    """Controls, and other systems that were evaluated on the same pairs."""
     paths = [*sorted(folder.glob("controls/*/result.json")), *sorted(folder.glob(f"{SYSTEMS}/*/result.json"))]
     return {path.parent.name: read_run(path, path.parent.name, None) for path in paths}
 
@@ -289,7 +301,7 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _read_sources(folder: Path, notes: list[str]) -> dict[str, str]:
-    """Which utterance each pair converts, from pairs.json; empty where there is none."""
+    """Pair id to source utterance, from pairs.json; empty if there is none."""
     sources: dict[str, str] = {}
     for pair in _read_json(folder / "pairs.json", notes).get("pairs") or []:
         if not isinstance(pair, dict):
@@ -302,3 +314,50 @@ def _read_sources(folder: Path, notes: list[str]) -> dict[str, str]:
         if source:
             sources[str(pair.get("id"))] = str(source)
     return sources
+
+
+def merge_studies(folders: Sequence[Path], out: Path) -> tuple[Study, list[str]]:
+    """All arms of several studies as one study, named "<study>: <arm>".
+
+    Studies can be merged if they have the same pairs, judge, base and data as the first.
+
+    Returns:
+        the study, and a line for each study that cannot be compared with the first.
+
+    Raises:
+        UserError: if there are not two studies that can be compared.
+    """
+    first, *others = (read(folder) for folder in folders)
+    fitting, refused = [first], []
+    for study in others:
+        if reasons := _incompatibilities(first, study):
+            refused.append(f"{study.folder} is left out: {'; '.join(reasons)}")
+        else:
+            fitting.append(study)
+    if len(fitting) < 2:
+        raise UserError(f"no study can be compared with {first.folder}: " + " | ".join(refused))
+    names = [study.name if [s.name for s in fitting].count(study.name) == 1 else str(study.folder) for study in fitting]
+    arms = {f"{n}: {arm}": runs for n, study in zip(names, fitting, strict=True) for arm, runs in study.arms.items()}
+    controls = dict(first.controls)
+    for name, study in zip(names, fitting, strict=True):
+        controls |= {
+            f"{name}: {control}": run
+            for control, run in study.controls.items()
+            if control not in first.controls or (run.result is not None and run.result.kind == "system")
+        }
+    notes = tuple(dict.fromkeys([*(note for study in fitting for note in study.notes), *(f"{r}." for r in refused)]))
+    title = f"Leaderboard of {len(fitting)} studies"
+    return Study(out, "leaderboard", title, arms, controls, first.sources, notes), refused
+
+
+def _incompatibilities(one: Study, other: Study) -> list[str]:
+    """Why two studies cannot be compared; empty if they can."""
+    a, b = one.first(), other.first()
+    facts = {
+        "other conversions (digest of the pair list)": (a.pairs.digest, b.pairs.digest),
+        "another judge": tuple(", ".join(judge.digest for judge in r.judges) for r in (a, b)),
+        "another base": (a.digests.get("base"), b.digests.get("base")),
+        "other data": (a.digests.get("data"), b.digests.get("data")),
+        "another split": (a.split, b.split),
+    }
+    return [f"{what}: {str(y)[:16]}, not {str(x)[:16]}" for what, (x, y) in facts.items() if x != y]

@@ -1,8 +1,4 @@
-"""Which tables a report has, filled from the numbers.
-
-Tables of what no judge hears: the codes, the edits at the taps, and what an arm costs.
-
-Where the numbers come from: settings that differ, runs that failed, versions, hardware, digests, commands."""
+"""The tables of a report: metrics, pairs of arms, codes, cost, settings, failures and provenance."""
 
 from __future__ import annotations
 
@@ -14,26 +10,21 @@ from itertools import compress
 from typing import Any
 
 from snac_runner.evaluate.statistics import Estimate
-from snac_runner.report.estimates import Numbers
-from snac_runner.report.format import KNOWN, Metric, bracket, called, number, present
+from snac_runner.report.estimates import StudyEstimates
+from snac_runner.report.format import DISPLAYS, MetricDisplay, bracket, called, measured_metrics, number
 from snac_runner.report.results import Run, Study, finite
 from snac_runner.report.tables import BLANK, EMPTY, Cell, Column, Row, Table, text_cell
 
 COMPUTED = (
-    *(
-        "normalised",
-        "normalised_content",
-        "specificity",
-        "gap",
-        "speaker_encoder_normalised",
-        "overrating",
-        "fragility",
-        "accepted",
-        "eer",
-        "preferred",
-        "lost",
-    ),
-)  # here, from what the results measure
+    *("normalised", "normalised_content", "specificity", "gap", "speaker_encoder_normalised", "overrating"),
+    *("fragility", "accepted", "eer", "preferred", "lost"),
+)
+"""Metrics that the report computes from others, and displays although no result has them."""
+
+
+VERDICTS = (
+    "inconclusive: enough data for a verdict, and no difference is shown; no verdict: the data cannot carry a verdict"
+)
 
 
 def _blank(cell: Cell) -> Cell:
@@ -41,7 +32,7 @@ def _blank(cell: Cell) -> Cell:
 
 
 def estimate_cell(e: Estimate | None, digits: int, *, scale: float = 1.0) -> Cell:
-    """A mean with its interval in small print."""
+    """A mean with its interval, both multiplied by `scale`."""
     if e is None or not math.isfinite(e.mean):
         return EMPTY
     if scale != 1:
@@ -50,24 +41,22 @@ def estimate_cell(e: Estimate | None, digits: int, *, scale: float = 1.0) -> Cel
     return Cell(number(e.mean, digits), e.mean, bracket(e, digits), low, high)
 
 
-def column(metric: Metric) -> Column:
+def column(metric: MetricDisplay) -> Column:
     return Column(metric.label, metric.unit, metric.arrow, metric.meaning)
 
 
 def metric_table(
-    study: Study,
-    numbers: Numbers,
-    name: str,
-    title: str,
-    metrics: Sequence[Metric],
-    *,
-    controls: bool = True,
+    study: Study, numbers: StudyEstimates, name: str, title: str, metrics: Sequence[MetricDisplay]
 ) -> Table | None:
-    """Arms and controls by metrics."""
+    """A row per arm and control, a column per metric; None if no metric was measured.
+
+    `n_ok/N` is that of the metric with the smallest share of measured conversions.
+    """
     metrics = [m for m in metrics if any(k[1] == m.name for k in [*numbers.arms, *numbers.controls])]
     if not metrics:
         return None
-    columns = [Column("Arm", numeric=False), *(column(m) for m in metrics), Column("n_ok/N"), Column("Seeds")]
+    columns = [Column("Arm", numeric=False), *(column(m) for m in metrics)]
+    columns += [Column("n_ok/N", meaning="measured conversions / all conversions"), Column("Seeds")]
     rows = []
     for mark, (arm, runs) in enumerate(study.arms.items()):
         if arm not in study.finished():
@@ -82,9 +71,7 @@ def metric_table(
         rows.append(
             Row([text_cell(arm), *cells, Cell(f"{ok}/{n}", ok / n if n else None), Cell(shown, seeds)], "arm", mark)
         )
-    for control in sorted(
-        study.controls if controls else (), key=lambda c: ({"source": 0, "floor": 1, "ceiling": 2}.get(c, 3), c)
-    ):
+    for control in sorted(study.controls, key=lambda c: ({"source": 0, "floor": 1, "ceiling": 2}.get(c, 3), c)):
         cells = [estimate_cell(numbers.controls.get((control, m.name)), m.digits) for m in metrics]
         if metrics[0].name == "normalised_content" and control in ("floor", "mismatched"):
             exact = 0.0 if control == "floor" else 1.0
@@ -97,30 +84,31 @@ def metric_table(
     return Table(name, title, columns, rows) if any(row.kind != "failed" for row in rows) else None
 
 
-def comparison_table(numbers: Numbers) -> Table | None:
+def comparison_table(numbers: StudyEstimates) -> Table | None:
+    """A row per pair of arms."""
     if not numbers.comparisons:
         return None
     unit = "normalised SECS" if numbers.score == "normalised" else "SECS"
     columns = [
         Column("Arm A", numeric=False),
         Column("Arm B", numeric=False),
-        Column("A − B", unit, meaning="95 % interval, not adjusted for the number of comparisons"),
-        Column("p", meaning="two-sided; the larger of the sign-flip test's over target speakers and the interval's"),
-        Column("p, Holm", meaning="adjusted over all pairs of arms and both primaries"),
-        Column("Detectable", unit, meaning="true difference that this study would find with 80 % power"),
+        Column("A − B", unit, meaning="95 % interval, not corrected for the number of comparisons"),
+        Column("p", meaning="two-sided; the larger of the sign-flip test's (over target speakers) and the interval's"),
+        Column("p, Holm", meaning="corrected for all pairs of arms and both measures"),
+        Column("Minimum detectable effect", unit, meaning="true difference that this study finds with a power of 80 %"),
     ]
-    judged = numbers.content is not None
-    if judged:
+    with_content = numbers.content is not None
+    if with_content:
         columns += [
-            Column("A − B, content error", "points", "", "95 % interval, not adjusted; below zero is fewer errors"),
+            Column("A − B, content error", "points", "", "95 % interval, not corrected; below zero is fewer errors"),
             Column("p, Holm", "content"),
-            Column("Detectable", "points"),
+            Column("Minimum detectable effect", "points"),
         ]
-    columns.append(Column("Verdict" if judged else "Speaker similarity", numeric=False))
+    columns.append(Column("Verdict" if with_content else "Speaker similarity", "", "", VERDICTS, numeric=False))
     rows = []
     for c in numbers.comparisons:
-        word = {"higher": "A higher", "lower": "B higher", "better": "A better", "worse": "B better"}
-        said = word.get(c.decision.word, c.decision.word)
+        words = {"higher": "A higher", "lower": "B higher", "better": "A better", "worse": "B better"}
+        word = words.get(c.decision.word, c.decision.word)
         ps = [Cell(f"{p:.3g}" if math.isfinite(p) else "—", p) for p in (c.p, c.p_holm)]
         size = estimate_cell(c.difference, 2)
         detectable = Cell(number(c.detectable), c.detectable)
@@ -128,14 +116,15 @@ def comparison_table(numbers: Numbers) -> Table | None:
         if c.content is not None:
             p, effect = c.content_p_holm, 100 * c.content_detectable
             content = [estimate_cell(c.content, 1, scale=100), Cell(f"{p:.3g}", p), Cell(number(effect, 1), effect)]
-        rows.append(Row([text_cell(c.a), text_cell(c.b), size, *ps, detectable, *content, text_cell(said)]))
+        rows.append(Row([text_cell(c.a), text_cell(c.b), size, *ps, detectable, *content, text_cell(word)]))
     return Table("comparisons", "Pairs of arms", columns, rows)
 
 
-def sex_table(study: Study, numbers: Numbers) -> Table | None:
+def sex_table(study: Study, numbers: StudyEstimates) -> Table | None:
+    """SECS by whether source and target are of the same sex."""
     if not numbers.by_sex:
         return None
-    columns = [Column("Arm", numeric=False), Column("Same sex", "SECS", "↑"), Column("Cross sex", "SECS", "↑")]
+    columns = [Column("Arm", numeric=False), Column("Same sex", "SECS", "↑"), Column("Different sex", "SECS", "↑")]
     marks = list(study.arms)
     rows = [
         Row(
@@ -145,29 +134,40 @@ def sex_table(study: Study, numbers: Numbers) -> Table | None:
         )
         for a in study.finished()
     ]
-    return Table("sexes", "Same-sex and cross-sex pairs", columns, rows)
+    return Table("sexes", "Pairs of the same sex and of different sex", columns, rows)
 
 
-def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
-    """Every table with something in it, by name, in the page's order."""
-    metrics = present(study.results())
-    groups: dict[str, list[Metric]] = {}
-    named = {n: KNOWN[n] for n in COMPUTED} | {m.name: m for m in metrics}
-    for m in sorted(named.values(), key=lambda m: list(KNOWN).index(m.name) if m.name in KNOWN else len(KNOWN)):
+def all_tables(study: Study, numbers: StudyEstimates) -> dict[str, Table]:
+    """Every table that is not empty, by name, in the order of the page."""
+    metrics = measured_metrics(study.results())
+    groups: dict[str, list[MetricDisplay]] = {}
+    named = {n: DISPLAYS[n] for n in COMPUTED} | {m.name: m for m in metrics}
+    order = {name: place for place, name in enumerate(DISPLAYS)}
+    for m in sorted(named.values(), key=lambda m: order.get(m.name, len(order))):
         groups.setdefault(m.group, []).append(m)
     speaker = groups["speaker"]
     tables = [
-        metric_table(study, numbers, "speaker", "Speaker similarity, by the judge", speaker),
-        metric_table(study, numbers, "embeddings", "SECS to the target, by the embedding given", _given(groups)),
+        metric_table(study, numbers, "speaker", "Speaker similarity (judge)", speaker),
+        metric_table(study, numbers, "embeddings", "SECS to the target under three embeddings", _by_embedding(groups)),
         comparison_table(numbers),
-        metric_table(study, numbers, "content", "Content, of the converted output", groups.get("content", [])),
-        metric_table(study, numbers, "prosody", "Prosody, of the converted output", groups.get("prosody", [])),
+        metric_table(study, numbers, "content", "Content of the converted output", groups.get("content", [])),
+        metric_table(study, numbers, "prosody", "Prosody of the converted output", groups.get("prosody", [])),
         metric_table(
-            study, numbers, "identity", "Identity quality, under the own embedding", groups.get("identity", [])
+            study,
+            numbers,
+            "identity",
+            "Signal quality of the identity output",
+            groups.get("identity", []),
         ),
-        metric_table(study, numbers, "speaker_encoder", "Is the judge fooled?", _speaker_encoder(groups)),
+        metric_table(
+            study,
+            numbers,
+            "speaker_encoder",
+            "Overfitting and adversarial attacks",
+            _robustness(groups),
+        ),
         sex_table(study, numbers),
-        metric_table(study, numbers, "other", "Other measures", groups.get("other", [])),
+        metric_table(study, numbers, "other", "Other metrics", groups.get("other", [])),
         codes_table(study),
         taps_table(study),
         cost_table(study),
@@ -175,29 +175,30 @@ def all_tables(study: Study, numbers: Numbers) -> dict[str, Table]:
     return {t.name: t for t in tables if t is not None}
 
 
-def _given(groups: dict[str, list[Metric]]) -> list[Metric]:
-    """Under the target's embedding, the source's own, and another speaker's."""
+def _by_embedding(groups: dict[str, list[MetricDisplay]]) -> list[MetricDisplay]:
+    """SECS under the target's embedding, the source's own, and another speaker's."""
     others = groups.get("embedding", [])
-    return [replace(KNOWN["secs"], label="SECS under the target's embedding"), *others] if others else []
+    return [replace(DISPLAYS["secs"], label="SECS under the target's embedding"), *others] if others else []
 
 
-def _speaker_encoder(groups: dict[str, list[Metric]]) -> list[Metric]:
+def _robustness(groups: dict[str, list[MetricDisplay]]) -> list[MetricDisplay]:
+    """SECS by the conditioning encoder and after degradation, next to SECS by the judge."""
     measured = any(m.name == "speaker_encoder_secs" for m in groups["speaker_encoder"])
-    rough = any(m.name == "secs_degraded" for m in groups["speaker_encoder"])
+    degraded = any(m.name == "secs_degraded" for m in groups["speaker_encoder"])
     shown: list[str] = ["speaker_encoder_secs", "speaker_encoder_normalised", "overrating"] if measured else []
-    shown += ["secs_degraded", "fragility"] if rough else []
-    return [KNOWN["secs"], *(KNOWN[name] for name in shown)] if shown else []
+    shown += ["secs_degraded", "fragility"] if degraded else []
+    return [DISPLAYS["secs"], *(DISPLAYS[name] for name in shown)] if shown else []
 
 
 def codes_table(study: Study) -> Table | None:
-    """Per codebook level, mean over seeds: codes changed by the conditioning, perplexity, and what a probe hears."""
+    """Per codebook level, means over seeds: codes changed by conditioning, their use, speakers recognised in them."""
     fields = (
-        ("changed", "Changed", "%", 100.0, 1, "share of codes that the conditioning changes"),
+        ("changed", "Changed", "%", 100.0, 1, "share of codes that conditioning changes"),
         ("perplexity", "Perplexity", "", 1.0, 0, "of the converted output's codes"),
-        ("used", "In use", "", 1.0, 0, "entries of the codebook that the conversions use"),
-        ("probe_source", "Source heard", "%", 100.0, 0,
-         "a linear probe, trained on real speech through the bare codec, hears the source speaker in the codes"),
-        ("probe_target", "Target heard", "%", 100.0, 0, "the same probe hears the target"),
+        ("used", "Used entries", "", 1.0, 0, "entries of the codebook that the conversions use"),
+        ("probe_source", "Source recognised", "%", 100.0, 0,
+         "conversions in which a linear probe, trained on the bare codec's codes, recognises the source speaker"),
+        ("probe_target", "Target recognised", "%", 100.0, 0, "the same for the target speaker"),
     )  # fmt: skip
     runs = {name: [r.result.codes for r in runs if r.ok and r.result is not None] for name, runs in _with_codes(study)}
     marks = list(study.arms)
@@ -216,16 +217,16 @@ def codes_table(study: Study) -> Table | None:
         if any(cell.value is not None for cell in cells[1:])
     ]
     speakers = {c.probe_speakers for codes in runs.values() for c in codes if c.probe_speakers}
-    note = f"By chance the probe would be right in {100 / min(speakers):.1f} %." if speakers else ""
-    return Table("codes", "Codes, level 1 the coarsest", columns, rows, note) if rows else None
+    note = f"The chance level of the probe is {100 / min(speakers):.1f} %." if speakers else ""
+    return Table("codes", "Codes (level 1 is the coarsest)", columns, rows, note) if rows else None
 
 
 def taps_table(study: Study) -> Table | None:
-    """Size of the edit at every tap, mean over seeds, relative to what is edited there."""
+    """Relative size of the edit at every tap, mean over seeds."""
     edits = {
         name: [r.result.codes.edits for r in runs if r.ok and r.result is not None] for name, runs in _with_codes(study)
     }
-    taps = sorted({tap for of in edits.values() for e in of for tap in e}, key=_place_of_tap)
+    taps = sorted({tap for of in edits.values() for e in of for tap in e}, key=_order_of_tap)
     if not taps:
         return None
     marks, rows = list(study.arms), []
@@ -236,18 +237,18 @@ def taps_table(study: Study) -> Table | None:
             mark = marks.index(name) if name in marks else None
             rows.append(Row([text_cell(called(name)), *cells], "control" if mark is None else "arm", mark))
     columns = [Column("Arm", numeric=False), *(Column(tap, "%") for tap in taps)]
-    return Table("taps", "Size of the edit at every tap, of what is edited there", columns, rows)
+    return Table("taps", "Size of the edit at every tap, relative to the signal there", columns, rows)
 
 
 def _with_codes(study: Study) -> list[tuple[str, tuple[Run, ...]]]:
-    """The arms that finished, and the control that is trained like one."""
-    beside = [
+    """The finished arms, and the control that is trained like an arm."""
+    controls = [
         (name, (run,)) for name, run in study.controls.items() if run.result is not None and run.result.codes.edits
     ]
-    return [*((arm, study.arms[arm]) for arm in study.finished()), *beside]
+    return [*((arm, study.arms[arm]) for arm in study.finished()), *controls]
 
 
-def _place_of_tap(tap: str) -> tuple[int, str]:
+def _order_of_tap(tap: str) -> tuple[int, str]:
     order = ("encoder", "latent", "quantized", "decoder")
     return next((i for i, start in enumerate(order) if tap.startswith(start)), len(order)), tap
 
@@ -272,16 +273,26 @@ def _levels(runs: Sequence[Sequence[float | None]]) -> list[float | None]:
 def cost_table(study: Study) -> Table | None:
     """Means over an arm's successful runs."""
     fields = (
-        ("seconds_alone", Column("Alone", "s", "↓", "seconds as if trained alone: shared + own"), 1, 1.0),
+        (
+            "seconds_alone",
+            Column("Alone", "s", "↓", "training time as if the arm were trained alone: shared + own"),
+            1,
+            1.0,
+        ),
         ("seconds_own", Column("Own", "s", "↓"), 1, 1.0),
-        ("seconds_shared", Column("Shared", "s", "", "work done once for all arms of a seed"), 1, 1.0),
+        ("seconds_shared", Column("Shared", "s", "", "work that is done once for all arms of a seed"), 1, 1.0),
         ("steps", Column("Steps"), 0, 1.0),
         ("parameters", Column("Parameters", "thousand", "↓", "trainable"), 1, 1e-3),
         ("bytes", Column("Model", "MB", "↓", "size of the saved strategies"), 2, 1e-6),
         ("peak_memory_bytes", Column("Peak memory", "MB", "↓", "of the whole process"), 0, 1e-6),
         (
             "times_real_time",
-            Column("Converts", "× real time", "↑", "one source at a time, on the machine that judged it"),
+            Column(
+                "Inverse real-time factor",
+                "× real time",
+                "↑",
+                "seconds of speech converted per second, one source at a time, on the machine that evaluated the run",
+            ),
             1,
             1.0,
         ),
@@ -305,7 +316,7 @@ def cost_table(study: Study) -> Table | None:
 
 
 def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys with printable values; an arm's own settings without the prefix of their place."""
+    """Nested settings as dotted keys with printable values, without the prefixes "arm." and "settings."."""
     found: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{key}".removeprefix("arm.").removeprefix("settings.")
@@ -317,7 +328,7 @@ def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def settings_table(study: Study) -> Table | None:
-    """Every setting in which arms differ; what differs between the seeds of one arm (the seed itself) is left out."""
+    """Every setting in which arms differ; settings that differ between the seeds of one arm are left out."""
     by_arm: dict[str, dict[str, str]] = {}
     for arm, runs in study.arms.items():
         settings: list[dict[str, str]] = []
@@ -338,21 +349,22 @@ def settings_table(study: Study) -> Table | None:
 
 
 def failures_table(study: Study) -> Table | None:
+    """Every run that did not succeed, with its error."""
     rows = []
     for runs in [*study.arms.values(), *((run,) for run in study.controls.values())]:
         for run in runs:
             if not run.ok:
                 seed = "—" if run.seed is None else str(run.seed)
-                told = run.error or "no reason given"
+                error = run.error or "no reason given"
                 rows.append(
-                    Row([text_cell(run.arm), text_cell(seed), text_cell(run.status), text_cell(told)], "failed")
+                    Row([text_cell(run.arm), text_cell(seed), text_cell(run.status), text_cell(error)], "failed")
                 )
     columns = [Column(name, numeric=False) for name in ("Arm", "Seed", "Status", "Error")]
     return Table("failures", "Runs that did not succeed", columns, rows) if rows else None
 
 
 def origin_table(study: Study) -> Table:
-    """Versions, hardware, digests and commands; where runs differ, every value is listed."""
+    """Versions, hardware, digests and commands; if runs differ, every value is listed."""
     collected: dict[str, dict[str, None]] = {}
 
     def note(key: str, value: object) -> None:
@@ -364,7 +376,7 @@ def origin_table(study: Study) -> Table:
         note("split", r.split)
         note("pairs", f"{r.pairs.n or len(r.utterances)} conversions, digest {r.pairs.digest[:16] or 'not recorded'}")
         note(
-            "speaker_encoder",
+            "conditioning encoder",
             r.speaker_encoder
             and f"{r.speaker_encoder.name} (family {r.speaker_encoder.family}, {r.speaker_encoder.digest[:16]})",
         )
@@ -390,4 +402,4 @@ def origin_table(study: Study) -> Table:
     if started and ended:
         rows.append(Row([text_cell("measured"), text_cell(f"{started[0]} to {ended[-1]}")]))
     rows.append(Row([text_cell("this page"), text_cell(f"runner report {study.folder.resolve().name}")]))
-    return Table("provenance", "Provenance", [Column("What", numeric=False), Column("Value", numeric=False)], rows)
+    return Table("provenance", "Provenance", [Column("Key", numeric=False), Column("Value", numeric=False)], rows)

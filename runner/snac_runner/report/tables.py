@@ -1,4 +1,7 @@
-"""A table once, written as HTML by the page and here as CSV, LaTeX, Markdown and plain text."""
+"""Tables, written as CSV, LaTeX, Markdown and plain text. The templates write them as HTML.
+
+pandas writes none of these with intervals in small print, units under the headings and rules between kinds of rows.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` is shown; `value` sorts and goes to CSV; `detail` is the small print (an interval) with its bounds."""
+    """A cell: `text` is displayed, `value` is for sorting and CSV, `detail` is an interval as text, `low` to `high`."""
 
     text: str
     value: float | str | None = None
@@ -21,7 +24,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What the column is sorted by; empty for what is not there, which always goes last."""
+        """The value to sort by; empty if there is none, which always comes last."""
         if self.value is None or (isinstance(self.value, float) and not math.isfinite(self.value)):
             return ""
         return f"{self.value:.9g}" if isinstance(self.value, int | float) else self.value
@@ -29,11 +32,13 @@ class Cell:
 
 EMPTY = Cell("—")
 BLANK = Cell("")
-"""What does not apply, e.g. to a control."""
+"""A cell that does not apply, e.g. to a control."""
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column: `arrow` is the direction that is better, `meaning` one line for the reader."""
+
     label: str
     unit: str = ""
     arrow: str = ""
@@ -42,12 +47,13 @@ class Column:
 
     @property
     def heading(self) -> str:
+        """Label and arrow."""
         return " ".join(part for part in (self.label, self.arrow) if part)
 
 
 @dataclass(frozen=True)
 class Row:
-    """`kind` is "arm", "control" or "failed", and decides how the row looks; `mark` is the arm's number in plots."""
+    """A row: `kind` is "arm", "control" or "failed", `mark` the number of the arm in plots."""
 
     cells: Sequence[Cell]
     kind: str = "arm"
@@ -56,6 +62,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """A table; `name` is that of its files."""
+
     name: str
     title: str
     columns: Sequence[Column]
@@ -64,17 +72,18 @@ class Table:
 
     @property
     def bodies(self) -> list[tuple[str, list[Row]]]:
-        """Rows by kind: arms, then those that failed, then controls. Sorting keeps them apart."""
+        """Rows by kind: arms, failed arms, controls. Each kind is sorted by itself."""
         kinds = [k for k in ("arm", "failed", "control") if any(r.kind == k for r in self.rows)]
         return [(k, [r for r in self.rows if r.kind == k]) for k in kinds]
 
 
 def text_cell(text: str) -> Cell:
+    """A cell that is sorted by its text."""
     return Cell(text, text)
 
 
 def as_csv(table: Table) -> str:
-    """Values at full precision; a column with intervals is followed by its bounds."""
+    """CSV with values at full precision; a column with intervals is followed by its bounds."""
     bounded = [any(row.cells[i].low is not None for row in table.rows) for i in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -100,11 +109,12 @@ _TEX = {c: "\\" + c for c in "&%$#_{}"} | {
 
 
 def tex(text: str) -> str:
+    """Text with the special characters of LaTeX escaped."""
     return "".join(_TEX.get(c, c) for c in text)
 
 
 def as_tex(table: Table) -> str:
-    """A booktabs tabular; the caption is a comment, so that it fits into any float."""
+    """A LaTeX tabular with booktabs; its title is a comment, so that it fits into any float."""
     spec = "".join("r" if c.numeric else "l" for c in table.columns)
     lines = [f"% {table.title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines.append(" & ".join(tex(c.heading) for c in table.columns) + r" \\")
@@ -122,6 +132,8 @@ def as_tex(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
+    """A Markdown table."""
+
     def clean(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
 
@@ -135,7 +147,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_text(table: Table) -> str:
-    """Aligned columns for a terminal."""
+    """Plain text with aligned columns, for a terminal."""
     grid = [[c.heading for c in table.columns]]
     grid += [[f"{c.text} {c.detail}".strip() for c in row.cells] for row in table.rows]
     widths = [max(len(line[i]) for line in grid) for i in range(len(table.columns))]

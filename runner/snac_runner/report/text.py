@@ -1,6 +1,7 @@
-"""What a reader of the numbers must know, generated from the numbers and from nothing else.
+"""The sentences of a report: the verdict, findings and cautions, generated from the estimates only.
 
-The verdict in words, generated from the numbers and from nothing else."""
+`snac_runner.evaluate.verdict` defines the verdicts "better", "higher", "inconclusive" and "no verdict".
+"""
 
 from __future__ import annotations
 
@@ -11,170 +12,33 @@ from dataclasses import dataclass
 from snac_runner.config import CONTROL_ROWS
 from snac_runner.evaluate.statistics import Estimate
 from snac_runner.evaluate.verdict import ALPHA, MIN_RANGE, Comparison
-from snac_runner.report.estimates import Numbers
-from snac_runner.report.format import bracket, listed, number, plural, probability
+from snac_runner.report.estimates import StudyEstimates
+from snac_runner.report.format import bracket, display_of, listed, number, plural, probability, short_label
 from snac_runner.report.results import Study
 
-SUSPICIOUS = 0.02  # of equal error rate above one half
-FOOLED = 0.15  # of the way from floor to ceiling that the conditioning encoder may be ahead of the judge
-FRAGILE = 0.05  # cosine that an arm may lose to degradation beyond what the bare codec loses
-NO_CONTENT = (
-    "these are statements about speaker similarity only, and no arm is called better. "
-    "An arm can gain similarity by losing words."
+SUSPICIOUS_EER = 0.02  # above one half
+OVERFITTED = 0.15  # of the gap between floor and ceiling: the conditioning encoder's normalised SECS above the judge's
+FRAGILE = 0.05  # cosine: loss by degradation above the bare codec's
+GOAL_GAP, GOAL_SPK_ID, GOAL_NORMALISED, GOAL_CONTENT = 0.1, 0.03, 0.6, 0.15
+"""The goal of a conversion: gap, spk_id above the bare codec's, normalised SECS and normalised content error."""
+MAX_PAIRS = 5  # pairs of arms with a sentence of their own; the table has all
+SIMILARITY_ONLY = (
+    "the verdicts are about speaker similarity only, and no arm is called better. An arm can gain similarity and lose "
+    "content."
 )
-
-
-def cautions(study: Study, numbers: Numbers) -> list[str]:
-    """All of them, the gravest first."""
-    return [
-        *_unfinished(study),
-        *_dead(study, numbers),
-        *_unspecific(numbers),
-        *_fragile(numbers),
-        *_fooled(numbers),
-        *_suspicious(numbers),
-        *_others(study, numbers),
-        *_content(numbers),
-    ]
-
-
-def _unfinished(study: Study) -> list[str]:
-    wrong = [run for runs in study.arms.values() for run in runs if not run.ok]
-    total = sum(len(runs) for runs in study.arms.values())
-    if not wrong:
-        return []
-    counts = {s: sum(r.status == s for r in wrong) for s in ("failed", "cancelled", "missing", "unreadable")}
-    parts = [f"{n} {status}" for status, n in counts.items() if n]
-    return [f"{plural(len(wrong), 'run')} of {total} did not succeed ({listed(parts)}); see Failures."]
-
-
-def _dead(study: Study, numbers: Numbers) -> list[str]:
-    names = list(numbers.dead)
-    if not names:
-        return []
-    verb = "is" if len(names) == 1 else "are"
-    return [f"{listed(names)} {verb} dead: the embedding moves the judge's score by less than repeated decodes do."]
-
-
-def _unspecific(numbers: Numbers) -> list[str]:
-    """Arms that move towards the target no more under its embedding than under another speaker's."""
-    found = []
-    for arm in numbers.ranked:
-        e = numbers.arms.get((arm, "specificity"))
-        if arm in numbers.dead or e is None or not math.isfinite(e.low) or e.low > 0:
-            continue
-        found.append(f"{arm} {number(e.mean, 3)} {bracket(e, 3)}")
-    if not found:
-        return []
-    return [
-        "Not shown to follow the speaker that it is given (specificity does not clear zero; an average voice, or a "
-        f"mere change of sex, would score the same): {listed(found)}."
-    ]
-
-
-def _fragile(numbers: Numbers) -> list[str]:
-    """Arms whose score suffers from an inaudible change more than the bare codec's does."""
-    bare = numbers.controls.get(("floor", "fragility"))
-    found = [
-        f"{arm} loses {number(e.mean, 3)}"
-        for arm in numbers.ranked
-        if bare is not None and (e := numbers.arms.get((arm, "fragility"))) and e.mean > bare.mean + FRAGILE
-    ]
-    if not found or bare is None:
-        return []
-    return [
-        "A 7 kHz low-pass and noise at 30 dB take more from the judge's score than from the bare codec's "
-        f"({number(bare.mean, 3)}): {listed(found)}. That is what an inaudible attack on the judge looks like."
-    ]
-
-
-def _fooled(numbers: Numbers) -> list[str]:
-    """Arms that are farther on the way from floor to ceiling by their conditioning encoder than by the judge.
-
-    Cosines of two encoders do not compare: each has its own zero and its own span.
-    """
-    told = []
-    for arm in numbers.ranked:
-        by_speaker_encoder, by_judge = (
-            numbers.arms.get((arm, m)) for m in ("speaker_encoder_normalised", "normalised")
-        )
-        if (
-            by_speaker_encoder
-            and by_judge
-            and min(by_speaker_encoder.mean - FOOLED, by_speaker_encoder.low) > by_judge.mean
-        ):
-            told.append(f"{arm} goes {number(100 * by_speaker_encoder.mean, 0)} % of the way by the conditioning encoder and "
-                        f"{number(100 * by_judge.mean, 0)} % by the judge")  # fmt: skip
-    if not told:
-        return []
-    more = [f"{len(told) - 3} more"] if len(told) > 3 else []
-    return [f"The conditioning encoder scores higher than the judge does: {listed([*told[:3], *more])}."]
-
-
-def _suspicious(numbers: Numbers) -> list[str]:
-    """Arms that the judge takes for the target more readily than the target itself."""
-    names = [arm for arm in numbers.ranked if (e := numbers.arms.get((arm, "eer"))) and e.mean > 0.5 + SUSPICIOUS]
-    if not names:
-        return []
-    return [
-        f"The judge takes conversions of {listed(names)} for the target more readily than the target's own speech "
-        "through the codec (equal error rate above 50 %): they may please the judge rather than a listener."
-    ]
-
-
-def _others(study: Study, numbers: Numbers) -> list[str]:
-    found = []
-    missing = [c for c in CONTROL_ROWS if c not in study.controls or not study.controls[c].ok]
-    if missing:
-        found.append(f"Control{'s' if len(missing) > 1 else ''} missing: {listed(missing)}.")
-    if math.isfinite(numbers.noise):
-        found.append(f"Decoding again with other noise moves SECS by up to {number(numbers.noise, 4)}; "
-                     "smaller differences are none.")  # fmt: skip
-    seeds = max((c.difference.seeds for c in numbers.comparisons), default=0)
-    if seeds == 2:
-        found.append("With two seeds the spread over seeds has one degree of freedom, so only large differences can be "
-                     "told from it. A third seed halves the intervals where seeds differ.")  # fmt: skip
-    splits = sorted({r.split for r in study.results() if r.kind == "arm" and r.split} - {"test"})
-    if splits:
-        found.append(f"These numbers are of the {listed(splits)} split, which settings may have been chosen on.")
-    weak = [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.clears(0)]
-    weak += [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.high < 0]
-    if any(c.p_holm >= ALPHA for c in weak):
-        found.append("An interval may clear zero and the pair still be inconclusive: intervals are not corrected for "
-                     "the number of comparisons, p-values are.")  # fmt: skip
-    told_of_data = dict.fromkeys(str(n) for r in study.results() for n in r.data.get("notes") or [])
-    found += [f"Data: {note}{'' if note.endswith('.') else '.'}" for note in told_of_data]
-    lacking = {name: need for r in study.results() for name, need in r.missing.items()}
-    if lacking:
-        found.append(f"Not measured: {listed([f'{name} ({need})' for name, need in sorted(lacking.items())])}.")
-    return [*found, *study.notes]
-
-
-def _content(numbers: Numbers) -> list[str]:
-    """Which content judge the verdict rests on, or why none."""
-    tried = [
-        f"{c.name} (it tells the right words from another utterance's by {number(100 * c.range, 0)} points)"
-        if c.measured
-        else f"{c.name} (the controls were judged without it)"
-        for c in numbers.content_judges
-    ]
-    if numbers.content is not None:
-        rest = f", beside it by {listed(tried[1:])}" if tried[1:] else ""
-        margin = f"a loss of {number(100 * numbers.content.margin, 0)} points or more would count as worse"
-        return [f"Content is judged by {tried[0]}{rest}; {margin}."]
-    if tried:
-        needed = f"{100 * MIN_RANGE:.0f} are needed"
-        return [f"Content cannot be judged by {listed(tried)}; {needed}: {NO_CONTENT}"]
-    return [f"Content has not been judged: {NO_CONTENT}"]
-
-
-GAP, KEPT, MOVED, LOST = 0.1, 0.03, 0.6, 0.15  # the goal of a conversion: gap, spk_id, normalised SECS and content
-MOST_PAIRS = 5  # pairs told in words; the table has all
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kind` is "difference", "inconclusive", "single" or "no verdict"; `missing` says what a verdict would need."""
+    """The text at the top of a report.
+
+    Attributes:
+        kind: "difference", "inconclusive", "single" (one arm) or "no verdict".
+        headline: one sentence.
+        findings: sentences on arms and pairs.
+        missing: what the data lack for a verdict.
+        cautions: what limits the verdict.
+    """
 
     kind: str
     headline: str
@@ -183,86 +47,96 @@ class Verdict:
     cautions: tuple[str, ...] = ()
 
 
-def verdict(study: Study, numbers: Numbers) -> Verdict:
-    """What the numbers allow to be said."""
-    said = cautions(study, numbers)
+def verdict(study: Study, numbers: StudyEstimates) -> Verdict:
+    """The sentences that the estimates allow."""
+    warned = tuple(cautions(study, numbers))
     finished = study.finished()
     if not finished:
-        return Verdict("no verdict", "No verdict: no arm has finished.", cautions=tuple(said))
-    distributed = [a for a in numbers.ranked if (a, "secs") in numbers.arms]
-    if not distributed:
-        headline = "No verdict: no finished arm was judged for speaker similarity."
-        return Verdict("no verdict", headline, cautions=tuple(said))
-    findings = [_place(numbers, arm) for arm in distributed[:3]] + _goal(numbers, distributed)
+        return Verdict("no verdict", "No verdict: no arm has finished.", cautions=warned)
+    measured = [a for a in numbers.ranked if (a, "secs") in numbers.arms]
+    if not measured:
+        return Verdict("no verdict", "No verdict: speaker similarity was not measured for any arm.", cautions=warned)
+    findings = [_position(numbers, arm) for arm in measured[:3]] + _goal(numbers, measured)
     if len(finished) == 1:
-        missing = numbers.obstacles
-        headline = f"One arm, {finished[0]}: nothing to compare it with."
-        return Verdict("single", headline, tuple(findings), missing, tuple(said))
+        headline = f"One arm, {finished[0]}: there is nothing to compare it with."
+        return Verdict("single", headline, tuple(findings), numbers.obstacles, warned)
     words = {c.decision.word for c in numbers.comparisons}
     missing = tuple(dict.fromkeys(m for c in numbers.comparisons for m in c.decision.missing))
     if words == {"no verdict"}:
         headline = "No verdict: " + "; ".join(missing) + "."
-        return Verdict("no verdict", headline, tuple(findings), missing, tuple(said))
-    telling = sorted(numbers.comparisons, key=lambda c: (distributed[0] not in (c.a, c.b), abs(c.difference.mean)))
-    findings += [_compared(c) for c in telling[:MOST_PAIRS]]
-    if len(telling) > MOST_PAIRS:
-        findings.append(f"{plural(len(telling) - MOST_PAIRS, 'more pair')} of arms: see the table of pairs.")
-    headline = _headline(numbers)
+        return Verdict("no verdict", headline, tuple(findings), missing, warned)
+    shown = sorted(numbers.comparisons, key=lambda c: (measured[0] not in (c.a, c.b), abs(c.difference.mean)))
+    findings += [_compared(c) for c in shown[:MAX_PAIRS]]
+    if len(shown) > MAX_PAIRS:
+        findings.append(f"{plural(len(shown) - MAX_PAIRS, 'more pair')} of arms: see the table of pairs.")
     kind = "difference" if words & {"higher", "lower", "better", "worse"} else "inconclusive"
-    return Verdict(kind, headline, tuple(findings), missing, tuple(said))
+    return Verdict(kind, _headline(numbers), tuple(findings), missing, warned)
 
 
-def _headline(numbers: Numbers) -> str:
-    above: dict[str, set[str]] = {arm: set() for arm in numbers.ranked}
+def _headline(numbers: StudyEstimates) -> str:
+    below: dict[str, set[str]] = {arm: set() for arm in numbers.ranked}  # arm to the arms that it is better than
+    undecided: dict[frozenset[str], str] = {}
     for c in numbers.comparisons:
         if c.decision.word in ("higher", "better"):
-            above[c.a].add(c.b)
+            below[c.a].add(c.b)
         elif c.decision.word in ("lower", "worse"):
-            above[c.b].add(c.a)
+            below[c.b].add(c.a)
+        else:
+            undecided[frozenset((c.a, c.b))] = c.decision.word
     arms = list(numbers.ranked)
-    beaten = set().union(*above.values())
+    beaten = set().union(*below.values())
     whole = numbers.content is not None
     one, many = ("is better than", "are better than") if whole else (
         "has higher speaker similarity than", "have higher speaker similarity than")  # fmt: skip
     if not beaten:
-        what = "speaker similarity or content" if whole else "speaker similarity"
-        return f"Inconclusive: no difference in {what} between {plural(len(arms), 'arm')} is established."
+        measure = "speaker similarity or content" if whole else "speaker similarity"
+        return f"Inconclusive: no difference in {measure} between {plural(len(arms), 'arm')} is shown."
     leaders = [arm for arm in arms if arm not in beaten]
     others = [arm for arm in arms if arm in beaten]
-    if len(leaders) == 1 and set(others) <= above[leaders[0]]:
+    if len(leaders) == 1 and set(others) <= below[leaders[0]]:
         against = others[0] if len(others) == 1 else f"the other {len(others)} arms"
         return f"{leaders[0]} {one} {against}."
     if len(leaders) == 1:
-        rest = [o for o in others if o not in above[leaders[0]]]
-        won = listed([o for o in others if o in above[leaders[0]]])
-        return f"{leaders[0]} {one} {won}; against {listed(rest)} nothing is established."
-    if leaders and all(set(others) <= above[arm] for arm in leaders):
-        between = {c.decision.word for c in numbers.comparisons if c.a in leaders and c.b in leaders}
-        left = "it is inconclusive" if between == {"inconclusive"} else "nothing is established"
-        where = "between the two" if len(leaders) == 2 else "among themselves"
-        return f"{listed(leaders)} {many} {listed(others)}; {where} {left}."
-    parts = [f"{arm} above {listed([o for o in arms if o in above[arm]])}" for arm in arms if above[arm]]
-    return f"{'Better' if whole else 'Speaker similarity'}: {'; '.join(parts)}; no other difference is established."
+        rest = [o for o in others if o not in below[leaders[0]]]
+        won = listed([o for o in others if o in below[leaders[0]]])
+        result = _result({undecided[frozenset((leaders[0], o))] for o in rest})
+        return f"{leaders[0]} {one} {won}. Compared with {listed(rest)}: {result}."
+    if leaders and all(set(others) <= below[arm] for arm in leaders):
+        result = _result({word for pair, word in undecided.items() if pair <= set(leaders)})
+        between = "these two" if len(leaders) == 2 else "these"
+        return f"{listed(leaders)} {many} {listed(others)}. Between {between}: {result}."
+    word = "better" if whole else "higher"
+    parts = [f"{arm} is {word} than {listed([o for o in arms if o in below[arm]])}" for arm in arms if below[arm]]
+    other = f" Other pairs: {_result(set(undecided.values()))}." if undecided else ""
+    return f"{'Overall' if whole else 'Speaker similarity'}: {'; '.join(parts)}.{other}"
 
 
-def _place(numbers: Numbers, arm: str) -> str:
+def _result(words: set[str]) -> str:
+    return " or ".join(sorted(words))
+
+
+def _position(numbers: StudyEstimates, arm: str) -> str:
+    """Where an arm is between floor and ceiling."""
     if numbers.score == "normalised" and (e := numbers.arms.get((arm, "normalised"))) is not None:
-        where = f"{arm} goes {number(100 * e.mean, 0)} % of the way from the bare codec to the target's own voice"
-        return f"{where} (normalised SECS {number(e.mean)} {bracket(e)})".replace(" )", ")") + "."
+        closes = f"{arm} closes {number(100 * e.mean, 0)} % of the gap between floor and ceiling"
+        return f"{closes} (normalised SECS {f'{number(e.mean)} {bracket(e)}'.rstrip()})."
     e = numbers.arms[arm, "secs"]
-    return f"{arm} scores SECS {number(e.mean, 3)} {bracket(e, 3)}".rstrip() + "."
+    return f"{arm} has a SECS of {number(e.mean, 3)} {bracket(e, 3)}".rstrip() + "."
 
 
-def _goal(numbers: Numbers, arms: Sequence[str]) -> list[str]:
-    """Whether conversions are as near to their speakers as identities, whose own quality was kept."""
+def _goal(numbers: StudyEstimates, arms: Sequence[str]) -> list[str]:
+    """Which arms reach the goal: conversions as close to their speakers as identities, and good identities."""
     bare = numbers.controls.get(("floor", "spk_id"))
     if bare is None or not all((arm, "gap") in numbers.arms for arm in arms):
         return []
     parts = {
-        "gap": (f"gap under {GAP:g}", GAP),
-        "spk_id": (f"spk_id at most {KEPT:g} above the bare codec's {number(bare.mean, 3)}", bare.mean + KEPT),
-        "normalised": (f"normalised SECS at least {MOVED:g}", -MOVED),
-        "normalised_content": (f"normalised content error at most {LOST:g}", LOST),
+        "gap": (f"gap below {GOAL_GAP:g}", GOAL_GAP),
+        "spk_id": (
+            f"spk_id at most {GOAL_SPK_ID:g} above the bare codec's {number(bare.mean, 3)}",
+            bare.mean + GOAL_SPK_ID,
+        ),
+        "normalised": (f"normalised SECS at least {GOAL_NORMALISED:g}", -GOAL_NORMALISED),
+        "normalised_content": (f"normalised content error at most {GOAL_CONTENT:g}", GOAL_CONTENT),
     }
     measured = [m for m in parts if all((arm, m) in numbers.arms for arm in arms)]
 
@@ -272,37 +146,181 @@ def _goal(numbers: Numbers, arms: Sequence[str]) -> list[str]:
 
     there = [arm for arm in arms if reached(arm)]
     goal = listed([parts[m][0] for m in measured])
-    return [f"The goal ({goal}) is reached, by the means, by {listed(there) if there else 'no arm'}."]
+    verb = "reaches" if len(there) < 2 else "reach"
+    return [f"{listed(there) if there else 'No arm'} {verb} the goal in the mean ({goal})."]
 
 
 def _compared(c: Comparison) -> str:
+    """The result of one pair of arms, with the arm that is ahead first."""
     a, b, sign = (c.a, c.b, 1) if c.difference.mean >= 0 else (c.b, c.a, -1)
     if c.decision.word in ("better", "worse"):
         a, b, sign = (c.a, c.b, 1) if c.decision.word == "better" else (c.b, c.a, -1)
-    size = _signed(c.difference, sign)
     if c.decision.word == "no verdict":
-        return f"{a} against {b}: no verdict ({'; '.join(c.decision.missing)})."
+        return f"{a} and {b}: no verdict ({'; '.join(c.decision.missing)})."
+    size = f"{_signed(c.difference, sign)} normalised SECS"
     content = ""
     if c.content is not None:
         points = _signed(c.content, sign, scale=100, digits=1)
         content = f"; content error {points} points, {probability(c.content_p_holm)}"
     if c.decision.word == "inconclusive":
-        found = f"a difference of {number(c.detectable)} would have been found four times in five"
-        if c.detectable > 1:  # two seeds far apart, say
-            found = "not even the whole way from the bare codec to the target would have been found"
-        if c.content is not None and c.p_holm < ALPHA and (c.difference.low > 0 or c.difference.high < 0):
-            found = "ahead in speaker similarity, and not shown to keep its content within the margin"
-            if c.content_p_holm < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:
-                found = "ahead in speaker similarity and behind in content"
-        return f"{a} against {b}: inconclusive ({size}, {probability(c.p_holm)}; {found}{content})."
+        return f"{a} and {b}: inconclusive ({size}, {probability(c.p_holm)}{content}; {_why_inconclusive(c, a, sign)})."
     if content:
-        return f"{a} is better than {b}: {size} normalised SECS, {probability(c.p_holm)}{content} (Holm's correction)."
-    found = f"{size.lstrip('+')} normalised SECS ({probability(c.p_holm)} after Holm's correction)"
-    return f"{a} is higher than {b} by {found}."
+        return f"{a} is better than {b}: {size}, {probability(c.p_holm)}{content} (Holm's correction)."
+    found = f"{size.lstrip('+')} ({probability(c.p_holm)} after Holm's correction)"
+    return f"{a} has higher speaker similarity than {b} by {found}."
+
+
+def _why_inconclusive(c: Comparison, ahead: str, sign: int) -> str:
+    similar = c.p_holm < ALPHA and (c.difference.low > 0 or c.difference.high < 0)
+    if c.content is not None and similar:
+        if c.content_p_holm < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:
+            return f"{ahead} has higher speaker similarity and more content errors"
+        return f"{ahead} has higher speaker similarity, but may lose more content than the margin"
+    if c.detectable > 1:  # e.g. two seeds that differ much
+        return "the minimum detectable effect exceeds the full range: this study is too small"
+    return f"minimum detectable effect {number(c.detectable)}"
 
 
 def _signed(e: Estimate, sign: int, *, scale: float = 1.0, digits: int = 2) -> str:
-    """A difference as +0.10 [0.05, 0.15], seen from the other side where `sign` is -1."""
+    """A difference as +0.10 [0.05, 0.15]; a `sign` of -1 exchanges the arms."""
     low, high = sorted((scale * sign * e.low, scale * sign * e.high))
     mean = number(scale * sign * e.mean, digits, signed=True)
     return f"{mean} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def cautions(study: Study, numbers: StudyEstimates) -> list[str]:
+    """What limits the verdict, the most serious first."""
+    return [
+        *_unfinished(study),
+        *_dead(numbers),
+        *_unspecific(numbers),
+        *_fragile(numbers),
+        *_overfitted(numbers),
+        *_suspicious(numbers),
+        *_others(study, numbers),
+        *_content(numbers),
+    ]
+
+
+def _unfinished(study: Study) -> list[str]:
+    unfinished = [run for runs in study.arms.values() for run in runs if not run.ok]
+    total = sum(len(runs) for runs in study.arms.values())
+    if not unfinished:
+        return []
+    counts = {s: sum(r.status == s for r in unfinished) for s in ("failed", "cancelled", "missing", "unreadable")}
+    parts = [f"{n} {status}" for status, n in counts.items() if n]
+    return [f"{plural(len(unfinished), 'run')} of {total} did not succeed ({listed(parts)}); see Failures."]
+
+
+def _dead(numbers: StudyEstimates) -> list[str]:
+    names = list(numbers.dead)
+    if not names:
+        return []
+    verb = "is" if len(names) == 1 else "are"
+    return [f"{listed(names)} {verb} dead: the embedding changes the judge's score by less than decoding noise does."]
+
+
+def _unspecific(numbers: StudyEstimates) -> list[str]:
+    """Arms of which the specificity is not shown to be above zero."""
+    found = []
+    for arm in numbers.ranked:
+        e = numbers.arms.get((arm, "specificity"))
+        if arm in numbers.dead or e is None or not math.isfinite(e.low) or e.low > 0:
+            continue
+        found.append(f"{arm} {number(e.mean, 3)} {bracket(e, 3)}")
+    if not found:
+        return []
+    return [
+        f"Specificity is not shown to be above zero: {listed(found)}. An average voice, or a change of sex alone, "
+        "would score the same."
+    ]
+
+
+def _fragile(numbers: StudyEstimates) -> list[str]:
+    """Arms that lose more SECS by degradation than the bare codec."""
+    bare = numbers.controls.get(("floor", "fragility"))
+    found = [
+        f"{arm} loses {number(e.mean, 3)}"
+        for arm in numbers.ranked
+        if bare is not None and (e := numbers.arms.get((arm, "fragility"))) and e.mean > bare.mean + FRAGILE
+    ]
+    if not found or bare is None:
+        return []
+    return [
+        f"Degradation (a 7 kHz low-pass and noise at 30 dB) lowers SECS by more than it does for the bare codec "
+        f"({number(bare.mean, 3)}): {listed(found)}. This indicates an adversarial attack on the judge."
+    ]
+
+
+def _overfitted(numbers: StudyEstimates) -> list[str]:
+    """Arms with a higher normalised SECS by their conditioning encoder than by the judge.
+
+    Only normalised values can be compared: cosines of two encoders have different zeros and ranges.
+    """
+    found = []
+    for arm in numbers.ranked:
+        by_encoder = numbers.arms.get((arm, "speaker_encoder_normalised"))
+        by_judge = numbers.arms.get((arm, "normalised"))
+        if by_encoder and by_judge and min(by_encoder.mean - OVERFITTED, by_encoder.low) > by_judge.mean:
+            found.append(
+                f"{arm} closes {number(100 * by_encoder.mean, 0)} % of the gap by the conditioning encoder and "
+                f"{number(100 * by_judge.mean, 0)} % by the judge"
+            )
+    if not found:
+        return []
+    more = [f"{len(found) - 3} more"] if len(found) > 3 else []
+    return [f"The conditioning encoder scores higher than the judge: {listed([*found[:3], *more])}."]
+
+
+def _suspicious(numbers: StudyEstimates) -> list[str]:
+    """Arms with an equal error rate above one half."""
+    names = [arm for arm in numbers.ranked if (e := numbers.arms.get((arm, "eer"))) and e.mean > 0.5 + SUSPICIOUS_EER]
+    if not names:
+        return []
+    return [
+        f"The judge finds conversions of {listed(names)} more similar to the target than the target's own speech "
+        "through the codec (equal error rate above 50 %). They may be optimised for the judge and not for a listener."
+    ]
+
+
+def _others(study: Study, numbers: StudyEstimates) -> list[str]:
+    found = []
+    missing = [c for c in CONTROL_ROWS if c not in study.controls or not study.controls[c].ok]
+    if missing:
+        found.append(f"Control{'s' if len(missing) > 1 else ''} missing: {listed([short_label(c) for c in missing])}.")
+    if math.isfinite(numbers.noise):
+        found.append(f"Differences below {number(numbers.noise, 4)} SECS are decoding noise.")
+    seeds = max((c.difference.seeds for c in numbers.comparisons), default=0)
+    if seeds == 2:
+        found.append("With two seeds, the variance over seeds has one degree of freedom, so only large differences can "
+                     "be shown. A third seed halves the intervals if seeds differ.")  # fmt: skip
+    splits = sorted({r.split for r in study.results() if r.kind == "arm" and r.split} - {"test"})
+    if splits:
+        found.append(f"The scores are of the {listed(splits)} split, on which settings may have been selected.")
+    weak = [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.clears(0)]
+    weak += [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.high < 0]
+    if any(c.p_holm >= ALPHA for c in weak):
+        found.append("A pair can be inconclusive although its interval excludes zero: p-values are corrected for the "
+                     "number of comparisons, intervals are not.")  # fmt: skip
+    notes = dict.fromkeys(str(n) for r in study.results() for n in r.data.get("notes") or [])
+    found += [f"Data: {note}{'' if note.endswith('.') else '.'}" for note in notes]
+    lacking = {name: need for r in study.results() for name, need in r.missing.items()}
+    if lacking:
+        found.append(f"Not measured: {listed([f'{name} ({need})' for name, need in sorted(lacking.items())])}.")
+    return [*found, *study.notes]
+
+
+def _content(numbers: StudyEstimates) -> list[str]:
+    """The content judge of the verdict, or why there is none."""
+    tried = [
+        f"{display_of(c.name).label} ({f'range {number(100 * c.range, 0)} points' if c.measured else 'not measured on the controls'})"
+        for c in numbers.content_judges
+    ]
+    if numbers.content is not None:
+        rest = f". Also measured: {listed(tried[1:])}" if tried[1:] else ""
+        margin = f"A loss of {number(100 * numbers.content.margin, 0)} points or more counts as worse"
+        return [f"Content metric: {tried[0]}{rest}. {margin}."]
+    if tried:
+        return [f"Content cannot be judged: no content metric has a range of {100 * MIN_RANGE:.0f} points "
+                f"({'; '.join(tried)}). So {SIMILARITY_ONLY}"]  # fmt: skip
+    return [f"Content has not been judged: {SIMILARITY_ONLY}"]

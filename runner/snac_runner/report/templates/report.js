@@ -1,7 +1,7 @@
 "use strict";
 document.documentElement.classList.add("js");
 
-// Tables: a heading sorts its column, rows within their own body (controls stay below arms); what is missing goes last.
+// Tables: a heading sorts its column, within each body (controls stay below arms). Missing values are last.
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -21,7 +21,7 @@ for (const table of document.querySelectorAll("table")) {
   }));
 }
 
-// Sound: one clip at a time; within a pair another clip takes over where the last one was.
+// Audio: one clip plays at a time. Another clip of the same pair continues at the same position.
 const clips = [...document.querySelectorAll(".clip:not(.absent)")];
 const transport = document.querySelector("#transport");
 if (transport && clips.length) {
