@@ -312,10 +312,10 @@ def _others(study: Study, numbers: StudyEstimates) -> list[str]:
 
 def _content(numbers: StudyEstimates) -> list[str]:
     """The content judge of the verdict, or why there is none."""
-    tried = [
-        f"{display_of(c.name).label} ({f'range {number(100 * c.range, 0)} points' if c.measured else 'not measured on the controls'})"
-        for c in numbers.content_judges
-    ]
+    tried = []
+    for c in numbers.content_judges:
+        extent = f"range {number(100 * c.range, 0)} points" if c.measured else "not measured on the controls"
+        tried.append(f"{display_of(c.name).label} ({extent})")
     if numbers.content is not None:
         rest = f". Also measured: {listed(tried[1:])}" if tried[1:] else ""
         margin = f"A loss of {number(100 * numbers.content.margin, 0)} points or more counts as worse"
