@@ -171,6 +171,25 @@ def test_a_hook_that_does_not_fit_is_refused_by_name(members: dict[str, Any], wo
     assert "\n" not in str(caught.value)
 
 
+def test_parameters_under_the_name_of_api_1_are_refused_with_the_new_name() -> None:
+    odd = strategy("odd", after_vq=_marked)
+    odd.critic = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"strategy 'odd': the attribute self\.critic is called self\.discriminator"):
+        hook_tables([odd], TAPS)
+
+
+def test_hooks_are_ordered_once_when_strategies_are_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    @hookimpl
+    def loss(self: Strategy, step: Any) -> dict[str, Any]:
+        return {"step": step}
+
+    cls = type("Odd", (Strategy,), {"name": "odd", "loss": loss})
+    model = ConditionedCodec(small(), [cls], speaker_dim=2)
+    monkeypatch.setattr("snac_core.hooks.hook_manager", None)  # not needed any more
+    ((name, call),) = model.callers("loss")
+    assert (name, call(step=3)) == ("odd", {"step": 3})
+
+
 def test_patterns_matter_only_where_the_hook_exists() -> None:
     assert list(hook_tables([strategy("late", before_taps=("nowhere",), after_vq=_marked)], TAPS).edits) == [
         "quantized"

@@ -71,6 +71,14 @@ def arm(fixtures: Fixtures, *strategies: str) -> ConditionedCodec:
     return ConditionedCodec(fixtures.codec, [*strategies, "voice_conversion"], speaker_dim=SPEAKER_DIM)
 
 
+def test_teacher_is_a_read_only_alias_of_the_speaker_encoder() -> None:
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    step = fixtures.step(arm(fixtures, "phase4_decoder_film"))
+    assert step.teacher is step.speaker_encoder
+    with pytest.raises(AttributeError):
+        step.teacher = step.speaker_encoder  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("strategies", "quantized", "decoder_start"),
     [
