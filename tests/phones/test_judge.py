@@ -1,4 +1,4 @@
-"""The bundled recogniser as a judge: what it can tell apart, and that it only judges."""
+"""The bundled phone recogniser as a content judge."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Two voices of each split, held out from the recogniser's training, say five sentences that it never saw."""
+    """Two held-out voices of each split say five sentences; neither are in the recogniser's training data."""
     return open_corpus(synthesize(tmp_path_factory.mktemp("speech") / "synthetic", speakers=8, sentences=5))
 
 
@@ -67,14 +67,14 @@ def test_on_real_speech_its_range_is_wide_enough_too(librispeech_mini: Path, cod
     assert measure(phone_judge(), open_corpus(librispeech_mini), split, codec, most=20).range >= 0.30
 
 
-def test_the_range_of_a_judge_that_reads_everything_right_is_whole(corpus: Corpus) -> None:
+def test_the_range_of_a_perfect_judge_is_wide(corpus: Corpus) -> None:
     texts = iter([u.text or "" for u in corpus.splits["test"] for _ in range(2)])  # the original, then the output
     found = measure(Judge("oracle", phones_of, lambda audio, rate: phones_of(next(texts))), corpus, "test", None)
     assert (found.original, found.bare, found.above_half) == (0, 0, 0)
     assert found.range > 0.6
 
 
-def test_what_it_reads_does_not_depend_on_what_it_read_before(corpus: Corpus) -> None:
+def test_a_transcript_does_not_depend_on_earlier_ones(corpus: Corpus) -> None:
     first, second = (load_audio(u, 16000) for u in corpus.splits["test"][:2])
     recognise = bundled()
     before = recognise(first, 16000)
@@ -97,7 +97,7 @@ def test_noise_and_silence_have_lost_the_content(corpus: Corpus) -> None:
         assert PERAboveHalf()(_conversion(nothing, source, utterance.text)) == 1.0
 
 
-def test_without_a_text_the_source_says_what_should_be_heard(corpus: Corpus) -> None:
+def test_without_a_text_the_source_is_the_reference(corpus: Corpus) -> None:
     source, other = (load_audio(u, 16000)[0] for u in corpus.splits["test"][:2])
     assert PER()(_conversion(source, source)) == 0
     recognise = bundled()
@@ -110,7 +110,7 @@ def test_an_output_that_should_say_something_else_has_no_phone_errors() -> None:
     assert PERAboveHalf()(apart) is None
 
 
-def test_where_nothing_is_read_in_the_source_there_is_no_score() -> None:
+def test_without_phones_in_the_source_there_is_no_score() -> None:
     assert PER()(_conversion(torch.zeros(16000), torch.zeros(16000))) is None
 
 

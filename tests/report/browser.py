@@ -23,14 +23,14 @@ FLAGS = (
 
 
 def executable() -> str | None:
-    """The browser, where there is one."""
+    """The path of the browser; None if there is none."""
     return next(
         (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
     )
 
 
 class Page:
-    """One open page. `errors` collects console errors and exceptions, `requests` every URL that was asked for."""
+    """One open page. `errors` collects console errors and exceptions, `requests` every requested URL."""
 
     def __init__(self, read: int, write: int, timeout: float) -> None:
         self._read, self._write, self._timeout = read, write, timeout
@@ -110,7 +110,7 @@ def browsing(profile: Path, *, timeout: float = 60) -> Iterator[Page]:
     if program is None:
         raise RuntimeError("no chromium")
     (child_read, write), (read, child_write) = os.pipe(), os.pipe()
-    # Chromium reads commands from descriptor 3 and answers on 4; both ends are moved out of the way of those two first.
+    # Chromium reads commands from descriptor 3 and answers on 4; both ends are first moved away from those two.
     ends = [fcntl(end, F_DUPFD, 20) for end in (child_read, child_write)]
     actions: list[Any] = [(os.POSIX_SPAWN_DUP2, end, number) for end, number in zip(ends, (3, 4), strict=True)]
     actions += [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]

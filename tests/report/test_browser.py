@@ -1,4 +1,4 @@
-"""The page in a real browser, where there is one."""
+"""The page in a real browser, if one is installed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_switching_clips_within_a_pair_keeps_the_position(page: Page) -> None:
     assert second == pytest.approx(first, abs=0.05)
 
 
-def test_nothing_is_wider_than_a_phone(page: Page, simulated: Path) -> None:
+def test_the_page_fits_a_phone(page: Page, simulated: Path) -> None:
     page.open(simulated / "report.html", width=390, dark=True)
     assert page.run("document.documentElement.scrollWidth") == 390
 
@@ -80,7 +80,7 @@ def test_the_listening_test_plays_votes_by_key_and_exports(page: Page, simulated
     add_votes(simulated, file).unlink()  # the runner takes what the page gives
 
 
-def test_pages_are_whole_in_both_themes_and_widths(page: Page, simulated: Path, tmp_path: Path) -> None:
+def test_pages_fit_in_both_themes_and_widths(page: Page, simulated: Path, tmp_path: Path) -> None:
     for name in ("report.html", "abx.html"):
         for width in (390, 1280):
             for dark in (False, True):

@@ -1,4 +1,4 @@
-"""The files that a report consists of, built from whole, damaged and unfinished studies."""
+"""The files of a report, built from complete, damaged and unfinished studies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_deleting_the_report_and_building_again_gives_the_same_bytes(simulated: 
     assert outputs(simulated) == before
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(simulated: Path) -> None:
+def test_the_page_is_one_file_without_requests(simulated: Path) -> None:
     html = (simulated / "report.html").read_text()
     assert "http://" not in html
     assert "https://" not in html
@@ -50,7 +50,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(simulated: Path) -> None:
     assert len(html) < 25e6
 
 
-def test_the_page_holds_every_arm_control_section_and_clip(simulated: Path) -> None:
+def test_the_page_contains_every_arm_control_section_and_clip(simulated: Path) -> None:
     html = (simulated / "report.html").read_text()
     for text in ("made_up_a", "floor: bare codec", "ceiling: bare codec", "source, unchanged", "other speaker"):
         assert text in html
@@ -110,7 +110,7 @@ def test_failed_cancelled_missing_and_broken_runs_are_stated(tmp_path: Path) -> 
     assert "has not run" in html
 
 
-def test_no_success_at_all_is_a_page_that_says_so(tmp_path: Path) -> None:
+def test_a_study_without_a_successful_run_gets_a_page(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", gains={"x": 0.1, "y": 0.2}, seeds=1, samples=0)
     for arm in "xy":
         edit(
@@ -148,7 +148,7 @@ def test_results_without_utterances_show_their_pooled_means(tmp_path: Path) -> N
     assert json.loads(report.read_text())["arms"]["made_up_a"]["metrics"]["secs"]["low"] is None
 
 
-def test_a_metric_that_nobody_listed_is_shown_with_its_own_unit(tmp_path: Path) -> None:
+def test_an_unlisted_metric_is_shown_with_its_own_unit(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", samples=0, pairs=16)
 
     def add(result: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def test_the_page_stays_small_when_there_is_much_audio(tmp_path: Path, monkeypat
     assert more == 3
 
 
-def test_what_was_not_measured_and_what_is_odd_about_the_data_are_stated(tmp_path: Path) -> None:
+def test_missing_metrics_and_notes_on_the_data_are_stated(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", samples=0, pairs=16)
     odd = {"missing": {"pesq": "needs pesq"}, "data": {"name": "d", "notes": ["one utterance a speaker"]}}
     edit(folder / "made_up_a/seed0/result.json", lambda r: r.update(odd))

@@ -1,4 +1,4 @@
-"""Simulated studies through the verdict code: nothing found where there is nothing, and what was announced is found."""
+"""Verdicts on simulated studies: few false differences between equal arms, and the announced power."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def shares(seeds: int, targets: int, sd_seed: float, studies: int) -> Shares:
 
 
 @pytest.mark.parametrize(("seeds", "sd_seed"), [(3, 0.05), (3, 0.3), (5, 0.05)])
-def test_few_differences_are_seen_where_there_are_none(seeds: int, sd_seed: float) -> None:
+def test_equal_arms_are_rarely_called_different(seeds: int, sd_seed: float) -> None:
     seen = shares(seeds, 10, sd_seed, studies=150)
     assert max(seen.false, seen.false_with_content) <= 0.065 + 2 * np.sqrt(0.065 * 0.935 / 150)
     assert seen.covered >= 0.91
@@ -85,7 +85,7 @@ def test_few_differences_are_seen_where_there_are_none(seeds: int, sd_seed: floa
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("targets", [5, 8, 10, 20, 40])
 @pytest.mark.parametrize("sd_seed", [0.0, 0.05, 0.1, 0.3])
-def test_a_thousand_studies_know_nothing_from_nothing(seeds: int, targets: int, sd_seed: float) -> None:
+def test_equal_arms_are_rarely_called_different_in_a_thousand_studies(seeds: int, targets: int, sd_seed: float) -> None:
     seen = shares(seeds, targets, sd_seed, studies=1000)
     print(
         f"\n{seeds} seeds, {targets:2d} targets, seed sd {sd_seed:.2f}: false {seen.false:5.1%}, with content "
@@ -100,7 +100,7 @@ def test_a_thousand_studies_know_nothing_from_nothing(seeds: int, targets: int, 
         assert seen.false == seen.found == 0  # five speakers carry no verdict
 
 
-def test_equal_arms_among_many_are_told_apart_no_more_often() -> None:
+def test_equal_arms_among_many_are_not_called_different_more_often() -> None:
     rng = np.random.default_rng(5)
     false = 0
     for _ in range(60):
@@ -112,7 +112,7 @@ def test_equal_arms_among_many_are_told_apart_no_more_often() -> None:
     assert false <= 8  # 5 % of 60 is 3; 9 or more has a probability of 0.2 %
 
 
-def test_a_dry_run_knows_how_often_content_is_shown_to_be_kept() -> None:
+def test_a_dry_run_announces_how_often_non_inferiority_of_content_is_shown() -> None:
     rng, margin = np.random.default_rng(6), 0.06
     size = StudySize(3, 20, SOURCES, PER_TARGET * 20)
     held = 0

@@ -1,4 +1,4 @@
-"""Votes come back as a column, and studies are compared only where they can be."""
+"""Votes become a column, and only compatible studies are compared."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def vote_file(folder: Path, favourite: str, path: Path) -> Path:
-    """Votes for `favourite` wherever it is asked about, "same" elsewhere."""
+    """Votes for `favourite` in every question about it, "same" elsewhere."""
     study = read(folder)
     found = trials(study)
     choices = [
@@ -42,7 +42,7 @@ def vote_file(folder: Path, favourite: str, path: Path) -> Path:
     return path
 
 
-def test_the_listening_page_names_no_arm_and_asks_every_pair(tmp_path: Path) -> None:
+def test_the_listening_page_contains_no_names_and_every_pair(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", samples=2, pairs=16)
     build(folder)
     html = (folder / "abx.html").read_text()
@@ -53,13 +53,13 @@ def test_the_listening_page_names_no_arm_and_asks_every_pair(tmp_path: Path) -> 
     assert "https://" not in html
 
 
-def test_who_is_a_does_not_depend_on_the_order_of_the_arms(tmp_path: Path) -> None:
+def test_which_arm_is_a_does_not_depend_on_the_order_of_the_arms(tmp_path: Path) -> None:
     found = trials(read(write_study(tmp_path / "s", samples=12, pairs=16)))
     first = [trial.a < trial.b for trial in found]
     assert 0.25 < sum(first) / len(first) < 0.75
 
 
-def test_votes_come_back_as_a_column(tmp_path: Path) -> None:
+def test_votes_become_a_column(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", samples=3, pairs=16)
     file = vote_file(folder, "made_up_b", tmp_path / "votes.json")
     found = CliRunner().invoke(app, ["report", str(folder), "--votes", str(file)])
@@ -122,7 +122,7 @@ def test_studies_that_cannot_be_compared_are_refused_with_the_reason(
     assert reason in refused[0]
 
 
-def test_another_system_is_a_row_and_a_point_and_no_arm_of_the_verdict(tmp_path: Path) -> None:
+def test_another_system_is_a_row_and_a_point_but_not_in_the_verdict(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", samples=1, pairs=16)
     before = json.loads(build(folder).with_suffix(".json").read_text())
     shutil.copytree(folder / "made_up_c" / "seed0", folder / "systems" / "other_system")
@@ -138,7 +138,7 @@ def test_another_system_is_a_row_and_a_point_and_no_arm_of_the_verdict(tmp_path:
     assert html.count(">other_system<") >= 2  # a point in the plots, a row in the tables
 
 
-def test_the_worst_conversions_are_heard_beside_source_and_target(tmp_path: Path) -> None:
+def test_the_worst_conversions_are_shown_with_source_and_target(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", samples=1, pairs=16)
     run = folder / "made_up_a" / "seed0"
     rows = json.loads((run / "result.json").read_text())["utterances"]

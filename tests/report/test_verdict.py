@@ -1,4 +1,4 @@
-"""What may be said about two arms, from made-up estimates and from simulated study folders."""
+"""Verdicts on made-up estimates and on simulated study folders."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_better_needs_one_primary_superior_and_the_other_not_inferior(
     assert found.word == word
 
 
-def test_a_difference_that_does_not_survive_holms_correction_is_inconclusive() -> None:
+def test_a_difference_that_is_not_significant_after_holms_correction_is_inconclusive() -> None:
     assert decide(made_up(0.1, 0.2), 0.06).word == "inconclusive"
 
 
-def test_too_few_speakers_or_seeds_forbid_a_verdict_and_are_named() -> None:
+def test_too_few_speakers_or_seeds_prevent_a_verdict_and_are_named() -> None:
     missing = shortfalls(targets=5, seeds=1, ok=0.9)
     assert missing == (
         "needs ≥ 8 target speakers, here 5",
@@ -80,17 +80,17 @@ def test_too_few_speakers_or_seeds_forbid_a_verdict_and_are_named() -> None:
     assert decide(made_up(0.1, 0.2), 0.001, missing=missing).word == "no verdict"
 
 
-def test_eight_speakers_cannot_carry_twenty_eight_comparisons() -> None:
+def test_eight_speakers_are_too_few_for_twenty_eight_comparisons() -> None:
     assert shortfalls(targets=8, seeds=1, ok=1, short_of_seeds="alpha and beta") == (
         "needs ≥ 2 seeds of alpha and beta, here 1",
     )
     assert shortfalls(targets=8, seeds=3, ok=1, comparisons=6) == ()
-    (said,) = shortfalls(targets=8, seeds=3, ok=1, comparisons=28)
-    assert said == "needs ≥ 11 target speakers for 28 comparisons, here 8"
+    (text,) = shortfalls(targets=8, seeds=3, ok=1, comparisons=28)
+    assert text == "needs ≥ 11 target speakers for 28 comparisons, here 8"
     assert shortfalls(targets=11, seeds=3, ok=1, comparisons=28) == ()
 
 
-def test_an_arm_within_the_noise_of_decoding_is_dead_and_an_unmeasured_one_is_not() -> None:
+def test_an_arm_within_decoding_noise_is_dead_and_an_unmeasured_one_is_not() -> None:
     assert is_dead(change=0.002, noise_floor=0.01)
     assert not is_dead(change=0.05, noise_floor=0.01)
     assert not is_dead(change=math.nan, noise_floor=0.01)
@@ -104,7 +104,7 @@ def test_an_arm_within_the_noise_of_decoding_is_dead_and_an_unmeasured_one_is_no
     st.sampled_from([0.01, 0.05]),
     st.booleans(),
 )
-def test_a_verdict_seen_from_the_other_side_is_the_opposite(
+def test_exchanging_the_arms_reverses_the_verdict(
     ends: tuple[float, float, float, float], p: float, content_p: float, margin: float, judged: bool
 ) -> None:
     speaker, content = made_up(*sorted(ends[:2])), made_up(*sorted(ends[2:]))
@@ -117,7 +117,7 @@ def test_a_verdict_seen_from_the_other_side_is_the_opposite(
     assert other == opposite.get(found, found)
 
 
-def test_two_arms_that_are_each_a_little_ahead_in_one_primary_are_not_told_apart() -> None:
+def test_two_arms_that_are_each_slightly_ahead_in_one_measure_are_inconclusive() -> None:
     found = decide(made_up(0.01, 0.045), 0.001, content=made_up(-0.045, -0.01), content_p=0.001, content_margin=0.05)
     assert found.word == "inconclusive"
 
@@ -133,46 +133,46 @@ def test_more_of_everything_makes_a_smaller_effect_detectable() -> None:
 
 
 def test_known_gains_come_out_in_order_with_the_close_pair_inconclusive(simulated: Path) -> None:
-    _, numbers, said = reported(simulated)
+    _, numbers, text = reported(simulated)
     words = {(c.a, c.b): c.decision.word for c in numbers.comparisons}
     assert words == {
         ("made_up_a", "made_up_b"): "lower",
         ("made_up_a", "made_up_c"): "lower",
         ("made_up_b", "made_up_c"): "inconclusive",
     }
-    assert said.headline == (
+    assert text.headline == (
         "made_up_b and made_up_c have higher speaker similarity than made_up_a. Between these two: inconclusive."
     )
-    assert any("Content has not been judged" in line for line in said.cautions)
-    assert "better" not in said.headline + " ".join(said.findings)
+    assert any("Content has not been judged" in line for line in text.cautions)
+    assert "better" not in text.headline + " ".join(text.findings)
 
 
 def test_equal_arms_are_inconclusive(tmp_path: Path) -> None:
-    *_, said = reported(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, samples=0))
-    assert said.kind == "inconclusive"
-    assert said.headline.startswith("Inconclusive")
+    *_, text = reported(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, samples=0))
+    assert text.kind == "inconclusive"
+    assert text.headline.startswith("Inconclusive")
 
 
-def test_a_study_that_could_not_find_anything_there_can_be_says_so(tmp_path: Path) -> None:
-    _, numbers, said = reported(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, seed_spread=0.3, samples=0))
+def test_a_study_that_is_too_small_for_any_difference_is_called_too_small(tmp_path: Path) -> None:
+    _, numbers, text = reported(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, seed_spread=0.3, samples=0))
     assert numbers.comparisons[0].detectable > 1
-    assert any("the minimum detectable effect exceeds the full range" in finding for finding in said.findings)
+    assert any("the minimum detectable effect exceeds the full range" in finding for finding in text.findings)
 
 
-def test_five_speakers_and_one_seed_give_no_verdict_that_says_what_is_missing(tmp_path: Path) -> None:
-    *_, said = reported(write_study(tmp_path / "s", seeds=1, targets=5, samples=0))
-    assert said.headline == "No verdict: needs ≥ 8 target speakers, here 5; needs ≥ 2 seeds, here 1."
+def test_five_speakers_and_one_seed_give_no_verdict_and_the_reasons(tmp_path: Path) -> None:
+    *_, text = reported(write_study(tmp_path / "s", seeds=1, targets=5, samples=0))
+    assert text.headline == "No verdict: needs ≥ 8 target speakers, here 5; needs ≥ 2 seeds, here 1."
 
 
 @pytest.mark.parametrize("lost", ["floor", "ceiling"])
 def test_without_floor_or_ceiling_there_is_no_verdict(tmp_path: Path, lost: str) -> None:
     kept = tuple(c for c in ("source", "floor", "ceiling") if c != lost)
-    _, numbers, said = reported(write_study(tmp_path / "s", controls=kept, samples=0))
-    assert said.headline == f"No verdict: needs the {lost} control's SECS."
+    _, numbers, text = reported(write_study(tmp_path / "s", controls=kept, samples=0))
+    assert text.headline == f"No verdict: needs the {lost} control's SECS."
     assert numbers.score == "secs"
 
 
-def test_a_judge_of_the_teachers_family_is_refused(tmp_path: Path) -> None:
+def test_a_judge_of_the_conditioning_encoders_family_is_refused(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", samples=0)
     for path in folder.glob("*/*/result.json"):
         result = json.loads(path.read_text())
@@ -183,15 +183,15 @@ def test_a_judge_of_the_teachers_family_is_refused(tmp_path: Path) -> None:
 
 def test_an_arm_that_has_learned_nothing_is_called_dead(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", gains={"asleep": 0.0, "awake": 0.3}, samples=0, noise_floor=0.04)
-    _, numbers, said = reported(folder)
+    _, numbers, text = reported(folder)
     assert numbers.dead == ("asleep",)
-    assert any(line.startswith("asleep is dead") for line in said.cautions)
+    assert any(line.startswith("asleep is dead") for line in text.cautions)
 
 
-def test_one_arm_alone_is_placed_but_not_compared(tmp_path: Path) -> None:
-    *_, said = reported(write_study(tmp_path / "s", gains={"only": 0.2}, samples=0))
-    assert said.kind == "single"
-    assert "only closes" in said.findings[0]
+def test_a_single_arm_has_a_position_but_no_comparison(tmp_path: Path) -> None:
+    *_, text = reported(write_study(tmp_path / "s", gains={"only": 0.2}, samples=0))
+    assert text.kind == "single"
+    assert "only closes" in text.findings[0]
 
 
 def test_numbers_are_written_with_a_true_minus_sign_and_without_a_signed_zero() -> None:
@@ -219,7 +219,7 @@ def test_a_system_that_changes_the_audio_and_ignores_its_embedding_is_dead(tmp_p
     assert reported(folder)[1].dead == ("average",)
 
 
-def test_arms_that_beat_each_other_in_a_circle_get_a_headline(tmp_path: Path) -> None:
+def test_cyclic_verdicts_get_a_headline(tmp_path: Path) -> None:
     _, numbers, _ = reported(write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3, "c": 0.5}, samples=0))
     words: dict[tuple[str, str], Word] = {("a", "b"): "higher", ("a", "c"): "lower", ("b", "c"): "higher"}
     turned = [replace(c, decision=Decision(words[c.a, c.b])) for c in numbers.comparisons]
@@ -228,7 +228,7 @@ def test_arms_that_beat_each_other_in_a_circle_get_a_headline(tmp_path: Path) ->
     assert all(f"{x} is higher than {y}" in headline for x, y in ("ab", "bc", "ca"))
 
 
-def test_arms_without_a_seed_in_common_are_told_so(tmp_path: Path) -> None:
+def test_arms_without_a_common_seed_get_no_verdict(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3}, samples=0)
     for path in folder.glob("b/*/result.json"):
         result = json.loads(path.read_text())
@@ -243,7 +243,7 @@ def _changed(folder: Path, pattern: str, change: Callable[[dict[str, Any]], None
         path.write_text(json.dumps(result))
 
 
-def test_a_measure_that_some_runs_came_too_early_for_counts_only_where_it_was_taken(tmp_path: Path) -> None:
+def test_a_metric_that_some_runs_lack_is_counted_only_where_it_was_measured(tmp_path: Path) -> None:
     write_study(tmp_path, gains={"a": 0.1, "b": 0.2}, samples=0)
 
     def older(result: dict[str, Any]) -> None:
@@ -259,7 +259,7 @@ def test_a_measure_that_some_runs_came_too_early_for_counts_only_where_it_was_ta
     assert ("b", "stoi") not in numbers.ok
 
 
-def test_content_by_several_versions_of_a_recogniser_carries_no_verdict(tmp_path: Path) -> None:
+def test_content_by_several_versions_of_a_recogniser_gets_no_verdict(tmp_path: Path) -> None:
     write_study(tmp_path, gains={"a": 0.1, "b": 0.2}, samples=0)
     rates = {"floor": 0.2, "mismatched": 0.9}
 

@@ -1,4 +1,4 @@
-"""A judge is measured on real trials before its scores mean anything."""
+"""A judge is calibrated on verification trials of real speech."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_one_speaker_scores_higher_than_two_and_a_random_codec_makes_it_harder(
         assert min(scores.trials) > 0
 
 
-def test_the_threshold_accepts_as_many_wrong_speakers_as_it_turns_right_ones_away(
+def test_misses_and_false_alarms_are_equal_at_the_threshold(
     calibrated: tuple[Calibration, Path],
 ) -> None:
     calibration = calibrated[0]
@@ -51,7 +51,7 @@ def test_the_threshold_accepts_as_many_wrong_speakers_as_it_turns_right_ones_awa
     assert calibration.accepted([calibration.threshold, calibration.threshold - 0.01, 1.0, -1.0]) == 0.5
 
 
-def test_it_is_kept_for_this_judge_this_speech_and_this_codec(
+def test_it_is_stored_for_this_judge_this_speech_and_this_codec(
     calibrated: tuple[Calibration, Path], bench: Bench, judge: SpeakerEncoder, codec: SNAC
 ) -> None:
     calibration, path = calibrated
@@ -72,7 +72,7 @@ def test_calibrating_again_gives_the_same_numbers(
     assert again == calibrated[0]
 
 
-def test_the_command_prints_the_table_and_where_it_is_kept(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_table_and_its_file(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--data", bench.speech, "--base", bench.base, "--split", "train")
     assert runner("evaluate", "--calibrate", *options) == 0
     said = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_the_command_prints_the_table_and_where_it_is_kept(bench: Bench, capsys:
         (["--calibrate", "--data", "{speech}", "--split", "trian"], "unknown split 'trian'; did you mean 'train'?"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_wrong_command_is_an_error_of_one_line(
     bench: Bench, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     assert runner("evaluate", *(option.format(speech=bench.speech) for option in options)) == 2

@@ -1,4 +1,4 @@
-"""Other systems are judged as arms are, on the study's own conversions; trained runs, on other speech."""
+"""Other systems are evaluated on a study's conversions, and trained runs on other speech."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def study(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What another system is given."""
+    """What another system needs."""
     out = tmp_path_factory.mktemp("exported") / "audio"
     assert runner("evaluate", "--pairs", study / "pairs.json", "--export", out) == 0
     return out
@@ -62,7 +62,7 @@ def test_a_returned_system_joins_as_a_column_and_changes_nothing_else(study: Pat
     assert runner(*options) == 2  # the name is taken
 
 
-def test_a_system_that_returned_too_little_is_told_what_is_missing(
+def test_missing_files_of_a_system_are_named(
     study: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = shutil.copytree(exported / "source", tmp_path / "few")
@@ -102,14 +102,14 @@ def test_a_system_that_returned_nothing_or_a_click_scores_worst_and_is_not_missi
         (("somewhere", "--data", "nowhere"), "no run at somewhere"),
     ],
 )
-def test_half_a_command_is_refused_in_one_line(
+def test_an_incomplete_command_is_refused_in_one_line(
     options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert runner("evaluate", *options) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_trained_run_is_judged_on_other_speech(bench: Bench, study: Path, tmp_path: Path) -> None:
+def test_a_trained_run_is_evaluated_on_other_speech(bench: Bench, study: Path, tmp_path: Path) -> None:
     other = synthesize(tmp_path / "speech", 9, 4)
     run = study / PHASES[1] / "seed0"
     before = contents(run)

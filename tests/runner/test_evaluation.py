@@ -1,4 +1,4 @@
-"""What is judged, and how: controls and planted systems score what they must, metrics agree with their formulas."""
+"""Controls and planted systems get the expected scores, and metrics agree with their formulas."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_broken_output_scores_worst_and_is_not_missing(resources: StudyResources
         assert sign * metric.worst <= sign * real.pooled[name]["mean"], name
 
 
-def test_another_voice_made_out_of_the_source_is_farther_from_its_speaker_and_the_same_each_time(
+def test_a_shifted_source_is_farther_from_its_speaker_and_repeatable(
     resources: StudyResources,
 ) -> None:
     pooled = score(systems.source(), resources.test, usable(resources)).pooled
@@ -117,7 +117,7 @@ def test_another_voice_made_out_of_the_source_is_farther_from_its_speaker_and_th
     assert again.shifted(item).shape == item.audio.shape
 
 
-def test_silence_under_one_embedding_spoils_only_what_is_judged_of_it(resources: StudyResources) -> None:
+def test_silence_under_one_embedding_affects_only_its_metrics(resources: StudyResources) -> None:
     whole = score(planted(lambda audio: audio), resources.test, usable(resources))
 
     def silent_itself(conversions: Any, item: Any) -> Rendering:
@@ -151,7 +151,7 @@ class NotApplicable(Metric):
         return None
 
 
-def test_a_metric_that_fails_counts_as_not_ok_and_the_others_go_on(resources: StudyResources) -> None:
+def test_a_metric_that_fails_counts_as_not_ok_and_other_metrics_are_measured(resources: StudyResources) -> None:
     only = {"raises": Raises(), "nothing": NotApplicable(), "secs": measures.SECS()}
     pooled = score(systems.source(), resources.test, only).pooled
     assert (pooled["raises"]["n_ok"], pooled["raises"]["n"], pooled["raises"]["mean"]) == (0, 2, None)
@@ -212,7 +212,7 @@ def test_the_noise_floor_is_0_for_a_codec_without_noise(
     assert noise_floor(one.model, resources.test, measures.SECS()) == pytest.approx(0, abs=1e-12)
 
 
-def test_judging_is_repeatable(resources: StudyResources, tmp_path: Path) -> None:
+def test_evaluation_is_repeatable(resources: StudyResources, tmp_path: Path) -> None:
     one = Arm.new(arm(PHASES[1]), 0, tmp_path, resources)
     first, second = (score(systems.conditioned(one.model), resources.test, usable(resources)) for _ in range(2))
     assert first.utterances == second.utterances
@@ -229,7 +229,7 @@ def conversion(identity: torch.Tensor | None, source: torch.Tensor = VOICE) -> C
 
 
 @given(st.floats(0.01, 100), st.floats(-0.5, 0.5))
-def test_si_sdr_does_not_see_scale_nor_offset(scale: float, offset: float) -> None:
+def test_si_sdr_does_not_depend_on_scale_or_offset(scale: float, offset: float) -> None:
     noisy = VOICE + 0.02 * VOICE.flip(0)
     ratio = measures.SISDR()(conversion(noisy))
     assert ratio is not None
@@ -256,7 +256,7 @@ def test_mel_of_ten_times_the_amplitude_is_one_decade() -> None:
     assert measures.Mel()(conversion(10 * VOICE)) == pytest.approx(1.0, abs=0.02)
 
 
-def test_speaker_metrics_are_the_cosines_they_say() -> None:
+def test_speaker_metrics_are_the_cosines_of_their_definitions() -> None:
     def unit(degrees: float) -> torch.Tensor:
         return torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
 

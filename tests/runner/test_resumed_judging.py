@@ -1,4 +1,4 @@
-"""Judging goes on where it was stopped, conversion by conversion, and no recogniser reads a stretch twice."""
+"""Evaluation resumes at the conversion where it stopped, and no audio is transcribed twice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ score(systems.floor(resources.codec), resources.test, metrics, journal=Journal(P
 
 
 class Energy(Metric):
-    """What the metric of the killed process measures, at once."""
+    """The metric of the killed process, without its delay."""
 
     name = "slow"
     calls: list[str] = []  # noqa: RUF012
@@ -65,7 +65,7 @@ def rows(path: Path) -> list[str]:
     return path.read_text().splitlines()[1:] if path.is_file() else []
 
 
-def test_killed_judging_goes_on_with_the_conversion_it_was_at(bench: Bench, tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_at_its_conversion(bench: Bench, tmp_path: Path) -> None:
     journal, called = tmp_path / "judged.jsonl", tmp_path / "called"
     script = DRIVER.format(
         tests=str(Path(__file__).parent), called=str(called), data=str(bench.speech), base=str(bench.base),
@@ -90,14 +90,14 @@ def test_killed_judging_goes_on_with_the_conversion_it_was_at(bench: Bench, tmp_
     assert resumed.utterances == score(floor, resources.test, only).utterances
 
 
-def test_rows_of_another_system_or_other_metrics_are_not_taken_over(tmp_path: Path) -> None:
+def test_rows_of_another_system_or_other_metrics_are_discarded(tmp_path: Path) -> None:
     path = tmp_path / "judged.jsonl"
     Journal(path, {"run": "a"}).add({"pair": "1", "metrics": {"x": 0.1}})
     assert list(Journal(path, {"run": "a"}).rows) == ["1"]
     assert Journal(path, {"run": "b"}).rows == {}
 
 
-def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_discarded(tmp_path: Path) -> None:
     path = tmp_path / "judged.jsonl"
     journal = Journal(path, {"run": "a"})
     journal.add({"pair": "1", "x": 1 / 3})
@@ -109,25 +109,25 @@ def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
     assert [json.loads(line)["pair"] for line in rows(path)] == ["1", "2"]
 
 
-def test_a_stretch_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_is_transcribed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNAC_CACHE", str(tmp_path))
-    made: list[str] = []
+    computed: list[str] = []
 
-    def read() -> str:
-        made.append("x")
+    def transcribe() -> str:
+        computed.append("x")
         return "the boat sank"
 
     audio = torch.linspace(-1, 1, 100)
     for _ in range(3):
-        assert cached_transcript("r 1", audio, 16000, read) == "the boat sank"
-    assert len(made) == 1
+        assert cached_transcript("r 1", audio, 16000, transcribe) == "the boat sank"
+    assert len(computed) == 1
     for other in (("r 2", audio, 16000), ("r 1", audio, 24000), ("r 1", audio + 1e-6, 16000)):
-        cached_transcript(*other, read)
-    assert len(made) == 4
+        cached_transcript(*other, transcribe)
+    assert len(computed) == 4
 
 
 class Counting(Metric):
-    """Counts how often it is asked about each conversion."""
+    """Records the conversions that it is called with."""
 
     name = "counting"
     calls: list[str] = []  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""A judge that hears what the conditioning encoder hears is refused, whatever name it goes by."""
+"""A judge that scores as the conditioning encoder does is refused, under any name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def disguised(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_speaker_encoder_in_disguise_is_refused_with_the_judges_that_would_do(bench: Bench, disguised: Path) -> None:
+def test_a_renamed_conditioning_encoder_is_refused_with_possible_judges(bench: Bench, disguised: Path) -> None:
     study = bench.study(speaker_encoder="ecapa_tiny", judge="disguised")
     resources = bench.resources(study, [disguised])
     for part in ("speaker_encoder", "judge"):
@@ -57,7 +57,7 @@ def test_a_speaker_encoder_in_disguise_is_refused_with_the_judges_that_would_do(
     assert not {"ecapa_tiny", "disguised", "simple"} & set(would_do)
 
 
-def test_encoders_that_hear_differently_are_no_speaker_encoder_in_disguise_and_the_answer_is_kept(
+def test_different_encoders_are_accepted_and_the_correlation_is_cached(
     bench: Bench, disguised: Path, cache: Path
 ) -> None:
     corpus = open_corpus(bench.speech)

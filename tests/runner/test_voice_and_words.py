@@ -1,4 +1,4 @@
-"""Pitch, words, codes and controls against what is known of the signals."""
+"""Pitch, words, codes and controls on signals with known properties."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ parselmouth = pytest.importorskip("parselmouth", reason="needs praat-parselmouth
 
 
 def voice(hertz: float, depth: float = 0.1, seconds: float = 1.5) -> torch.Tensor:
-    """A buzz whose pitch swings by `depth` twice a second."""
+    """A buzz with a pitch that varies by `depth` octaves twice a second."""
     t = np.arange(int(RATE * seconds)) / RATE
     contour = hertz * 2 ** (depth * np.sin(2 * np.pi * 2 * t))
     phase = 2 * np.pi * np.cumsum(contour) / RATE
@@ -65,7 +65,7 @@ def test_half_of_a_voice_lost_is_half_of_its_frames_wrong() -> None:
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
-def test_an_error_rate_lies_between_none_and_all(wanted: list[str], got: list[str]) -> None:
+def test_an_error_rate_is_between_0_and_1(wanted: list[str], got: list[str]) -> None:
     rate = error_rate(wanted, got)
     assert 0 <= rate <= 1
     assert (rate == 0) == (wanted == got)
@@ -76,9 +76,9 @@ def test_words_are_compared_without_case_and_punctuation() -> None:
     assert plain_words("The boat, SANK!") == ["the", "boat", "sank"]
 
 
-def test_words_are_judged_by_the_text_else_by_the_reading_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = {1.0: "the boat sank", 2.0: "a goat sank"}
-    monkeypatch.setattr("snac_runner.evaluate.content.read_words", lambda audio, rate: heard[float(audio[0])])
+def test_the_reference_is_the_text_else_the_transcript_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    transcripts = {1.0: "the boat sank", 2.0: "a goat sank"}
+    monkeypatch.setattr("snac_runner.evaluate.content.read_words", lambda audio, rate: transcripts[float(audio[0])])
     source, output = torch.full((9,), 1.0), torch.full((9,), 2.0)
     assert WER()(conversion(source, output, text="the goat sank")) == pytest.approx(1 / 3)
     assert WER()(conversion(source, output)) == pytest.approx(2 / 3)
@@ -93,7 +93,7 @@ def test_a_study_does_not_measure_what_it_excludes(bench: Bench) -> None:
         wanted_metrics(bench.resources(bench.study(exclude_metrics=("pesk",))))
 
 
-def test_the_closest_of_all_targets_is_identified() -> None:
+def test_the_most_similar_target_is_identified() -> None:
     e = torch.eye(3)
     seen = conversion(
         torch.ones(9), torch.ones(9), embeddings={"converted": e[1]},
@@ -111,7 +111,7 @@ def test_degraded_audio_has_no_highs_and_noise_at_30_db() -> None:
     assert 10 * torch.log10(low.square().mean() / residue.square().mean()) == pytest.approx(30, abs=0.5)
 
 
-def test_the_mismatched_control_says_another_utterance(bench: Bench) -> None:
+def test_the_mismatched_control_is_another_utterance(bench: Bench) -> None:
     resources = bench.resources(bench.study())
     items = resources.test.items
     system = systems.mismatched(resources.codec)
@@ -119,7 +119,7 @@ def test_the_mismatched_control_says_another_utterance(bench: Bench) -> None:
     assert torch.equal(system(resources.test, items[0]).converted, floor(resources.test, items[1]).converted)
 
 
-def test_the_signal_processing_has_the_targets_pitch_and_the_sources_length(bench: Bench) -> None:
+def test_the_signal_processing_baseline_has_the_targets_pitch_and_the_sources_length(bench: Bench) -> None:
     from snac_runner.evaluate.systems import praat_change_gender
 
     source = voice(120)
@@ -129,7 +129,7 @@ def test_the_signal_processing_has_the_targets_pitch_and_the_sources_length(benc
     assert np.median(found[found > 0]) == pytest.approx(180, rel=0.03)
 
 
-def test_the_signal_processing_is_the_same_every_time() -> None:
+def test_the_signal_processing_baseline_is_the_same_every_time() -> None:
     from snac_runner.evaluate.systems import praat_change_gender
 
     hiss = 0.05 * torch.randn(RATE, generator=torch.Generator().manual_seed(0))  # voiceless: Praat is random there
@@ -142,7 +142,7 @@ def resources(bench: Bench) -> StudyResources:
     return bench.resources(bench.study())
 
 
-def test_the_probe_hears_real_speakers_in_their_codes_and_takes_its_level_from_there(resources: StudyResources) -> None:
+def test_the_probe_recognises_real_speakers_in_their_codes(resources: StudyResources) -> None:
     probe = SpeakerProbe(resources.codec, resources.test)
     hits = []
     for speaker in probe.names:
@@ -151,7 +151,7 @@ def test_the_probe_hears_real_speakers_in_their_codes_and_takes_its_level_from_t
     assert np.mean(hits) > 1.5 / len(probe.names)  # trained on this very audio: above chance or it learns nothing
 
 
-def test_codes_that_nothing_changed_are_counted_as_such(resources: StudyResources) -> None:
+def test_unchanged_codes_are_counted(resources: StudyResources) -> None:
     row = {"codes": [[1, 1, 2, 2]], "bare_codes": [[1, 1, 2, 3]], "edits": {"latent": 0.5}}
     found = summary([row], None)
     assert found["changed"] == [0.25]
@@ -160,7 +160,7 @@ def test_codes_that_nothing_changed_are_counted_as_such(resources: StudyResource
     assert found["edits"] == {"latent": 0.5}
 
 
-def test_the_size_of_an_edit_is_nothing_at_the_start_and_seen_per_tap_afterwards(
+def test_the_size_of_an_edit_is_0_at_the_start_and_positive_after_a_change(
     resources: StudyResources, tmp_path: object
 ) -> None:
     one = Arm.new(arm(PHASES[1]), 0, tmp_path, resources)  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def test_the_size_of_an_edit_is_nothing_at_the_start_and_seen_per_tap_afterwards
     assert all(size > 0 for size in moved.values())
 
 
-def test_a_shuffled_arm_is_conditioned_on_somebody_else_and_scored_on_the_right_one(
+def test_a_shuffled_arm_is_conditioned_on_another_speaker_and_scored_on_the_right_one(
     resources: StudyResources, tmp_path: object
 ) -> None:
     plain = Arm.new(arm(PHASES[1]), 0, tmp_path, resources).sampler.table  # type: ignore[arg-type]

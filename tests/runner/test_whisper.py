@@ -1,4 +1,4 @@
-"""Whisper as a judge of content: only when asked for, by a small model of the same architecture."""
+"""Whisper as a content judge: only on request, tested with a small model of the same architecture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snac_runner.controls import wanted_metrics
 from snac_runner.evaluate.content import WhisperWER
 
 
-def test_whisper_is_asked_for_by_name_and_shown_as_missing_else(bench: Bench) -> None:
+def test_whisper_is_measured_only_on_request(bench: Bench) -> None:
     metrics, missing = wanted_metrics(bench.resources(bench.study()))
     assert "whisper_wer" not in metrics
     assert missing["whisper_wer"] == 'only when asked for: extra_metrics = ["whisper_wer"]'
@@ -33,7 +33,9 @@ def test_without_transformers_it_is_missing_and_says_so(bench: Bench, monkeypatc
     assert missing["whisper_wer"] == "needs transformers"
 
 
-def test_a_model_that_cannot_be_had_is_missing_with_its_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_loaded_is_missing_with_its_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class NoModel:
         @classmethod
         def from_pretrained(cls, source: str) -> Any:
@@ -80,20 +82,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> type[WhisperWER]:
     return SmallWhisper
 
 
-def test_it_reads_any_rate_and_length_and_judges_by_text_or_source(small: type[WhisperWER]) -> None:
+def test_it_transcribes_any_rate_and_length(small: type[WhisperWER]) -> None:
     metric = small()
     metric.prepare()
     draw = torch.Generator().manual_seed(1)
     source, output = (0.1 * torch.randn(24000, generator=draw) for _ in range(2))
-    heard = metric.read(source, 24000)
-    assert isinstance(heard, str)
-    assert metric.read(source, 24000) == heard
+    transcript = metric.read(source, 24000)
+    assert isinstance(transcript, str)
+    assert metric.read(source, 24000) == transcript
     assert metric.read(0.1 * torch.randn(31 * 16000, generator=draw), 16000) is not None
     judged = metric(Conversion("p", 24000, source, source, text="the boat sank"))
     assert judged is not None
     assert 0 <= judged <= 1
     assert metric(Conversion("p", 24000, source, output, same_words=False)) is None
-    assert metric(Conversion("p", 24000, source, source)) == (0 if heard.strip() else None)
+    assert metric(Conversion("p", 24000, source, source)) == (0 if transcript.strip() else None)
 
 
 def test_spellings_and_numbers_are_compared_as_the_authors_of_whisper_do(small: type[WhisperWER]) -> None:

@@ -104,9 +104,11 @@ def summary(rows: Sequence[Mapping[str, Any]], probe: SpeakerProbe | None) -> Su
         found["perplexity"] = [_perplexity(c) for c in counts]
         found["used"] = [int((c > 0).sum()) for c in counts]
         if probe is not None:
-            said = [probe.who([torch.tensor(level) for level in row["codes"]]) for row in coded]
+            recognised = [probe.who([torch.tensor(level) for level in row["codes"]]) for row in coded]
             for role in ("source", "target"):
-                hits = [[who == row[f"{role}_speaker"] for who in of] for of, row in zip(said, coded, strict=True)]
+                hits = [
+                    [who == row[f"{role}_speaker"] for who in of] for of, row in zip(recognised, coded, strict=True)
+                ]
                 found[f"probe_{role}"] = [sum(column) / len(coded) for column in zip(*hits, strict=True)]
             found["probe_speakers"] = len(probe.names)
     taps = list(dict.fromkeys(tap for row in rows for tap in row["edits"]))

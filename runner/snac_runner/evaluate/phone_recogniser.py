@@ -59,17 +59,17 @@ def from_espeak(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(phones)
 
 
-def spans(begun: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+def spans(phonemes: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
     """Phones as (phone, start, end), without pauses.
 
     Args:
-        begun: the phonemes of `Voice.phoneme_starts`; the last is the end of speech.
+        phonemes: (name, start), from `Voice.phoneme_starts`; the last is the end of speech.
 
     Returns:
-        in the unit of `begun`. The time of a phoneme that is two phones is divided evenly.
+        in the unit of `phonemes`. The time of a phoneme that is two phones is divided evenly.
     """
     found = []
-    for (name, start), (_, end) in pairwise(begun):
+    for (name, start), (_, end) in pairwise(phonemes):
         phones = _mapped(name) if name else []
         edges = [start + (end - start) * i // max(1, len(phones)) for i in range(len(phones) + 1)]
         found += list(zip(phones, edges, edges[1:], strict=False))
@@ -111,6 +111,7 @@ class Residual(nn.Module):
         self.norm = nn.BatchNorm1d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F) to (B, C, F)."""
         out: Tensor = x + nn.functional.relu(self.norm(self.conv(x)))
         return out
 

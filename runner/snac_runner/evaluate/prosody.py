@@ -68,8 +68,8 @@ class VoicingError(Metric):
             return None
         source, output = (pitch(wave, conversion.sample_rate) > 0 for wave in (conversion.source, conversion.converted))
         missing = max(0, len(source) - len(output))  # frames after the end of the output count as unvoiced
-        said = np.pad(output, (0, missing))[: len(source)]
-        return float((source != said).mean()) if len(source) else None
+        padded = np.pad(output, (0, missing))[: len(source)]
+        return float((source != padded).mean()) if len(source) else None
 
 
 def pitch(audio: Tensor, sample_rate: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What a comparison of two arms may say: rules that are fixed before any number is known.
+"""Verdicts on pairs of arms, by rules that are fixed before any number is known.
 
 Every pair of arms is compared in two primary measures, speaker similarity and content. A verdict is one of `Word`:
 

@@ -1,4 +1,4 @@
-"""Speaker verification trials: how well an encoder tells speakers apart.
+"""Speaker verification trials: how well an encoder distinguishes speakers.
 
 Utterances are cut into parts of about 3 s. Every pair of parts is a trial, either of one speaker (genuine) or of two
 speakers (impostor), and the cosine of the two embeddings is its score.

@@ -66,7 +66,7 @@ def digest(found: list[Trial]) -> str:
 def contents(found: list[Trial]) -> dict[str, Any]:
     """The data of the page: every clip once, and the questions as indices of clips, without names."""
     clips: dict[str, int] = {}
-    asked: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
     spent = 0
     for trial in found:
         played = [clip_of(file) for file in trial.files]
@@ -74,12 +74,12 @@ def contents(found: list[Trial]) -> dict[str, Any]:
             continue
         fresh = {clip.audio for clip in played} - clips.keys()
         spent += sum(len(audio) for audio in fresh) * 3 // 4
-        if asked and spent > MAX_BYTES:
+        if questions and spent > MAX_BYTES:
             break
         for clip in played:
             clips.setdefault(clip.audio, len(clips))
-        asked.append({"id": trial.id, "clips": [clips[clip.audio] for clip in played]})
-    return {"digest": digest(found), "clips": list(clips), "trials": asked}
+        questions.append({"id": trial.id, "clips": [clips[clip.audio] for clip in played]})
+    return {"digest": digest(found), "clips": list(clips), "trials": questions}
 
 
 def accept(study: Study, file: Path) -> Path:

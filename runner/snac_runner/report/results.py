@@ -49,6 +49,8 @@ class Conversion(BaseModel):
 
 
 class Encoder(BaseModel):
+    """A speaker encoder."""
+
     name: str = ""
     family: str = ""
     digest: str = ""
@@ -86,6 +88,8 @@ class Codes(BaseModel):
 
 
 class PairList(BaseModel):
+    """Digest and size of a list of pairs."""
+
     digest: str = ""
     n: int | None = None
 
@@ -165,6 +169,7 @@ class Run:
 
     @property
     def ok(self) -> bool:
+        """Whether the run succeeded."""
         return self.status == "success"
 
 

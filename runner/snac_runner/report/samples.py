@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from snac_runner.report.results import Run, Study, finite
 
-MAX_BYTES = 11_000_000  # of wav data in the page; base64 makes four bytes of three
+MAX_BYTES = 11_000_000  # of wav data in the page, which base64 makes a third larger
 MAX_PAIRS = 12
 MAX_WORST = 10
 WORST_BYTES = 5_000_000
@@ -114,11 +114,11 @@ def worst(study: Study) -> list[Group]:
     spent = 0
     for _, arm, mark, pair, run in sorted(scored, key=lambda s: (s[0], s[1], s[3]))[:MAX_WORST]:
         parts = {part: run.folder / "samples" / "worst" / f"{pair}.{part}.wav" for part in ("source", "target")}
-        beside = [
+        references = [
             replace(_clip(part, None, run, pair, path if path.is_file() else None), score=None)
             for part, path in parts.items()
         ]
-        clips = (*beside, _clip(arm, mark, run, pair, run.folder / "samples" / "worst" / f"{pair}.converted.wav"))
+        clips = (*references, _clip(arm, mark, run, pair, run.folder / "samples" / "worst" / f"{pair}.converted.wav"))
         spent += sum(len(c.audio) for c in clips) * 3 // 4
         if found and spent > WORST_BYTES:
             break

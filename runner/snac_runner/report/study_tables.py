@@ -42,6 +42,7 @@ def estimate_cell(e: Estimate | None, digits: int, *, scale: float = 1.0) -> Cel
 
 
 def column(metric: MetricDisplay) -> Column:
+    """The column of a metric."""
     return Column(metric.label, metric.unit, metric.arrow, metric.meaning)
 
 
