@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snac_core.codec import SNAC as SNAC
+    from snac_core.codec.streaming import ConversionStream as ConversionStream
+    from snac_core.codec.streaming import DecoderStream as DecoderStream
+    from snac_core.codec.streaming import EncoderStream as EncoderStream
     from snac_core.conditioned import ConditionedCodec as ConditionedCodec
     from snac_core.conditioned import Latents as Latents
     from snac_core.conditioned import Reconstruction as Reconstruction
@@ -34,6 +37,9 @@ _HOMES = {
     "ConditionedCodec": "conditioned",
     "Conditioning": "conditioning",
     "Conversion": "metric",
+    "ConversionStream": "codec.streaming",
+    "DecoderStream": "codec.streaming",
+    "EncoderStream": "codec.streaming",
     "Latents": "conditioned",
     "Metric": "metric",
     "Reconstruction": "conditioned",

@@ -173,7 +173,7 @@ class ConditionedCodec(nn.Module):
             return Reconstruction(frozen.output, latents.z, latents.z_q, latents.codes)
         cond, copies = self._rows(cond, audio.shape[0])
         if self._first(before_vq=True):
-            audio_hat = self._decode(latents.z_q, cond)
+            audio_hat = self.decode_quantized(latents.z_q, cond)
         elif first := self._first(before_vq=False):
             audio_hat = self._apply_edits(frozen, first, "audio", cond, copies)
         else:
@@ -212,16 +212,11 @@ class ConditionedCodec(nn.Module):
         Raises:
             UserError: as `forward`, and for an embedding if no strategy acts before VQ.
         """
-        if speaker_embedding is None:
+        cond = self.conditioning(speaker_embedding, before_vq=True)
+        if cond is None:
             return self.codec.encode(audio)
-        if self._first(before_vq=True) is None:
-            raise UserError(
-                f"{self._title()} acts only after VQ, so an embedding has no effect on encode; "
-                f"give it to decode(codes, speaker_embedding=...)"
-            )
         check_finite(audio)
-        cond, _ = self._rows(_conditioning(speaker_embedding), audio.shape[0], multiple=False)
-        return self.latents(audio, cond).codes
+        return self.latents(audio, cond.expand(audio.shape[0])).codes
 
     def decode(
         self,
@@ -244,22 +239,51 @@ class ConditionedCodec(nn.Module):
             UserError: for codes that are not this codec's, a `length` beyond them, an embedding of another dimension
                 or encoder, and for an embedding if no strategy acts after VQ.
         """
-        if speaker_embedding is None:
+        cond = self.conditioning(speaker_embedding, before_vq=False)
+        if cond is None:
             return self.codec.decode(list(codes), length=length)
-        if self._first(before_vq=False) is None:
-            raise UserError(
-                f"{self._title()} acts only before VQ, so an embedding has no effect on decode; "
-                f"give it to encode(audio, speaker_embedding=...)"
-            )
         self.codec.check_codes(codes)
-        cond, _ = self._rows(_conditioning(speaker_embedding), codes[0].shape[0], multiple=False)
-        audio = self._decode(self.codec.quantizer.from_codes(list(codes)), cond)
+        audio = self.decode_quantized(self.codec.quantizer.from_codes(list(codes)), cond.expand(codes[0].shape[0]))
         if length is not None and not 0 < length <= audio.shape[-1]:
             raise UserError(f"length {length} of audio from codes that hold {audio.shape[-1]} samples")
         return audio[..., :length]
 
-    def _decode(self, z_q: Tensor, cond: Conditioning) -> Tensor:
-        """Quantized (B, C, F) to untrimmed audio (B, 1, T), through the edits after VQ."""
+    def acts(self, *, before_vq: bool) -> bool:
+        """Whether a strategy edits the signal before the quantizer, or after it."""
+        return self._first(before_vq=before_vq) is not None
+
+    def conditioning(self, speaker_embedding: Tensor | Conditioning | None, *, before_vq: bool) -> Conditioning | None:
+        """What one side of the quantizer is conditioned on; None without an embedding.
+
+        Raises:
+            UserError: if no strategy acts on that side, and for an embedding of another dimension or encoder.
+        """
+        if speaker_embedding is None:
+            return None
+        if not self.acts(before_vq=before_vq):
+            other, call = ("after", "decode(codes") if before_vq else ("before", "encode(audio")
+            verb = "encode" if before_vq else "decode"
+            raise UserError(
+                f"{self._title()} acts only {other} VQ, so an embedding has no effect on {verb}; "
+                f"give it to {call}, speaker_embedding=...)"
+            )
+        cond = _conditioning(speaker_embedding)
+        if self.encoder is not None:
+            self.encoder.check(cond)
+        return cond
+
+    def decode_quantized(self, z_q: Tensor, cond: Conditioning | None = None) -> Tensor:
+        """The part of `reconstruct` after the quantizer.
+
+        Args:
+            z_q: quantized latent (B, C, F).
+            cond: of B rows. None: the bare codec.
+
+        Returns:
+            audio (B, 1, T), with the padding of `encode`.
+        """
+        if cond is None:
+            return self.codec.advance(z_q, "quantized", "audio")
         x, position = z_q, "quantized"
         for tap in self._edited(before_vq=False):
             x = self.codec.advance(x, position, tap) if tap != position else x

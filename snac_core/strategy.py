@@ -10,7 +10,7 @@ from torch import nn
 
 from snac_core.hookspecs import API_VERSION
 from snac_core.legacy import LegacyKeys
-from snac_core.taps import Taps
+from snac_core.taps import Tap, Taps
 
 DISCRIMINATOR = "discriminator"
 
@@ -68,6 +68,14 @@ class Strategy(nn.Module):
         """The settings: an instance of the nested `Config` of the subclass."""
         config: C = self._config  # type: ignore[attr-defined]
         return config
+
+    def receptive_field(self, tap: Tap) -> float | None:
+        """Frames on each side of a frame that its edit at `tap` depends on; `math.inf`: all frames of the item.
+
+        Audio of any length is processed in chunks with this much context, or whole if the edit depends on all frames.
+        None, the default: it is measured (see `snac_core.codec.streaming.measured_receptive_field`).
+        """
+        return None
 
     def adapted_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Named parameters that belong to the model: all but those of the discriminator."""

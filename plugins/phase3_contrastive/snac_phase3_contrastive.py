@@ -102,6 +102,10 @@ class Phase3Contrastive(Strategy):
         edited: Tensor = self.film(x, cond.speaker)
         return edited
 
+    def receptive_field(self, tap: Tap) -> float:
+        """0: FiLM is constant over time."""
+        return 0
+
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`contrastive`: the loss of the converted embeddings with positives and negatives; a scalar."""

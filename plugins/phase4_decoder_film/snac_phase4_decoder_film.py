@@ -39,6 +39,10 @@ class Phase4DecoderFiLM(Strategy):
         edited: Tensor = self.films[tap.name](x, cond.speaker)
         return edited
 
+    def receptive_field(self, tap: Tap) -> float:
+        """0: FiLM is constant over time."""
+        return 0
+
 
 @hookimpl
 def register_strategies(register: Callable[[type], None]) -> None:

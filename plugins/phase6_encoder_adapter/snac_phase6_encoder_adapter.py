@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
@@ -128,6 +129,12 @@ class Phase6EncoderAdapter(Strategy):
         """(B, C, F) to (B, C, F)."""
         edited: Tensor = self.adapters[tap.name](x, cond.speaker)
         return edited
+
+    def receptive_field(self, tap: Tap) -> float:
+        """Of the convolutions; all frames where `bound` measures a channel over the item."""
+        if self.config.adapter_type == "film":
+            return 0
+        return math.inf if self.config.bound is not None else self.config.num_layers * (self.config.kernel // 2)
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:

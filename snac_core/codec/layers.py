@@ -16,8 +16,9 @@ from snac_core.codec.checks import HEAD
 from snac_core.errors import UserError
 from snac_core.seeding import generator
 
-_CACHED = 16  # noise tensors cached while a seed is fixed; a decoder has about four per audio length
+_CACHED = 16  # segments kept while a seed is fixed; a decoder has four or so at a time
 _ALIGNED = 16  # torch draws normal numbers in blocks of 16; whole blocks are a prefix of any longer draw
+_SEGMENT = 2**16  # positions that share a generator: noise far into an item is drawn without the noise before it
 
 
 class NoiseSource:
@@ -25,46 +26,71 @@ class NoiseSource:
 
     def __init__(self) -> None:
         self._seed: int | None = None
-        self._drawn: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+        self._first_frame = 0
+        self._drawn: dict[tuple[int, int, int, torch.device, torch.dtype], Tensor] = {}
 
     def __reduce__(self) -> tuple[type[NoiseSource], tuple[()]]:
         return NoiseSource, ()  # a copy made inside `fixed` would stay fixed forever
 
+    @property
+    def seed(self) -> int | None:
+        """The seed of the innermost `fixed` block; None outside."""
+        return self._seed
+
     @contextmanager
-    def fixed(self, seed: int) -> Iterator[None]:
-        """Inside the block, noise depends only on (seed, noise block): not on earlier draws, nor on the batch."""
+    def fixed(self, seed: int, first_frame: int = 0) -> Iterator[None]:
+        """Inside the block, noise depends only on (seed, noise block, position in the item).
+
+        Args:
+            seed: a whole number.
+            first_frame: position in the item, in latent frames, of the first frame that is decoded.
+        """
         try:
-            seed = operator.index(seed)
+            seed, first_frame = operator.index(seed), operator.index(first_frame)
         except TypeError:
             raise UserError(f"a noise seed is a whole number; got {seed!r}") from None
-        before = self._seed, self._drawn
-        self._seed, self._drawn = seed, {}
+        before = self._seed, self._first_frame
+        self._seed, self._first_frame = seed, first_frame
         try:
             yield
         finally:
-            self._seed, self._drawn = before
+            self._seed, self._first_frame = before
 
-    def draw(self, x: Tensor, block: int) -> Tensor:
+    def draw(self, x: Tensor, block: int, samples_per_frame: int = 1) -> Tensor:
         """Standard normal noise for activations x (B, C, T): (B, 1, T), or (1, 1, T) for all items when fixed.
 
-        Fixed noise comes from the CPU's generator on every device. The noise of a short item is a prefix of the noise
-        of a long one, so padding does not change it.
+        Fixed noise comes from the CPU's generator on every device, and each position of an item has its own number:
+        neither padding nor decoding in chunks changes it.
+
+        Args:
+            x: what noise is added to.
+            block: number of the noise block.
+            samples_per_frame: positions of x per latent frame.
         """
         if self._seed is None:
             return torch.randn((x.shape[0], 1, x.shape[-1]), device=x.device, dtype=x.dtype)
-        frames = x.shape[-1]
-        key = (block, frames, x.device, x.dtype)
-        if key not in self._drawn:
+        first = self._first_frame * samples_per_frame
+        last = first + x.shape[-1]
+        parts = []
+        for number in range(first // _SEGMENT, -(-last // _SEGMENT)):
+            start = number * _SEGMENT
+            parts.append(self._segment(block, number, min(last - start, _SEGMENT), x)[..., max(0, first - start) :])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _segment(self, block: int, number: int, length: int, like: Tensor) -> Tensor:
+        """The first `length` numbers (1, 1, length) of one segment of the noise of a block."""
+        assert self._seed is not None
+        key = (self._seed, block, number, like.device, like.dtype)
+        if key not in self._drawn or self._drawn[key].shape[-1] < length:
             if len(self._drawn) >= _CACHED:
                 self._drawn.clear()
+            purpose = ("decoder noise", block, number) if number else ("decoder noise", block)
             with torch.inference_mode(False):  # cached noise may be used in training later
                 drawn = torch.randn(
-                    (1, 1, frames + -frames % _ALIGNED),
-                    generator=generator(self._seed, "decoder noise", block),
-                    dtype=torch.float32,
+                    (1, 1, length + -length % _ALIGNED), generator=generator(self._seed, *purpose), dtype=torch.float32
                 )
-                self._drawn[key] = drawn[..., :frames].to(device=x.device, dtype=x.dtype)
-        return self._drawn[key]
+                self._drawn[key] = drawn.to(device=like.device, dtype=like.dtype)
+        return self._drawn[key][..., :length]
 
 
 class _Snake(torch.autograd.Function):
@@ -290,17 +316,19 @@ class NoiseBlock(nn.Module):
         dim: C.
         source: of the noise, shared by the blocks of a decoder.
         number: index of this block.
+        samples_per_frame: T of one latent frame.
     """
 
-    def __init__(self, dim: int, source: NoiseSource, number: int) -> None:
+    def __init__(self, dim: int, source: NoiseSource, number: int, samples_per_frame: int) -> None:
         super().__init__()
         self.linear = WNConv1d(dim, dim, kernel_size=1, bias=False)
         self.source = source
         self.number = number
+        self.samples_per_frame = samples_per_frame
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) to (B, C, T)."""
-        noisy: Tensor = x + self.source.draw(x, self.number) * self.linear(x)
+        noisy: Tensor = x + self.source.draw(x, self.number, self.samples_per_frame) * self.linear(x)
         return noisy
 
 
@@ -308,7 +336,7 @@ class DecoderBlock(nn.Module):
     """Upsampling by `stride`, noise, three residual units: (B, C_in, T) to (B, C_out, T * stride)."""
 
     def __init__(
-        self, input_dim: int, output_dim: int, stride: int, noise: tuple[NoiseSource, int] | None, groups: int = 1
+        self, input_dim: int, output_dim: int, stride: int, noise: tuple[NoiseSource, int, int] | None, groups: int = 1
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [
@@ -376,7 +404,7 @@ class Decoder(nn.Module):
             layers.append(LocalMHA(dim, attn_window_size))
         for number, rate in enumerate(rates):
             narrow = dim // 2 ** (number + 1)
-            block_noise = None if noise is None else (noise, number)
+            block_noise = None if noise is None else (noise, number, math.prod(rates[: number + 1]))
             layers.append(DecoderBlock(dim // 2**number, narrow, rate, block_noise, groups=narrow if depthwise else 1))
         layers += [Snake1d(narrow), WNConv1d(narrow, 1, kernel_size=7, padding=3), nn.Tanh()]
         self.model = nn.Sequential(*layers)

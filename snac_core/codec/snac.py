@@ -245,19 +245,29 @@ class SNAC(nn.Module):
             UserError: for an unknown tap, taps on two sides of the quantizer or in the wrong order, and an `x` of
                 another shape than that at `after`.
         """
-        side, first, last = self._path.between(after, upto)
+        layers = self.layers(after, upto)
         self._path.check(x, after)
-        for layer in islice(self.encoder.block if side == "encoder" else self.decoder.model, first, last):
+        for layer in layers:
             x = layer(x)
         return x
 
+    def layers(self, after: str | None, upto: str) -> list[nn.Module]:
+        """The layers from tap `after` to tap `upto`; arguments and errors as in `advance`."""
+        side, first, last = self._path.between(after, upto)
+        return list(islice(self.encoder.block if side == "encoder" else self.decoder.model, first, last))
+
     @contextmanager
-    def fixed_noise(self, seed: int) -> Iterator[None]:
+    def fixed_noise(self, seed: int, first_frame: int = 0) -> Iterator[None]:
         """Inside the block, every decode starts from `seed`, and an item's noise does not depend on its batch.
 
         Outside, the decoder's noise comes from torch's global generator, as in upstream.
+
+        Args:
+            seed: a whole number.
+            first_frame: position in the item, in latent frames, of the first frame that is decoded. A part of an item
+                is decoded with the noise that it has in the whole.
         """
-        with self.noise.fixed(seed):
+        with self.noise.fixed(seed, first_frame):
             yield
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
