@@ -253,7 +253,7 @@ def check_strategies(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:
 
 @contextmanager
 def stopping(remedy: str, *, begun: Path | None = None) -> Iterator[None]:
-    """Turn Ctrl-C into `Stopped` with the command that continues, if there is something to continue: if `begun` exists."""
+    """Turn Ctrl-C into `Stopped`, with the command that continues if `begun` exists (None: it always does)."""
     try:
         yield
     except KeyboardInterrupt as stop:
