@@ -16,9 +16,9 @@ from torch import Tensor
 
 from snac_core import hub
 from snac_core.codec import SNAC
-from snac_core.codec.pretrained import bundled
+from snac_core.codec.pretrained import ASSETS, bundled
 from snac_core.conditioning import EncoderIdentity
-from snac_core.errors import UserError
+from snac_core.errors import UserError, nearest
 from snac_core.files import tensor_digest, write_bytes, write_json, write_text
 from snac_core.model_card import strategies_card
 from snac_core.settings import describe as reason_of
@@ -27,6 +27,11 @@ from snac_core.strategy import DISCRIMINATOR, Strategy
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+
+
+def bundled_adapters() -> list[str]:
+    """Names of the strategies with weights that are part of this package, for `ConditionedCodec.from_pretrained`."""
+    return sorted(path.parent.name for path in ASSETS.glob(f"*/{CONFIG}") if '"strategies"' in path.read_text())
 
 
 class _Base(BaseModel):
@@ -256,13 +261,14 @@ def _tensors(strategies: Mapping[str, Strategy]) -> dict[str, Tensor]:
 
 
 def _files(name: str | Path, options: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Paths of config and weights, in a folder or in the hub's cache."""
-    folder = Path(name)
+    """Paths of config and weights: of a bundled name, in a folder, or in the hub's cache."""
+    folder = ASSETS / name if isinstance(name, str) and name in bundled_adapters() else Path(name)
     if folder.is_dir():
         return folder / CONFIG, folder / WEIGHTS
     if isinstance(name, Path) or not hub.is_hub_id(name):
         raise UserError(
-            f"no folder {name}; expected a folder written by save_pretrained, or a hub id like 'me/adapter'"
+            f"no folder {name}; expected a folder written by save_pretrained, a hub id like 'me/adapter', or a bundled "
+            f"name{nearest(str(name), bundled_adapters())}"
         )
     config, weights = hub.fetch(name, [CONFIG], [WEIGHTS], **options)
     return config, weights

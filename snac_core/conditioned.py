@@ -405,7 +405,7 @@ class ConditionedCodec(nn.Module):
         """Load strategies and the base that they were trained on; in eval mode.
 
         Args:
-            name_or_folder: a folder written by `save_pretrained`, or a hub id.
+            name_or_folder: a bundled name such as "phase6_tiny", a folder written by `save_pretrained`, or a hub id.
             codec: the base, if it cannot be loaded by the name that the strategies state.
             plugins: the catalogue to look strategies up in; defaults to the installed plugins.
             speaker_encoder: the encoder that you will condition with, to check it against the stored one.

@@ -24,6 +24,9 @@ from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
 from snac_runner.schedule import learning_rate
 
+CHECKPOINT = Path("checkpoint", "state.pt")
+"""The file in a run folder that its training resumes from."""
+
 
 @dataclass
 class Progress:
@@ -137,7 +140,7 @@ class Arm:
     @property
     def checkpoint(self) -> Path:
         """The file that this arm resumes from."""
-        return self.folder / "checkpoint" / "state.pt"
+        return self.folder / CHECKPOINT
 
     def save(self) -> None:
         """Write the exact state; the previous checkpoint is replaced once the new one is complete."""

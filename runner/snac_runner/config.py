@@ -133,7 +133,7 @@ class StudySettings(BaseModel):
         (), description="Metrics to add that are not measured by default, such as whisper_wer."
     )
     samples: int = Field(4, ge=0, description="Number of conversions with audio in the report.")
-    device: str = Field("cpu", description="cpu, cuda, or cuda:N.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     plugins: tuple[str, ...] = Field((), description="Python files with plugins.")
 
     @model_validator(mode="after")

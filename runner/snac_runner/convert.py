@@ -5,27 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from snac_core.augment import change_voice
+from snac_core.checkpoint import CONFIG, Description, bundled_adapters, digest_of, load_state
+from snac_core.codec.pretrained import ASSETS
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
 from snac_core.files import write_bytes
 from snac_core.plugins import Catalogue, discover
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
-from snac_runner.data.audio import check_audio, load_audio
-from snac_runner.embeddings import mean_embedding
+from snac_runner.arm import CHECKPOINT, Progress
+from snac_runner.console import SILENT, Console
+from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
+from snac_runner.data.audio import AudioCheck, check_audio, load_audio, resample
+from snac_runner.data.media import PIPE, AudioFormat, decodable
+from snac_runner.embeddings import mean_embedding, weighted_mean
 from snac_runner.evaluate.systems import NOISE_SEED
 from snac_runner.resources import device_named
-from snac_runner.run_folder import write_wav
+from snac_runner.run_folder import read_result, result_status, stored_run
 
 MIN_SECONDS = 0.1  # of a source
+MIXING_DB = -4.0  # dB: below, averaging the channels of a file removes sound; two unrelated channels give -3
 SYNTHETIC_SEMITONES, SYNTHETIC_FORMANTS = 2.0, 1.1  # pitch shift and formant factor of the synthetic stage
+EMBEDDING_SUFFIXES = (".npy", ".safetensors")
 _CODES_FORMAT = "snac-codes 1"
 
 
@@ -33,10 +43,12 @@ class Converter:
     """A trained run, or an unconditioned codec, that converts files.
 
     Args:
-        run: folder of a run, or of its model; None: an unconditioned codec.
-        device: "cpu", "cuda" or "cuda:N".
+        run: folder of a run or of its model, name of a bundled adapter, or hub id; None: an unconditioned codec.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         catalogue: the plugins; None: the installed ones.
         base: the codec. None: "tiny" without a run, or the base that the run was trained on.
+        checkpoint: whether to use the run's latest checkpoint instead of its finished model.
+        console: where warnings about files are displayed.
 
     Attributes:
         model: the codec with the run's strategies, on the device and in eval mode.
@@ -47,64 +59,133 @@ class Converter:
     """
 
     def __init__(
-        self, run: Path | None, device: str, catalogue: Catalogue | None = None, *, base: str | None = None
+        self,
+        run: str | Path | None,
+        device: str = "auto",
+        catalogue: Catalogue | None = None,
+        *,
+        base: str | None = None,
+        checkpoint: bool = False,
+        console: Console = SILENT,
     ) -> None:
         self.device = device_named(device)
+        self.console = console
         catalogue = catalogue or discover()
-        self.model = ConditionedCodec(base or "tiny") if run is None else _load_run(run, base, catalogue)
+        if run is None:
+            self.model = ConditionedCodec(base or "tiny")
+        elif checkpoint:
+            self.model = _load_checkpoint(Path(run), base, catalogue)
+        else:
+            self.model = _load_run(run, base, catalogue)
         self.model.to(self.device).eval()
         self.encoder: SpeakerEncoder | None = None
         if self.model.encoder is not None:
             self.encoder = load_speaker_encoder(self.model.encoder.name, plugins=catalogue).to(self.device)
+        self._mixed_before = False
+
+    @property
+    def digest(self) -> str:
+        """Identifies the base and the strategies with their weights."""
+        return f"{self.model.codec.digest} {digest_of(self.model.attached)}"
 
     @torch.no_grad()
-    def convert(self, source: Path, targets: Sequence[Path], out: Path, *, stages: bool = False) -> list[Path]:
-        """Convert speech to the voice of the targets.
+    def convert(
+        self,
+        source: Path,
+        target: Conditioning,
+        out: Path,
+        *,
+        stages: bool = False,
+        audio_format: AudioFormat | None = None,
+    ) -> list[Path]:
+        """Convert one file to the voice of a target.
 
         Args:
-            source: the speech to convert.
-            targets: speech of the target speaker; the embeddings of several files are averaged.
-            out: the .wav file to write.
+            source: the speech to convert; "-" is standard input.
+            target: from `target`.
+            out: the file to write; "-" is standard output.
             stages: whether to write also <out>.source.wav, .bare.wav (unconditioned codec), .identity.wav (the source's
                 own embedding) and .synthetic.wav (the source with its pitch and formants changed, converted back to the
                 source's own voice, as measured by spk_synth).
+            audio_format: of the files; None: 16-bit wav.
 
         Returns:
             The files written.
         """
-        _check_out(out, ".wav", [source, *targets])
-        audio = self._source(source)
-        outputs = {out: self._reconstruct(audio, self._target(targets))}
-        if stages:
-            own = self._embedding([source])
+        audio_format = audio_format or AudioFormat()
+        _check_out(out, audio_format.suffix, [source])
+        with decodable(source) as path:
+            rate = self._check(path, "source", MIN_SECONDS).sample_rate
+            audio = load_audio(path, self.model.codec.sampling_rate).unsqueeze(0).to(self.device)
+            own = self._embedding([path]) if stages else None
+        outputs = {out: self._reconstruct(audio, target)}
+        if own is not None:
             shift = audio.new_tensor([SYNTHETIC_SEMITONES]), audio.new_tensor([SYNTHETIC_FORMANTS])
             other = change_voice(audio, self.model.codec.sampling_rate, *shift)
-            outputs[out.with_suffix(".source.wav")] = audio[0, 0]
-            outputs[out.with_suffix(".bare.wav")] = self._reconstruct(audio, None)
-            outputs[out.with_suffix(".identity.wav")] = self._reconstruct(audio, own)
-            outputs[out.with_suffix(".synthetic.wav")] = self._reconstruct(other, own)
-        for path, wave in outputs.items():
-            write_wav(path, wave.cpu(), self.model.codec.sampling_rate)
+            outputs[_stage(out, "source")] = audio[0, 0]
+            outputs[_stage(out, "bare")] = self._reconstruct(audio, None)
+            outputs[_stage(out, "identity")] = self._reconstruct(audio, own)
+            outputs[_stage(out, "synthetic")] = self._reconstruct(other, own)
+        for file, wave in outputs.items():
+            wave, written = wave.cpu(), self.model.codec.sampling_rate
+            if audio_format.keep_rate:
+                wave, written = resample(wave, written, rate), rate
+            wave = audio_format.levelled(wave, audio[0, 0].cpu())
+            audio_format.write(file, wave, written)
         return list(outputs)
 
+    def target(self, files: Sequence[Path]) -> Conditioning:
+        """The mean embedding of a target speaker.
+
+        Args:
+            files: speech of the speaker, weighted by length; or embeddings (S,) or (N, S) as .npy or .safetensors,
+                weighted equally. Of several speech files, those that cannot be used are left out with a warning.
+
+        Raises:
+            UserError: if nothing is conditioned, a single file cannot be used, or none of several can.
+        """
+        if self.encoder is None:
+            raise UserError("a target needs a trained run; give it with --run RUN")
+        stored = [path for path in files if path.suffix.lower() in EMBEDDING_SUFFIXES]
+        if stored and len(stored) < len(files):
+            raise UserError(f"targets are speech and embeddings ({stored[0]}); expected only one of the two")
+        if stored:
+            rows = [row for path in stored for row in _read_embeddings(path, self.encoder.dim)]
+            return Conditioning(weighted_mean(rows, [1.0] * len(rows)).to(self.device))
+        usable: list[Tensor] = []
+        for path in files:
+            try:
+                with decodable(path) as file:
+                    self._check(file, "target")
+                    usable.append(load_audio(file, self.encoder.sample_rate))
+            except UserError as error:
+                if len(files) == 1:
+                    raise
+                self.console.warning(f"{error}; left out")
+        if not usable:
+            raise UserError(f"none of the {len(files)} target files can be used, for example {files[:1]}")
+        return self._conditioning(mean_embedding(self.encoder, usable))
+
     @torch.no_grad()
-    def encode(self, source: Path, targets: Sequence[Path], out: Path) -> Path:
-        """Encode speech, conditioned on the targets if there are any, and write the codes to a .safetensors file."""
-        _check_out(out, ".safetensors", [source, *targets])
-        audio = self._source(source)
-        codes = self.model.encode(audio, self._target(targets) if targets else None)
+    def encode(self, source: Path, target: Conditioning | None, out: Path) -> Path:
+        """Encode speech, conditioned on a target if there is one, and write the codes to a .safetensors file."""
+        _check_out(out, ".safetensors", [source])
+        with decodable(source) as path:
+            self._check(path, "source", MIN_SECONDS)
+            audio = load_audio(path, self.model.codec.sampling_rate).unsqueeze(0).to(self.device)
+        codes = self.model.encode(audio, target)
         _write_codes(out, codes, self.model.codec.digest, audio.shape[-1])
         return out
 
     @torch.no_grad()
-    def decode(self, codes: Path, targets: Sequence[Path], out: Path) -> Path:
-        """Decode a file of codes, conditioned on the targets if there are any, and write the speech to a .wav file."""
-        _check_out(out, ".wav", [codes, *targets])
+    def decode(self, codes: Path, target: Conditioning | None, out: Path) -> Path:
+        """Decode a file of codes, conditioned on a target if there is one, and write the speech to a .wav file."""
+        _check_out(out, ".wav", [codes])
         levels, length = _read_codes(codes, self.model.codec.digest)
         levels = [level.to(self.device) for level in levels]
         with self.model.codec.fixed_noise(NOISE_SEED):
-            audio = self.model.decode(levels, self._target(targets) if targets else None, length=length)
-        write_wav(out, audio[0, 0].cpu(), self.model.codec.sampling_rate)
+            audio = self.model.decode(levels, target, length=length)
+        AudioFormat().write(out, audio[0, 0], self.model.codec.sampling_rate)
         return out
 
     def _reconstruct(self, audio: Tensor, cond: Conditioning | None) -> Tensor:
@@ -112,44 +193,143 @@ class Converter:
         with self.model.codec.fixed_noise(NOISE_SEED):
             return self.model.reconstruct(audio, cond).audio[0, 0]
 
-    def _source(self, path: Path) -> Tensor:
-        """The source (1, 1, T) at the codec's sample rate."""
-        audio = load_audio(path, self.model.codec.sampling_rate)
-        if not audio.isfinite().all():
-            raise UserError(f"{path} holds samples that are NaN or infinite; expected speech")
-        if audio.shape[-1] < MIN_SECONDS * self.model.codec.sampling_rate:
-            raise UserError(f"{path} holds {audio.shape[-1]} samples; expected at least {MIN_SECONDS} s of speech")
-        return audio.unsqueeze(0).to(self.device)
-
-    def _target(self, paths: Sequence[Path]) -> Conditioning:
-        if self.encoder is not None:
-            for path in paths:
-                if problem := check_audio(path).problem:
-                    raise UserError(f"target {path} {problem}")
-        return self._embedding(paths)
+    def _check(self, path: Path, role: str, min_seconds: float = UTTERANCE_SECONDS) -> AudioCheck:
+        """Refuse a file that is silent, cut off, too short or not finite; say once that channels are averaged."""
+        if not path.is_file():
+            raise UserError(f"no audio file {path}; expected a {role}")
+        check = check_audio(path, min_seconds=min_seconds)
+        if check.problem:
+            raise UserError(f"{role} {path} {check.problem}")
+        if check.mixing_db < MIXING_DB:
+            self.console.warning(
+                f"{role} {path}: the average of its {check.channels} channels is {-check.mixing_db:.0f} dB below the "
+                "louder one (one is silent, or they cancel); extract one channel if that is not intended"
+            )
+        elif check.channels > 1 and not self._mixed_before:
+            self._mixed_before = True
+            self.console.line(f"{path} has {check.channels} channels; channels are averaged")
+        return check
 
     def _embedding(self, paths: Sequence[Path]) -> Conditioning:
-        """The mean embedding of files."""
+        """The mean embedding of files that libsndfile decodes."""
         if self.encoder is None:
-            raise UserError("a target needs a trained run; give it with --run RUN")
-        embedding = mean_embedding(self.encoder, [load_audio(path, self.encoder.sample_rate) for path in paths])
+            raise UserError("stages need a trained run; give it with --run RUN")
+        return self._conditioning(
+            mean_embedding(self.encoder, [load_audio(path, self.encoder.sample_rate) for path in paths])
+        )
+
+    def _conditioning(self, embedding: Tensor) -> Conditioning:
+        assert self.encoder is not None
         return Conditioning(embedding.to(self.device), encoder=self.encoder.digest)
 
 
-def _load_run(run: Path, base: str | None, catalogue: Catalogue) -> ConditionedCodec:
-    folder = run / "model" if (run / "model").is_dir() else run
+def best_adapter(base: str | None) -> str:
+    """The bundled adapter with the highest speaker similarity (SECS) on test speakers, among those for `base`.
+
+    Args:
+        base: name of the codec; None: any.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = {name: Description.read(ASSETS / name / CONFIG) for name in bundled_adapters()}
+    suited = {name: about for name, about in found.items() if base is None or about.base.name == base}
+    if not suited:
+        listed = ", ".join(f"{name} (for {about.base.name})" for name, about in found.items()) or "none"
+        raise UserError(f"no bundled adapter for base {base!r}; bundled: {listed}; give a trained run with --run RUN")
+
+    def secs(name: str) -> float:
+        evaluation = suited[name].evaluation
+        figure = evaluation.metrics.get("secs") if evaluation else None
+        return figure.mean if figure and figure.mean is not None else -1.0
+
+    return max(suited, key=secs)
+
+
+def _load_run(run: str | Path, base: str | None, catalogue: Catalogue) -> ConditionedCodec:
+    path = Path(run)
+    if not path.is_dir():
+        return ConditionedCodec.from_pretrained(str(run), codec=base, plugins=catalogue)
+    folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "config.json").is_file():
         raise UserError(f"no trained model at {run}; expected a run folder with model/, or the model's folder")
+    if folder == path and "hash" in _config_of(path):  # a run that has not written its model
+        raise UserError(_unfinished(path))
     return ConditionedCodec.from_pretrained(folder, codec=base or _base_of(folder.parent), plugins=catalogue)
+
+
+def _unfinished(run: Path) -> str:
+    """Where a run without a model stopped, and what to do."""
+    total = stored_run(run)[0].steps
+    if not (run / CHECKPOINT).is_file():
+        return f"{run} is a run without a trained model or checkpoint; train it with: runner train --resume {run}"
+    step = Progress(**_checkpoint_of(run)["progress"]).step
+    failure = read_result(run).get("error") if result_status(run) == "failed" else None
+    return (
+        f"{run} is at step {step} of {total} and has no finished model{f' ({failure})' if failure else ''}; "
+        f"continue with: runner train --resume {run}, or convert with its checkpoint: --checkpoint"
+    )
+
+
+def _load_checkpoint(run: Path, base: str | None, catalogue: Catalogue) -> ConditionedCodec:
+    """The model of a run as its latest checkpoint has it."""
+    study, arm = stored_run(run)
+    if not (run / CHECKPOINT).is_file():
+        raise UserError(f"{run} has no checkpoint; expected {run / CHECKPOINT}")
+    state = _checkpoint_of(run)
+    model = ConditionedCodec(
+        base or study.base, arm.all_strategies, plugins=catalogue, config=arm.settings,
+        speaker_encoder=load_speaker_encoder(study.speaker_encoder, plugins=catalogue),
+    )  # fmt: skip
+    if state["base"] != model.codec.digest:
+        raise UserError(f"{run} was trained on a base with digest {state['base'][:12]}; got {model.codec.digest[:12]}")
+    load_state(model.attached, state["model"], str(run / CHECKPOINT))
+    return model
+
+
+def _checkpoint_of(run: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+        return {key: state[key] for key in ("progress", "base", "model")}
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"{run / CHECKPOINT} is not a complete checkpoint ({type(error).__name__})") from error
+
+
+def _config_of(run: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _base_of(run: Path) -> str | None:
     """The folder of the base that a run was trained on; None if the base is not a folder, or was moved."""
-    try:
-        base = json.loads((run / "config.json").read_text())["study"]["base"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    base = _config_of(run).get("study", {}).get("base")
     return base if isinstance(base, str) and Path(base).is_dir() else None
+
+
+def _read_embeddings(path: Path, dim: int) -> list[Tensor]:
+    """The embeddings (S,), of unit norm, in a file with one array (S,) or (N, S)."""
+    try:
+        if path.suffix.lower() == ".npy":
+            array = torch.from_numpy(np.load(path, allow_pickle=False))
+        else:
+            (array,) = load_file(path).values()
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is not a file with one speaker embedding ({reason})") from error
+    rows = array.reshape(-1, array.shape[-1]) if array.dim() in (1, 2) else array
+    if rows.dim() != 2 or rows.shape[1] != dim or not rows.is_floating_point() or not rows.isfinite().all():
+        raise UserError(
+            f"{path} holds {array.dtype} of shape {tuple(array.shape)}; expected finite ({dim},) or (N, {dim})"
+        )
+    return list(torch.nn.functional.normalize(rows.float(), dim=1))
+
+
+def _stage(out: Path, name: str) -> Path:
+    """Name of the file of a stage, beside the output."""
+    return out.with_suffix(f".{name}{out.suffix}")
 
 
 def _write_codes(path: Path, codes: Sequence[Tensor], base: str, length: int) -> None:
@@ -175,6 +355,8 @@ def _read_codes(path: Path, base: str) -> tuple[list[Tensor], int]:
 
 def _check_out(out: Path, suffix: str, inputs: Sequence[Path]) -> None:
     """Refuse an output with another suffix, or one that would overwrite an input."""
+    if str(out) == PIPE:
+        return
     if out.suffix.lower() != suffix:
         raise UserError(f"--out {out}: expected a name that ends in {suffix}")
     if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from small_study import BASE, PHASES, Bench, runner
+from small_study import BASE, PHASES, Bench, arm, runner
 
 from snac_core.codec import SNAC
+from snac_runner.arm import Arm
 from snac_runner.data.synth import synthesize
 from snac_runner.evaluate.content import CER, WER
 from snac_runner.evaluate.metrics import PESQ, STOI
@@ -55,3 +57,37 @@ def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "study"
     assert runner("ablate", "--strategies", ",".join(PHASES), "--out", out, *bench.options(steps=2)) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def runs(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of which every parameter was moved, so that an embedding has an effect; by phase."""
+    root, resources = tmp_path_factory.mktemp("runs"), bench.resources(bench.study())
+    for name in PHASES:
+        one = Arm.new(arm(name), 0, root / name, resources)
+        with torch.no_grad():
+            for _, parameter in one.model.trained_parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        one.model.save_pretrained(root / name / "model")
+        (root / name / "config.json").write_text(json.dumps({"study": {"base": str(bench.base)}}))
+    return {name: root / name for name in PHASES}
+
+
+@pytest.fixture(scope="session")
+def voices(bench: Bench) -> list[Path]:
+    """A recording of each of several speakers."""
+    return [sorted(folder.glob("*.flac"))[0] for folder in sorted((bench.speech / "train").iterdir())]
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused; its line."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert runner(*arguments) == 2
+        message = capsys.readouterr().err.strip().splitlines()
+        assert message[-1].startswith("error: ")
+        return message[-1]
+
+    return run

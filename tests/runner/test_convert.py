@@ -13,46 +13,11 @@ import soundfile
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_study import PHASES, Bench, arm, contents, runner
+from small_study import PHASES, Bench, contents, runner
 
 from snac_core.augment import change_voice
 from snac_core.codec import SNAC
-from snac_runner.arm import Arm
 from snac_runner.convert import Converter
-
-
-@pytest.fixture(scope="module")
-def runs(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models of which every parameter was moved, so that an embedding has an effect; by phase."""
-    root, resources = tmp_path_factory.mktemp("runs"), bench.resources(bench.study())
-    for name in PHASES:
-        one = Arm.new(arm(name), 0, root / name, resources)
-        with torch.no_grad():
-            for _, parameter in one.model.trained_parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-        one.model.save_pretrained(root / name / "model")
-        (root / name / "config.json").write_text(json.dumps({"study": {"base": str(bench.base)}}))
-    return {name: root / name for name in PHASES}
-
-
-@pytest.fixture(scope="module")
-def voices(bench: Bench) -> list[Path]:
-    """A recording of each of several speakers."""
-    return [sorted(folder.glob("*.flac"))[0] for folder in sorted((bench.speech / "train").iterdir())]
-
-
-@pytest.fixture
-def error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused; its line."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        assert runner(*arguments) == 2
-        message = capsys.readouterr().err.strip().splitlines()
-        assert message[-1].startswith("error: ")
-        return message[-1]
-
-    return run
 
 
 def read(path: Path) -> np.ndarray:
@@ -83,9 +48,9 @@ def test_several_targets_are_averaged_and_their_order_is_no_matter(
     tmp_path: Path, runs: dict[str, Path], voices: list[Path]
 ) -> None:
     converter = Converter(runs[PHASES[1]], "cpu")
-    one, two = (converter._target([voice]).speaker for voice in voices[1:3])
-    both = converter._target(voices[1:3])
-    back = converter._target(voices[2:0:-1])
+    one, two = (converter.target([voice]).speaker for voice in voices[1:3])
+    both = converter.target(voices[1:3])
+    back = converter.target(voices[2:0:-1])
     assert torch.allclose(both.speaker, back.speaker, atol=1e-6)
     assert both.speaker.norm() == pytest.approx(1, abs=1e-5)
     lengths = [soundfile.info(voice).frames for voice in voices[1:3]]
@@ -143,10 +108,10 @@ def test_codes_conditioned_before_vq_decode_to_the_conversion(
 
 
 def test_codes_conditioned_after_vq_are_the_sources_and_the_voice_is_given_to_decode(
-    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], refusal: Callable[..., str]
 ) -> None:
     run, codes = runs[PHASES[1]], tmp_path / "codes.safetensors"
-    message = error("encode", "--run", run, "--source", voices[0], "--target", voices[1], "--out", codes)
+    message = refusal("encode", "--run", run, "--source", voices[0], "--target", voices[1], "--out", codes)
     assert "acts only after VQ" in message
     assert "give it to decode" in message
     assert not codes.exists()
@@ -155,52 +120,52 @@ def test_codes_conditioned_after_vq_are_the_sources_and_the_voice_is_given_to_de
     aim = ["--run", run, "--source", voices[0], "--target", voices[1]]
     assert runner("convert", *aim, "--out", tmp_path / "c.wav") == 0
     assert np.allclose(read(tmp_path / "d.wav"), read(tmp_path / "c.wav"), atol=2 / 32768)
-    message = error("decode", "--run", runs[PHASES[2]], "--codes", codes, "--target", voices[1], "--out", "x.wav")
+    message = refusal("decode", "--run", runs[PHASES[2]], "--codes", codes, "--target", voices[1], "--out", "x.wav")
     assert "acts only before VQ" in message
     assert "give it to encode" in message
 
 
 def test_codes_of_another_base_or_of_nothing_are_refused(
-    bench: Bench, tmp_path: Path, voices: list[Path], error: Callable[..., str]
+    bench: Bench, tmp_path: Path, voices: list[Path], refusal: Callable[..., str]
 ) -> None:
     codes = tmp_path / "codes.safetensors"
     assert runner("encode", "--base", bench.base, "--source", voices[0], "--out", codes) == 0
-    assert "was encoded with a base of digest" in error("decode", "--codes", codes, "--out", tmp_path / "d.wav")
+    assert "was encoded with a base of digest" in refusal("decode", "--codes", codes, "--out", tmp_path / "d.wav")
     data = codes.read_bytes()
     codes.write_bytes(data[: len(data) // 2])
-    assert "is not a file of codes" in error("decode", "--codes", codes, "--base", bench.base, "--out", "d.wav")
+    assert "is not a file of codes" in refusal("decode", "--codes", codes, "--base", bench.base, "--out", "d.wav")
     save_file({"codes_0": torch.zeros(1, 4, dtype=torch.int32)}, codes)
-    assert "is not a file of codes" in error("decode", "--codes", codes, "--base", bench.base, "--out", "d.wav")
-    assert "is not a file of codes" in error(
+    assert "is not a file of codes" in refusal("decode", "--codes", codes, "--base", bench.base, "--out", "d.wav")
+    assert "is not a file of codes" in refusal(
         "decode", "--codes", tmp_path / "gone", "--base", bench.base, "--out", "d.wav"
     )
     digest = SNAC.from_pretrained(str(bench.base)).digest
     about = {"format": "snac-codes 1", "base": digest, "length": "100"}
     save_file({"codes_0": torch.full((1, 4), 999, dtype=torch.int32)}, codes, metadata=about)
-    error("decode", "--codes", codes, "--base", bench.base, "--out", tmp_path / "d.wav")
+    refusal("decode", "--codes", codes, "--base", bench.base, "--out", tmp_path / "d.wav")
     save_file({"codes_0": torch.zeros(1, 4, dtype=torch.int32)}, codes, metadata={"format": "snac-codes 1"})
-    error("decode", "--codes", codes, "--base", bench.base, "--out", tmp_path / "d.wav")
+    refusal("decode", "--codes", codes, "--base", bench.base, "--out", tmp_path / "d.wav")
 
 
 def test_audio_that_cannot_be_used_is_named(
-    tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], refusal: Callable[..., str]
 ) -> None:
     (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "short.wav", np.zeros(2), 16000)
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
     run = ["convert", "--run", runs[PHASES[1]], "--out", tmp_path / "c.wav"]
     for name in ("gone.wav", "text.wav"):
-        assert name in error(*run, "--source", tmp_path / name, "--target", voices[0])
-        assert name in error(*run, "--source", voices[0], "--target", tmp_path / name)
-    assert "short.wav" in error(*run, "--source", voices[0], "--target", tmp_path / "short.wav")
-    assert "silent.wav" in error(*run, "--source", voices[0], "--target", tmp_path / "silent.wav")
+        assert name in refusal(*run, "--source", tmp_path / name, "--target", voices[0])
+        assert name in refusal(*run, "--source", voices[0], "--target", tmp_path / name)
+    assert "short.wav" in refusal(*run, "--source", voices[0], "--target", tmp_path / "short.wav")
+    assert "silent.wav" in refusal(*run, "--source", voices[0], "--target", tmp_path / "silent.wav")
     assert not (tmp_path / "c.wav").exists()
 
 
 def test_a_target_without_a_run_is_an_error(
-    bench: Bench, tmp_path: Path, voices: list[Path], error: Callable[..., str]
+    bench: Bench, tmp_path: Path, voices: list[Path], refusal: Callable[..., str]
 ) -> None:
-    message = error(
+    message = refusal(
         "encode",
         "--base",
         bench.base,
@@ -215,14 +180,14 @@ def test_a_target_without_a_run_is_an_error(
 
 
 def test_a_run_whose_base_has_changed_is_refused(
-    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], refusal: Callable[..., str]
 ) -> None:
     shutil.copytree(runs[PHASES[1]] / "model", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["base"]["digest"] = "0" * 64
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     before = contents(tmp_path)
-    message = error(
+    message = refusal(
         "convert", "--run", tmp_path, "--source", voices[0], "--target", voices[1], "--out", tmp_path / "c.wav",
         "--base", bench.base,
     )  # fmt: skip
@@ -231,11 +196,11 @@ def test_a_run_whose_base_has_changed_is_refused(
 
 
 def test_a_run_whose_base_lies_elsewhere_now_takes_it_from_the_command_line(
-    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], error: Callable[..., str]
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path], refusal: Callable[..., str]
 ) -> None:
     shutil.copytree(runs[PHASES[1]] / "model", tmp_path / "model")
     command = ["convert", "--run", tmp_path, "--source", voices[0], "--target", voices[1], "--out", tmp_path / "c.wav"]
-    assert "was trained on base 'base'" in error(*command)
+    assert "was trained on base 'base'" in refusal(*command)
     assert runner(*command, "--base", bench.base) == 0
     expected = tmp_path / "expected.wav"
     assert runner("convert", "--run", runs[PHASES[1]], *command[3:7], "--out", expected) == 0
@@ -243,23 +208,23 @@ def test_a_run_whose_base_lies_elsewhere_now_takes_it_from_the_command_line(
 
 
 def test_nothing_that_is_read_is_overwritten_and_only_files_are_written(
-    bench: Bench, tmp_path: Path, voices: list[Path], error: Callable[..., str]
+    bench: Bench, tmp_path: Path, voices: list[Path], refusal: Callable[..., str]
 ) -> None:
     source = tmp_path / "source.wav"
-    soundfile.write(source, np.zeros(16_000, dtype=np.float32) + 0.1, 16_000)
+    soundfile.write(source, 0.1 * np.sin(np.arange(16_000)), 16_000)
     before = source.read_bytes()
-    assert "is also an input" in error("decode", "--base", bench.base, "--codes", source, "--out", source)
+    assert "is also an input" in refusal("decode", "--base", bench.base, "--codes", source, "--out", source)
     assert source.read_bytes() == before
     (tmp_path / "folder.safetensors").mkdir()
-    message = error("encode", "--base", bench.base, "--source", source, "--out", tmp_path / "folder.safetensors")
-    assert "no regular file" in message
+    message = refusal("encode", "--base", bench.base, "--source", source, "--out", tmp_path / "folder.safetensors")
+    assert "is not a regular file" in message
 
 
-def test_a_source_that_holds_no_speech_is_refused(bench: Bench, tmp_path: Path, error: Callable[..., str]) -> None:
+def test_a_source_that_holds_no_speech_is_refused(bench: Bench, tmp_path: Path, refusal: Callable[..., str]) -> None:
     broken = np.full(16_000, 0.1, dtype=np.float32)
     broken[7] = np.nan
-    for samples, words in ((broken, "NaN"), (broken[:2], "expected at least 0.1 s")):
+    for samples, words in ((broken, "NaN"), (broken[:2], "at least 0.1 s are needed")):
         source = tmp_path / "source.wav"
         soundfile.write(source, np.nan_to_num(samples) if "0.1" in words else samples, 16_000, subtype="FLOAT")
-        message = error("encode", "--base", bench.base, "--source", source, "--out", tmp_path / "codes.safetensors")
+        message = refusal("encode", "--base", bench.base, "--source", source, "--out", tmp_path / "codes.safetensors")
         assert words in message

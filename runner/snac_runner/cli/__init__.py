@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = _spread([argument for argument in arguments if argument != "--debug"])
     try:
         code = typer.main.get_command(app)(arguments, prog_name="runner", standalone_mode=False)
     except UserError as error:
@@ -73,6 +73,21 @@ def main(arguments: list[str] | None = None) -> None:
     if code == 130:  # typer's exit code for Ctrl-C
         print("error: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """Repeat --source and --target before each of their values: a shell expands `--target b/*.wav` to several."""
+    spread: list[str] = []
+    option = ""
+    for position, argument in enumerate(arguments):
+        if arguments[0] not in ("convert", "encode", "decode"):
+            return arguments
+        if argument.startswith("-") and argument != "-":
+            option = argument
+        elif option in ("--source", "--target") and arguments[position - 1] != option:
+            spread.append(option)
+        spread.append(argument)
+    return spread
 
 
 def _explained(error: Any, arguments: list[str]) -> str:

@@ -3,78 +3,177 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snac_runner.cli.console import Disable, Plugin, catalogue_of
+from snac_core.errors import UserError
+from snac_runner.cli.console import Disable, Plugin, Stopped, catalogue_of, say, terminal
 
-Run = Annotated[Path, typer.Option(help="Folder of a trained run, or of its model.")]
-Target = Annotated[list[Path], typer.Option("--target", help="Speech of the target speaker; may be repeated.")]
+if TYPE_CHECKING:
+    from snac_core.conditioning import Conditioning
+    from snac_runner.batch_convert import Job
+    from snac_runner.convert import Converter
+    from snac_runner.data.media import AudioFormat
+
+Run = Annotated[
+    str | None,
+    typer.Option(
+        help="Run folder or its model, a bundled adapter, or a hub id; if left out, the best bundled adapter.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    list[str],
+    typer.Option(
+        "--target",
+        help="Speech of the target speaker: files, folders, patterns, a .txt list, or embeddings (.npy, .safetensors).",
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(help="Codec. Default: the base of the run, or tiny without a run.", show_default=False),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Checkpoint = Annotated[bool, typer.Option("--checkpoint", help="Use the latest checkpoint of an unfinished run.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: runner convert --run RUN --source a.wav --target b.wav --out c.wav")(convert)
+    app.command(epilog="Example: runner convert --source a.wav --target b.wav --out c.wav")(convert)
     app.command(epilog="Example: runner encode --source a.wav --out codes.safetensors --run RUN --target b.wav")(encode)
     app.command(epilog="Example: runner decode --codes codes.safetensors --out c.wav")(decode)
 
 
 def convert(
-    run: Run,
-    source: Annotated[Path, typer.Option(help="Speech to convert.")],
-    target: Target,
-    out: Annotated[Path, typer.Option(help="Wav file to write.")],
+    out: Annotated[str, typer.Option(help="File to write (.wav, .flac, .opus), - for standard output, or a folder.")],
+    source: Annotated[
+        list[str], typer.Option(help="Speech to convert: files, a folder, a pattern, or - for standard input.")
+    ] = [],  # noqa: B006
+    target: Target = [],  # noqa: B006
+    run: Run = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="CSV file with the columns source,target[,out].", show_default=False)
+    ] = None,
     stages: Annotated[bool, typer.Option("--stages", help="Also write source, bare, identity, synthetic.")] = False,
+    output_format: Annotated[
+        str, typer.Option("--format", help="Of the files in an output folder, and on standard output: wav, flac, opus.")
+    ] = "wav",
+    bits: Annotated[int, typer.Option(help="Bits per sample: 16, 24, or 32 (floating point, wav only).")] = 16,
+    keep_rate: Annotated[bool, typer.Option("--keep-rate", help="Write at the sample rate of the source.")] = False,
+    keep_level: Annotated[bool, typer.Option("--keep-level", help="Scale to the RMS level of the source.")] = False,
+    checkpoint: Checkpoint = False,
     base: Base = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Convert speech to the voice of a target speaker; the embeddings of several target files are averaged."""
-    from snac_runner.convert import Converter
+    """Convert speech to the voice of a target speaker; the embeddings of several target files are averaged.
 
-    converter = Converter(run, device, catalogue_of(plugin, disable_plugin), base=base)
-    for path in converter.convert(source, target, out, stages=stages):
-        print(path)
+    A folder, a pattern or several sources are converted into the folder --out, in which finished files are kept.
+    """
+    from snac_runner.batch_convert import is_many, jobs_of_list, jobs_of_sources, target_files
+    from snac_runner.convert import Converter, best_adapter
+    from snac_runner.data.media import PIPE, AudioFormat
+
+    if pairs is not None and (source or target):
+        raise UserError("--pairs lists sources and targets; do not give --source or --target with it")
+    if pairs is None and not (source and target):
+        raise UserError("give --source and --target, or --pairs LIST.csv")
+    many = pairs is not None or is_many(source)
+    suffix = "." + output_format.lower().lstrip(".") if many or out == PIPE else Path(out).suffix.lower()
+    audio_format = AudioFormat(suffix, bits, keep_rate, keep_level)
+    if stages and (many or out == PIPE):
+        raise UserError("--stages writes files beside one output file; give one --source, and a file as --out")
+    jobs = []
+    if pairs is not None:
+        jobs = jobs_of_list(pairs, Path(out), suffix)
+    elif many:
+        jobs = jobs_of_sources(source, target, Path(out), suffix)
+    with terminal() as console:
+        if run is None:
+            if checkpoint:
+                raise UserError("--checkpoint is of an unfinished run; give its folder with --run RUN")
+            run = best_adapter(base)
+            console.line(f"using the bundled adapter {run}; --run RUN uses another")
+        catalogue = catalogue_of(plugin, disable_plugin, console)
+        converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        if many:
+            _convert_all(jobs, converter, Path(out), audio_format)
+            return
+        aim = converter.target(target_files(target))
+        written = converter.convert(Path(source[0]), aim, Path(out), stages=stages, audio_format=audio_format)
+    if out != PIPE:
+        for path in written:
+            say(str(path))
+
+
+def _convert_all(jobs: list[Job], converter: Converter, out: Path, audio_format: AudioFormat) -> None:
+    """Convert files into a folder.
+
+    Raises:
+        UserError: if a file could not be converted.
+        Stopped: on Ctrl-C.
+    """
+    from snac_runner.batch_convert import convert_all
+
+    try:
+        outcome = convert_all(jobs, converter, out, audio_format)
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; give the same command again to continue in {out}") from None
+    before = f", {outcome.finished_before} were finished before" if outcome.finished_before else ""
+    say(f"{outcome.converted} of {len(jobs)} files converted into {out}{before}")
+    if outcome.failed:
+        raise UserError(f"{outcome.failed} of {len(jobs)} files were not converted; the reasons are above")
 
 
 def encode(
     source: Annotated[Path, typer.Option(help="Speech to encode.")],
     out: Annotated[Path, typer.Option(help="File of codes to write (.safetensors).")],
     run: Annotated[
-        Path | None, typer.Option(help="Trained run with a strategy that acts before VQ.", show_default=False)
+        str | None, typer.Option(help="Trained run with a strategy that acts before VQ.", show_default=False)
     ] = None,
     target: Target = [],  # noqa: B006
+    checkpoint: Checkpoint = False,
     base: Base = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Encode speech to a file of codes, with or without conditioning."""
     from snac_runner.convert import Converter
 
-    print(Converter(run, device, catalogue_of(plugin, disable_plugin), base=base).encode(source, target, out))
+    with terminal() as console:
+        catalogue = catalogue_of(plugin, disable_plugin, console)
+        converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        written = converter.encode(source, _target(converter, target), out)
+    say(str(written))
 
 
 def decode(
     codes: Annotated[Path, typer.Option(help="File of codes.")],
     out: Annotated[Path, typer.Option(help="Wav file to write.")],
     run: Annotated[
-        Path | None, typer.Option(help="Trained run with a strategy that acts after VQ.", show_default=False)
+        str | None, typer.Option(help="Trained run with a strategy that acts after VQ.", show_default=False)
     ] = None,
     target: Target = [],  # noqa: B006
+    checkpoint: Checkpoint = False,
     base: Base = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Decode a file of codes to speech, with or without conditioning."""
     from snac_runner.convert import Converter
 
-    print(Converter(run, device, catalogue_of(plugin, disable_plugin), base=base).decode(codes, target, out))
+    with terminal() as console:
+        catalogue = catalogue_of(plugin, disable_plugin, console)
+        converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        written = converter.decode(codes, _target(converter, target), out)
+    say(str(written))
+
+
+def _target(converter: Converter, names: list[str]) -> Conditioning | None:
+    from snac_runner.batch_convert import target_files
+
+    return converter.target(target_files(names)) if names else None

@@ -51,7 +51,7 @@ def evaluate(
     split: Annotated[list[str], typer.Option(help="Split with the speakers to calibrate on; may be repeated.")] = [  # noqa: B006
         "dev"
     ],
-    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:

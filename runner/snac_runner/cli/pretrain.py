@@ -19,7 +19,7 @@ def pretrain(
     preset: Annotated[str, typer.Option(help="tiny, snac_24khz, snac_32khz or snac_44khz.")] = "tiny",
     start: Annotated[str | None, typer.Option(help="Codec to continue from.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     set_: Annotated[
         list[str],
         typer.Option(

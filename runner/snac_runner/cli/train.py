@@ -25,7 +25,7 @@ Base = Annotated[str | None, typer.Option(help="Codec: tiny, a folder, or a hub 
 Encoder = Annotated[str | None, typer.Option(help="Speaker encoder for conditioning and losses.", show_default=False)]
 Judge = Annotated[str | None, typer.Option(help="Speaker encoder for evaluation.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, or cuda:N.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
 SaveEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default=False)]
 Set = Annotated[
     list[str], typer.Option("--set", help="key=value of any setting, e.g. --set lr=3e-4 --set NAME.key=value.")

@@ -98,7 +98,8 @@ def load_audio(
 
 MIN_SECONDS = 0.5  # minimum usable length of an utterance, in s
 SILENCE_DB = -60.0  # dB re full scale: an utterance is silent if its loudest 0.1 s is below
-_CACHE_VERSION = 1  # of the checks below; results of other versions are ignored
+_CANCELLED_DB = -20.0  # dB: level of the average relative to the loudest channel, of channels with opposite signs
+_CACHE_VERSION = 2  # of the checks below; results of other versions are ignored
 
 FileSegment = tuple[Path, float, float | None]  # file, start in s, length in s (None: to the end)
 
@@ -112,81 +113,143 @@ class AudioCheck:
         sample_rate: of the file, in Hz.
         digest: sha256 of the file's bytes.
         problem: why the segment is unusable, as a predicate ("is silent: ..."); "" if it is usable.
+        channels: their number.
+        mixing_db: level of the average of the channels relative to the loudest channel, in dB; 0 for equal channels.
     """
 
     seconds: float
     sample_rate: int
     digest: str
     problem: str = ""
+    channels: int = 1
+    mixing_db: float = 0.0
 
 
-def check_audio(path: Path, start: float = 0.0, seconds: float | None = None) -> AudioCheck:
-    """Decode a file, or `seconds` of it from `start` (in s), and check it. Never raises for the content of a file."""
+def check_audio(
+    path: Path, start: float = 0.0, seconds: float | None = None, *, min_seconds: float = MIN_SECONDS
+) -> AudioCheck:
+    """Decode a file, or `seconds` of it from `start` (in s), and check it, in constant memory.
+
+    Never raises for the content of a file. A segment shorter than `min_seconds` is a problem.
+    """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as data:
+            digest = hashlib.file_digest(data, "sha256").hexdigest()
+            empty = not data.tell()
     except OSError as error:
         return AudioCheck(0.0, 0, "", f"cannot be read: {error.strerror}")
-    digest = hashlib.sha256(data).hexdigest()
-    if not data:
+    if empty:
         return AudioCheck(0.0, 0, digest, "is empty (0 bytes)")
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate, total, container = file.samplerate, file.frames, file.format
             file.seek(min(round(start * rate), total))
-            samples = file.read(-1 if seconds is None else round(seconds * rate), dtype="float32", always_2d=True)
+            signal = _Signal(rate, file.channels)
+            signal.read(file, -1 if seconds is None else round(seconds * rate))
     except soundfile.LibsndfileError as error:
         message = str(error.error_string).removeprefix("Error : ").rstrip(".")
         return AudioCheck(0.0, 0, digest, f"cannot be decoded: {message}")
     if seconds is None:
-        problem = _truncation(data, container)
-        if not problem and start == 0.0 and 0 < len(samples) < total:
-            problem = f"is cut off: {len(samples)} of {total} samples can be decoded"
-    elif len(samples) < round(seconds * rate) - 1:
+        problem = _truncation(path, container)
+        if not problem and start == 0.0 and 0 < signal.length < total:
+            problem = f"is cut off: {signal.length} of {total} samples can be decoded"
+    elif signal.length < round(seconds * rate) - 1:
         problem = f"ends at {total / rate:.2f} s, before the stretch from {start:.2f} to {start + seconds:.2f} s"
     else:
         problem = ""
-    return AudioCheck(len(samples) / rate, rate, digest, problem or _signal_problem(samples, rate))
+    problem = problem or signal.problem(min_seconds)
+    return AudioCheck(signal.length / rate, rate, digest, problem, file.channels, signal.mixing_db())
 
 
-def _truncation(data: bytes, container: str) -> str:
+def _truncation(path: Path, container: str) -> str:
     """Whether a file is shorter than its container says, which libsndfile does not report for wav and ogg.
 
     wav: the size of the data chunk against the bytes that follow. ogg (vorbis, opus): the last page must have the
     end-of-stream flag (RFC 3533, section 6).
     """
-    if container in ("WAV", "WAVEX") and data[:4] == b"RIFF":
-        position = 12
-        while position + 8 <= len(data):
-            size = int.from_bytes(data[position + 4 : position + 8], "little")
-            if data[position : position + 4] == b"data":
-                present = len(data) - position - 8
-                streamed = size in (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written to a pipe: the length was not known
-                return (
-                    f"is cut off: {present} of {size} bytes of audio are there"
-                    if present < size and not streamed
-                    else ""
-                )
-            position += 8 + size + size % 2
-    if container == "OGG":
-        last = data.rfind(b"OggS")
-        if last < 0 or last + 5 >= len(data) or not data[last + 5] & 4:
-            return "is cut off: its last page does not end the stream"
+    size_of_file = path.stat().st_size
+    with path.open("rb") as data:
+        if container in ("WAV", "WAVEX") and data.read(4) == b"RIFF":
+            position = 12
+            while position + 8 <= size_of_file:
+                data.seek(position)
+                name, size = data.read(4), int.from_bytes(data.read(4), "little")
+                if name == b"data":
+                    present = size_of_file - position - 8
+                    streamed = size in (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written to a pipe: the length was not known
+                    return (
+                        f"is cut off: {present} of {size} bytes of audio are there"
+                        if present < size and not streamed
+                        else ""
+                    )
+                position += 8 + size + size % 2
+        if container == "OGG":
+            data.seek(max(0, size_of_file - 2 * _OGG_PAGE))
+            end = data.read()
+            last = end.rfind(b"OggS")
+            if last < 0 or last + 5 >= len(end) or not end[last + 5] & 4:
+                return "is cut off: its last page does not end the stream"
     return ""
 
 
-def _signal_problem(samples: np.ndarray, rate: int) -> str:
-    """Why samples (T, channels) at `rate` Hz are not a usable utterance; "" if they are."""
-    if len(samples) < MIN_SECONDS * rate:
-        return f"is too short: {len(samples)} samples, {len(samples) / rate:.3f} s; at least {MIN_SECONDS} s are needed"
-    if not np.isfinite(samples).all():
-        return f"holds {int((~np.isfinite(samples)).sum())} samples that are NaN or infinite"
-    mono = samples.mean(axis=1, dtype=np.float64)
-    block = max(1, rate // 10)
-    blocks = mono[: len(mono) // block * block].reshape(-1, block)
-    loudest = float(blocks.std(axis=1).max())  # standard deviation: a constant offset is not sound
-    if loudest < 10 ** (SILENCE_DB / 20):
-        return f"is silent: its loudest 0.1 s is below {SILENCE_DB:.0f} dB"
-    return ""
+_OGG_PAGE = 65_307  # largest page, in bytes; RFC 3533, section 6
+_BLOCKS_AT_ONCE = 100  # blocks of 0.1 s that are decoded at once
+
+
+class _Signal:
+    """What a check measures of samples (T, channels), block by block.
+
+    Args:
+        rate: in Hz.
+        channels: their number.
+    """
+
+    def __init__(self, rate: int, channels: int) -> None:
+        self.rate = rate
+        self.length = 0  # in samples
+        self.not_finite = 0
+        self.loudest = 0.0  # largest standard deviation of a block of 0.1 s: a constant offset is not sound
+        self.power = np.zeros(channels)
+        self.mixed_power = 0.0
+
+    def read(self, file: soundfile.SoundFile, count: int) -> None:
+        """Read `count` samples, or all that follow if it is negative."""
+        block = max(1, self.rate // 10)
+        while count:
+            size = block * _BLOCKS_AT_ONCE if count < 0 else min(count, block * _BLOCKS_AT_ONCE)
+            samples = file.read(size, dtype="float32", always_2d=True)
+            if not len(samples):
+                return
+            count -= len(samples) if count > 0 else 0
+            self.length += len(samples)
+            finite = np.isfinite(samples)
+            if not finite.all():
+                self.not_finite += int((~finite).sum())
+                continue
+            mono = samples.mean(axis=1, dtype=np.float64)
+            self.power += np.square(samples, dtype=np.float64).sum(axis=0)
+            self.mixed_power += float(np.square(mono).sum())
+            whole = mono[: len(mono) // block * block].reshape(-1, block)
+            self.loudest = max(self.loudest, float(whole.std(axis=1).max(initial=0.0)))
+
+    def problem(self, min_seconds: float) -> str:
+        """Why the samples are not a usable utterance; "" if they are."""
+        if self.length < min_seconds * self.rate:
+            seconds = self.length / self.rate
+            return f"is too short: {self.length} samples, {seconds:.3f} s; at least {min_seconds} s are needed"
+        if self.not_finite:
+            return f"holds {self.not_finite} samples that are NaN or infinite"
+        if self.loudest < 10 ** (SILENCE_DB / 20):
+            if self.mixing_db() < _CANCELLED_DB:
+                return f"is silent after its {len(self.power)} channels are averaged: they cancel each other"
+            return f"is silent: its loudest 0.1 s is below {SILENCE_DB:.0f} dB"
+        return ""
+
+    def mixing_db(self) -> float:
+        """See `AudioCheck`; 0 where there is no sound."""
+        if self.power.max() == 0:
+            return 0.0
+        return round(float(10 * np.log10(max(self.mixed_power, 1e-30) / self.power.max())), 2)
 
 
 def check_audio_files(

@@ -21,6 +21,11 @@ from snac_core.files import write_text
 from snac_runner.data.corpus import SPLITS, Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+"""Files that a corpus consists of; libsndfile decodes them."""
+
+MEDIA_SUFFIXES = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".m4v", ".mkv", ".mov", ".avi", ".aif", ".aiff", ".caf")
+"""Other files with audio: PyAV or ffmpeg decodes them for a conversion; a corpus does not take them."""
+
 EXPECTED_LAYOUT = (
     "expected <root>/<speaker>/**/*.wav (or flac, ogg, mp3, opus), the same below train/, dev/ and test/, "
     "a LibriSpeech, LibriTTS or VCTK folder, or a manifest (.jsonl)"

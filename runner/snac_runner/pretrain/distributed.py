@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from snac_core.errors import UserError
+from snac_runner.resources import device_named
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,13 @@ def distributed_context(device: str) -> Iterator[DistributedContext]:
     """The context of this process, from the environment variables that torchrun sets.
 
     Args:
-        device: cpu, cuda, cuda:N, or auto.
+        device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         UserError: for a device that is not available.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        chosen = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {device!r}; expected cpu, cuda, cuda:N or auto") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} is requested, but torch finds no CUDA device; use cpu or auto")
+    chosen = device_named(device)
     if chosen.type == "cuda" and world > 1:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)

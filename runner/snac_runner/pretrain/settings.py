@@ -158,7 +158,7 @@ class PretrainSettings(Settings):
         Adversary(), description="The discriminators; none: no adversary."
     )
     augmentation: Augmentation = Augmentation()
-    device: str = Field("auto", description="cpu, cuda, or auto.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     bf16: bool | None = Field(None, description="Mixed precision; None: on CUDA devices.")
     compile: bool | None = Field(
         None, description="torch.compile of the codec's layers; None: on CUDA devices without `graphs`."

@@ -1,0 +1,170 @@
+"""Audio from and to places that `snac_runner.data.audio` does not know: video files, pipes, and other formats.
+
+libsndfile decodes wav, flac, ogg, mp3 and opus. Other files (m4a, aac, video) are first decoded by PyAV or ffmpeg.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import soundfile
+from torch import Tensor
+
+from snac_core.errors import UserError, nearest
+from snac_core.files import write_bytes
+from snac_runner.data.audio import resample
+from snac_runner.data.formats import AUDIO_SUFFIXES, MEDIA_SUFFIXES
+
+PIPE = "-"
+"""Name of standard input and standard output."""
+
+BITS = {".wav": (16, 24, 32), ".flac": (16, 24), ".opus": (16,)}
+"""Formats that can be written, with their bits per sample; 32 is floating point. Opus is lossy."""
+
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # in Hz; RFC 6716, section 2
+_BLOCK = 1 << 16  # samples written at once: libsndfile's Opus encoder overflows its stack on long arrays
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """How converted speech is written.
+
+    Attributes:
+        suffix: ".wav", ".flac" or ".opus".
+        bits: per sample; 32 is floating point, which does not clip.
+        keep_rate: whether to write at the source's sample rate instead of the codec's.
+        keep_level: whether to scale to the source's RMS level, as far as no sample clips.
+
+    Raises:
+        UserError: for another format, or a number of bits that the format does not have.
+    """
+
+    suffix: str = ".wav"
+    bits: int = 16
+    keep_rate: bool = False
+    keep_level: bool = False
+
+    def __post_init__(self) -> None:
+        if self.suffix not in BITS:
+            raise UserError(f"cannot write {self.suffix!r}; expected {', '.join(BITS)}{nearest(self.suffix, BITS)}")
+        if self.bits not in BITS[self.suffix]:
+            expected = " or ".join(map(str, BITS[self.suffix]))
+            raise UserError(f"{self.bits} bits per sample in {self.suffix}; expected {expected}")
+
+    def levelled(self, audio: Tensor, source: Tensor) -> Tensor:
+        """Audio (T,) at the RMS level of `source` where the level is kept; the peak stays at 1 or below."""
+        if not self.keep_level or not audio.any():
+            return audio
+        gain = source.square().mean().sqrt() / audio.square().mean().sqrt()
+        return audio * min(float(gain), float(1 / audio.abs().max()))
+
+    def encode(self, audio: Tensor, sample_rate: int) -> bytes:
+        """Mono audio (T,) as the bytes of a file; samples beyond full scale are clipped unless they are 32-bit."""
+        container, subtype = {".wav": "WAV", ".flac": "FLAC", ".opus": "OGG"}[self.suffix], f"PCM_{self.bits}"
+        if self.suffix == ".opus":
+            subtype = "OPUS"
+            if sample_rate not in _OPUS_RATES:
+                audio, sample_rate = resample(audio, sample_rate, _OPUS_RATES[-1]), _OPUS_RATES[-1]
+        if self.bits == 32:
+            subtype = "FLOAT"
+        else:
+            audio = audio.clamp(-1, 1)
+        buffer, samples = io.BytesIO(), audio.numpy()
+        with soundfile.SoundFile(buffer, "w", sample_rate, 1, subtype, format=container) as file:
+            for first in range(0, len(samples), _BLOCK):
+                file.write(samples[first : first + _BLOCK])
+        return buffer.getvalue()
+
+    def write(self, path: Path, audio: Tensor, sample_rate: int) -> None:
+        """Write mono audio (T,) to a file, atomically, or to standard output if `path` is "-"."""
+        data = self.encode(audio.cpu(), sample_rate)
+        if str(path) == PIPE:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            write_bytes(path, data)
+
+
+@contextmanager
+def decodable(path: Path) -> Iterator[Path]:
+    """A file that libsndfile can decode, with the audio of `path`: itself, or a temporary wav file.
+
+    Args:
+        path: an audio or video file, or "-" for standard input.
+
+    Raises:
+        UserError: if the file needs PyAV or ffmpeg and neither is installed, or has no audio. Errors raised in the
+            context name `path` instead of the temporary file.
+    """
+    if str(path) != PIPE and (path.suffix.lower() in AUDIO_SUFFIXES or not path.is_file()):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, f"{path.stem}.wav")
+        name = "standard input" if str(path) == PIPE else str(path)
+        try:
+            if str(path) == PIPE:
+                temporary.write_bytes(sys.stdin.buffer.read())
+                if not temporary.stat().st_size:
+                    raise UserError("standard input is empty; expected audio")
+                if not _has_libsndfile_format(temporary):
+                    _decode(temporary, temporary := temporary.with_suffix(".decoded.wav"))
+            else:
+                _decode(path, temporary)
+            yield temporary
+        except UserError as error:
+            raise UserError(str(error).replace(str(temporary), name).replace(folder + os.sep, "")) from error
+
+
+def _has_libsndfile_format(path: Path) -> bool:
+    try:
+        soundfile.info(str(path))
+    except soundfile.LibsndfileError:
+        return False
+    return True
+
+
+def _decode(path: Path, out: Path) -> None:
+    """Write the first audio stream of a file as 32-bit wav, with its channels and sample rate."""
+    try:
+        import av
+    except ImportError:
+        if shutil.which("ffmpeg") is None:
+            raise UserError(
+                f"{path} needs PyAV or ffmpeg to be decoded, and neither is installed; "
+                "expected pip install 'snac-conditioning[media]', or wav, flac, ogg, mp3, opus"
+            ) from None
+        done = subprocess.run(
+            ["ffmpeg", "-v", "error", "-i", str(path.absolute()), "-vn", "-c:a", "pcm_f32le", "-y", str(out)],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise UserError(f"cannot decode {path}: {' '.join(done.stderr.split())[-200:]}") from None
+        return
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise UserError(f"{path} has no audio stream")
+            stream = container.streams.audio[0]
+            to_float = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
+            with soundfile.SoundFile(str(out), "w", stream.rate, stream.channels, "FLOAT") as file:
+                for frame in chain(container.decode(stream), [None]):  # None: what the resampler still holds
+                    for part in to_float.resample(frame):
+                        file.write(part.to_ndarray().reshape(-1, stream.channels))
+    except av.FFmpegError as error:
+        raise UserError(f"cannot decode {path}: {error.strerror}") from error
+
+
+def media_suffixes() -> tuple[str, ...]:
+    """The suffixes of files that can be sources or targets."""
+    return (*AUDIO_SUFFIXES, *MEDIA_SUFFIXES)
