@@ -313,7 +313,7 @@ def _read_embeddings(path: Path, dim: int) -> list[Tensor]:
     """The embeddings (S,), of unit norm, in a file with one array (S,) or (N, S)."""
     try:
         if path.suffix.lower() == ".npy":
-            array = torch.from_numpy(np.load(path, allow_pickle=False))
+            array = torch.from_numpy(np.load(path))
         else:
             (array,) = load_file(path).values()
     except (OSError, ValueError, TypeError, SafetensorError) as error:

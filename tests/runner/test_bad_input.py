@@ -96,7 +96,7 @@ def test_what_is_not_known_is_named_with_the_nearest_that_is(
         (["check", "gone.py"], "gone.py is not a Python file"),
         (
             ["convert", "--run", "nowhere", "--source", "a.wav", "--target", "b.wav", "--out", "c.wav"],
-            "no trained model",
+            "no folder nowhere",
         ),
         (["data", "synth", "x", "--speakers", "3"], "got '3'"),
         (["data", "scan", "nowhere"], "no folder nowhere"),
