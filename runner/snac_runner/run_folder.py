@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
-import io
 import json
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ import torch
 from snac_core.checkpoint import digest_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
-from snac_core.files import write_bytes, write_json
+from snac_core.files import write_json, writing
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.config import SCHEMA, ArmSettings, StudySettings, check_schema, stored_study
 from snac_runner.evaluate.judges import ACCEPTANCE
@@ -290,11 +289,16 @@ def _calibration(resources: StudyResources) -> dict[str, Any]:
     return {"threshold": found.threshold, "eer": found.kinds[ACCEPTANCE].eer, "splits": list(found.splits)}
 
 
-def write_wav(path: Path, audio: torch.Tensor, sample_rate: int) -> None:
-    """Write mono audio (T,) as 16-bit PCM; samples beyond full scale are clipped."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio.clamp(-1, 1).numpy(), sample_rate, subtype="PCM_16", format="WAV")
-    write_bytes(path, buffer.getvalue())
+def write_wav(path: Path, audio: torch.Tensor | Iterable[torch.Tensor], sample_rate: int) -> None:
+    """Write mono audio, (T,) or pieces of it, as 16-bit PCM, atomically; samples beyond full scale are clipped."""
+    pieces = [audio] if isinstance(audio, torch.Tensor) else audio
+    with writing(path) as temporary:
+        try:
+            with soundfile.SoundFile(str(temporary), "w", sample_rate, 1, "PCM_16", format="WAV") as file:
+                for piece in pieces:
+                    file.write(piece.clamp(-1, 1).cpu().numpy())
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"cannot write {path}: {error.error_string}") from error
 
 
 def versions(resources: StudyResources, settings: ArmSettings | None) -> dict[str, Any]:

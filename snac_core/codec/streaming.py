@@ -422,6 +422,14 @@ class DecoderStream:
         yield self.flush()
 
 
+def split_codes(codec: SNAC, codes: Sequence[Tensor], seconds: float = CHUNK_SECONDS) -> Iterator[list[Tensor]]:
+    """Codes (B, F / stride) per codebook as pieces of at most `seconds` that `DecoderStream.push` accepts."""
+    period = _period(codec)
+    frames = max(1, round(seconds * codec.sampling_rate / codec.hop_length / period)) * period
+    levels = [torch.split(level, frames // n, dim=-1) for level, n in zip(codes, codec.vq_strides, strict=True)]
+    return (list(piece) for piece in zip(*levels, strict=True))
+
+
 class ConversionStream:
     """Audio to converted audio, in chunks or live: `push` samples, and get the converted samples that are finished.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,9 +20,13 @@ from platformdirs import user_cache_dir
 from torch import Tensor
 from torchaudio.transforms import Resample
 
+from snac_core.codec.streaming import CHUNK_SECONDS, Context, Windows
 from snac_core.errors import UserError
 from snac_core.files import write_text
 from snac_runner.data.corpus import Utterance
+
+
+_LOWPASS_WIDTH, _ROLLOFF = 64, 0.9475937167399596  # zero crossings of the kernel on each side; cutoff / Nyquist
 
 
 @lru_cache(maxsize=16)
@@ -34,8 +39,8 @@ def _resampler(source: int, target: int) -> Resample:
         source,
         target,
         resampling_method="sinc_interp_kaiser",
-        lowpass_filter_width=64,
-        rolloff=0.9475937167399596,
+        lowpass_filter_width=_LOWPASS_WIDTH,
+        rolloff=_ROLLOFF,
         beta=14.769656459379492,
     )
 
@@ -94,6 +99,62 @@ def load_audio(
     except soundfile.LibsndfileError as error:
         raise UserError(f"cannot decode {path}: {error.error_string}") from None
     return resample(torch.from_numpy(samples.mean(axis=1)).unsqueeze(0), rate, sample_rate)
+
+
+def audio_pieces(path: Path, sample_rate: int, *, seconds: float = CHUNK_SECONDS) -> Iterator[Tensor]:
+    """Read an audio file of any length in pieces: the samples of `load_audio`, in memory that does not grow with it.
+
+    Args:
+        path: a wav, flac, ogg, mp3 or opus file.
+        sample_rate: sample rate of the result, in Hz.
+        seconds: length of what is read at once.
+
+    Returns:
+        Tensors (1, n), float32; n can be 0.
+
+    Raises:
+        UserError: if the file is missing, cannot be decoded, has no audio, or holds NaN or infinity.
+    """
+    if not path.is_file():
+        raise UserError(f"no audio file {path}")
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            if not file.frames:
+                raise UserError(f"{path} is 0.00 s long; nothing to read")
+            yield from resampled(_blocks(file, path, round(seconds * file.samplerate)), file.samplerate, sample_rate)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"cannot decode {path}: {error.error_string}") from None
+
+
+def _blocks(file: soundfile.SoundFile, path: Path, size: int) -> Iterator[Tensor]:
+    """All samples of a file, channels averaged, as tensors (1, `size`), the last one shorter."""
+    while len(samples := file.read(size, dtype="float32", always_2d=True)):
+        if not np.isfinite(samples).all():
+            raise UserError(f"{path} holds samples that are NaN or infinite; expected speech")
+        yield torch.from_numpy(samples.mean(axis=1)).unsqueeze(0)
+
+
+def resampled(pieces: Iterable[Tensor], source: int, target: int) -> Iterator[Tensor]:
+    """Resample audio that arrives in pieces (..., n): in all, what `resample` gives on the whole."""
+    if source == target:
+        yield from pieces
+        return
+    divisor = math.gcd(source, target)
+    unit, each = source // divisor, target // divisor  # samples before and after, at which positions coincide
+    reach = math.ceil(_LOWPASS_WIDTH * unit / (min(unit, each) * _ROLLOFF))  # of the kernel, in samples before
+    context = Context(unit, *[-(-reach // unit) + 1] * 2)
+    windows = Windows(lambda window, _first: [resample(window, source, target)], context, max(1, source // unit))
+    arrived = returned = 0
+    piece = torch.zeros(1, 0)
+    for piece in pieces:
+        arrived += piece.shape[-1]
+        for (part,) in windows.push(piece):
+            returned += part.shape[-1]
+            yield part
+    windows.push(piece.new_zeros((*piece.shape[:-1], -arrived % unit)))
+    rest = [part for (part,) in windows.flush()]
+    if rest:
+        yield torch.cat(rest, dim=-1)[..., : round(arrived * target / source) - returned]
 
 
 MIN_SECONDS = 0.5  # minimum usable length of an utterance, in s
