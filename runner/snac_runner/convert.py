@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -16,6 +18,7 @@ from torch import Tensor
 from snac_core.augment import change_voice
 from snac_core.checkpoint import CONFIG, Description, bundled_adapters, digest_of, load_state
 from snac_core.codec.pretrained import ASSETS
+from snac_core.codec.streaming import ConversionStream, DecoderStream, EncoderStream, split_codes
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
@@ -24,15 +27,17 @@ from snac_core.plugins import Catalogue, discover
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.arm import CHECKPOINT, Progress
 from snac_runner.console import SILENT, Console
+from snac_runner.console import Progress as Display
 from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
-from snac_runner.data.audio import AudioCheck, check_audio, load_audio, resample
-from snac_runner.data.media import PIPE, AudioFormat, decodable
+from snac_runner.data.audio import AudioCheck, audio_pieces, check_audio, load_audio, resampled
+from snac_runner.data.media import PIPE, AudioFormat, Level, decodable
 from snac_runner.embeddings import mean_embedding, weighted_mean
 from snac_runner.evaluate.systems import NOISE_SEED
 from snac_runner.resources import device_named
 from snac_runner.run_folder import read_result, result_status, stored_run
 
 MIN_SECONDS = 0.1  # of a source
+LONG_SECONDS = 60.0  # of a source: its progress is displayed
 MIXING_DB = -4.0  # dB: below, averaging the channels of a file removes sound; two unrelated channels give -3
 SYNTHETIC_SEMITONES, SYNTHETIC_FORMANTS = 2.0, 1.1  # pitch shift and formant factor of the synthetic stage
 EMBEDDING_SUFFIXES = (".npy", ".safetensors")
@@ -115,24 +120,30 @@ class Converter:
         audio_format = audio_format or AudioFormat()
         _check_out(out, audio_format.suffix, [source])
         with decodable(source) as path:
-            rate = self._check(path, "source", MIN_SECONDS).sample_rate
-            audio = load_audio(path, self.model.codec.sampling_rate).unsqueeze(0).to(self.device)
-            own = self._embedding([path]) if stages else None
-        outputs = {out: self._reconstruct(audio, target)}
-        if own is not None:
-            shift = audio.new_tensor([SYNTHETIC_SEMITONES]), audio.new_tensor([SYNTHETIC_FORMANTS])
-            other = change_voice(audio, self.model.codec.sampling_rate, *shift)
-            outputs[_stage(out, "source")] = audio[0, 0]
-            outputs[_stage(out, "bare")] = self._reconstruct(audio, None)
-            outputs[_stage(out, "identity")] = self._reconstruct(audio, own)
-            outputs[_stage(out, "synthetic")] = self._reconstruct(other, own)
-        for file, wave in outputs.items():
-            wave, written = wave.cpu(), self.model.codec.sampling_rate
-            if audio_format.keep_rate:
-                wave, written = resample(wave, written, rate), rate
-            wave = audio_format.levelled(wave, audio[0, 0].cpu())
-            audio_format.write(file, wave, written)
+            check = self._check(path, "source", MIN_SECONDS)
+            level, progress = Level(), self.console.progress(f"converting {source.name}")
+            pieces = self._pieces(path, progress if check.seconds > LONG_SECONDS else None)
+            outputs = {out: self._converted(level.measured(pieces), target)}
+            if stages:
+                outputs |= self._stages(path, out)
+            for file, audio in outputs.items():
+                rate = check.sample_rate if audio_format.keep_rate else self.model.codec.sampling_rate
+                audio = resampled(audio, self.model.codec.sampling_rate, rate)
+                audio_format.write(file, audio_format.levelled(audio, level), rate)
         return list(outputs)
+
+    def _stages(self, path: Path, out: Path) -> dict[Path, Iterator[Tensor]]:
+        """The files of the stages, and their audio in pieces (n,)."""
+        own = self._embedding([path])
+        whole = torch.cat(list(self._pieces(path)), dim=-1)  # pitch and formants are changed on all of it
+        shift = whole.new_tensor([SYNTHETIC_SEMITONES]), whole.new_tensor([SYNTHETIC_FORMANTS])
+        other = change_voice(whole, self.model.codec.sampling_rate, *shift)
+        return {
+            _stage(out, "source"): iter([whole[0, 0].cpu()]),
+            _stage(out, "bare"): self._converted([whole], None),
+            _stage(out, "identity"): self._converted([whole], own),
+            _stage(out, "synthetic"): self._converted([other], own),
+        }
 
     def target(self, files: Sequence[Path]) -> Conditioning:
         """The mean embedding of a target speaker.
@@ -170,11 +181,14 @@ class Converter:
     def encode(self, source: Path, target: Conditioning | None, out: Path) -> Path:
         """Encode speech, conditioned on a target if there is one, and write the codes to a .safetensors file."""
         _check_out(out, ".safetensors", [source])
+        stream, length, pieces = EncoderStream(self.model, target), 0, []
         with decodable(source) as path:
             self._check(path, "source", MIN_SECONDS)
-            audio = load_audio(path, self.model.codec.sampling_rate).unsqueeze(0).to(self.device)
-        codes = self.model.encode(audio, target)
-        _write_codes(out, codes, self.model.codec.digest, audio.shape[-1])
+            for audio in self._pieces(path):
+                pieces.append(stream.push(audio))
+                length += audio.shape[-1]
+        codes = [torch.cat(level, dim=-1) for level in zip(*pieces, stream.flush(), strict=True)]
+        _write_codes(out, codes, self.model.codec.digest, length)
         return out
 
     @torch.no_grad()
@@ -182,16 +196,30 @@ class Converter:
         """Decode a file of codes, conditioned on a target if there is one, and write the speech to a .wav file."""
         _check_out(out, ".wav", [codes])
         levels, length = _read_codes(codes, self.model.codec.digest)
-        levels = [level.to(self.device) for level in levels]
-        with self.model.codec.fixed_noise(NOISE_SEED):
-            audio = self.model.decode(levels, target, length=length)
-        AudioFormat().write(out, audio[0, 0], self.model.codec.sampling_rate)
+        codec, levels = self.model.codec, [level.to(self.device) for level in levels]
+        codec.check_codes(levels)
+        with codec.fixed_noise(NOISE_SEED):
+            stream = DecoderStream(self.model, target)
+        audio = (piece[0, 0].cpu() for piece in stream.run(split_codes(codec, levels), length))
+        AudioFormat().write(out, audio, codec.sampling_rate)
         return out
 
-    def _reconstruct(self, audio: Tensor, cond: Conditioning | None) -> Tensor:
-        """Audio (1, 1, T) through the whole path: (T,)."""
+    def _converted(self, pieces: Iterable[Tensor], cond: Conditioning | None) -> Iterator[Tensor]:
+        """Audio in pieces (1, 1, n) through the whole path, in pieces (n,) on the CPU."""
         with self.model.codec.fixed_noise(NOISE_SEED):
-            return self.model.reconstruct(audio, cond).audio[0, 0]
+            stream = ConversionStream(self.model, cond)
+        return (piece[0, 0].cpu() for piece in stream.run(pieces))
+
+    def _pieces(self, path: Path, progress: Display | None = None) -> Iterator[Tensor]:
+        """The audio of a file in pieces (1, 1, n) at the codec's sample rate, on the device."""
+        rate = self.model.codec.sampling_rate
+        total, done = math.ceil(soundfile.info(str(path)).duration), 0
+        for piece in audio_pieces(path, rate):
+            if piece.shape[-1]:
+                yield piece.unsqueeze(0).to(self.device)
+                done += piece.shape[-1]
+            if progress is not None:
+                progress(min(total, round(done / rate)), total, "s")
 
     def _check(self, path: Path, role: str, min_seconds: float = UTTERANCE_SECONDS) -> AudioCheck:
         """Refuse a file that is silent, cut off, too short or not finite; say once that channels are averaged."""

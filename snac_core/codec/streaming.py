@@ -9,8 +9,8 @@ zero padding of the convolutions is that of the whole too.
 
 from __future__ import annotations
 
-import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,8 +33,6 @@ CHUNK_SECONDS = 20.0
 """Default length of a chunk: the context around it costs little, and a chunk needs little memory."""
 _PROBE = 1024  # frames on which the receptive field of an edit is measured, at least
 _SAME = 1e-5  # largest difference of two equal results, relative to their largest value
-
-_log = logging.getLogger(__name__)
 
 
 # -------------------------------------------------------------------- receptive fields
@@ -172,11 +170,10 @@ def _edits_receptive_field(model: ConditionedCodec, cond: Conditioning | None, t
             period = round(_period(codec) * codec.hop_length * edit.tap.frame_rate / codec.sampling_rate)
             frames = measured_receptive_field(edit, cond, period, next(codec.parameters()))
         if math.isinf(frames):
-            _log.warning(
-                "the edit of strategy %r at tap %r depends on all frames: the audio is processed whole, in memory that "
-                "grows with its length",
-                edit.strategy,
-                tap,
+            warnings.warn(
+                f"the edit of strategy {edit.strategy!r} at tap {tap!r} depends on all frames: the audio is processed "
+                "whole, in memory that grows with its length",
+                stacklevel=2,
             )
         total += frames
     return total

@@ -170,17 +170,19 @@ def test_standard_input_to_standard_output(
     ("suffix", "bits", "tolerance"),
     [(".wav", 16, 2**-15), (".wav", 24, 2**-23), (".wav", 32, 0), (".flac", 24, 2**-23)],
 )
-def test_formats_keep_the_samples_to_their_resolution(suffix: str, bits: int, tolerance: float) -> None:
+def test_formats_keep_the_samples_to_their_resolution(tmp_path: Path, suffix: str, bits: int, tolerance: float) -> None:
     audio = torch.rand(200_000, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    samples, rate = soundfile.read(io.BytesIO(AudioFormat(suffix, bits).encode(audio, 44100)), dtype="float64")
+    AudioFormat(suffix, bits).write(tmp_path / f"a{suffix}", audio.split(3000), 44100)
+    samples, rate = soundfile.read(tmp_path / f"a{suffix}", dtype="float64")
     assert rate == 44100
     assert np.abs(samples - audio.double().numpy()).max() <= tolerance
 
 
 @pytest.mark.parametrize("rate", [16000, 44100])
-def test_opus_keeps_a_tone_at_any_rate(rate: int) -> None:
+def test_opus_keeps_a_tone_at_any_rate(tmp_path: Path, rate: int) -> None:
     tone = 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(12 * rate) / rate)
-    samples, written = soundfile.read(io.BytesIO(AudioFormat(".opus").encode(tone, rate)))
+    AudioFormat(".opus").write(tmp_path / "a.opus", tone.split(9999), rate)
+    samples, written = soundfile.read(tmp_path / "a.opus")
     assert abs(len(samples) / written - 12) < 0.1
     spectrum = np.abs(np.fft.rfft(samples))
     assert np.fft.rfftfreq(len(samples), 1 / written)[spectrum.argmax()] == pytest.approx(440, abs=1)

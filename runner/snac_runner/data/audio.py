@@ -25,7 +25,6 @@ from snac_core.errors import UserError
 from snac_core.files import write_text
 from snac_runner.data.corpus import Utterance
 
-
 _LOWPASS_WIDTH, _ROLLOFF = 64, 0.9475937167399596  # zero crossings of the kernel on each side; cutoff / Nyquist
 
 

@@ -5,24 +5,25 @@ libsndfile decodes wav, flac, ogg, mp3 and opus. Other files (m4a, aac, video) a
 
 from __future__ import annotations
 
-import io
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import soundfile
+import torch
 from torch import Tensor
 
 from snac_core.errors import UserError, nearest
-from snac_core.files import write_bytes
-from snac_runner.data.audio import resample
+from snac_core.files import writing
+from snac_runner.data.audio import resampled
 from snac_runner.data.formats import AUDIO_SUFFIXES, MEDIA_SUFFIXES
 
 PIPE = "-"
@@ -61,38 +62,76 @@ class AudioFormat:
             expected = " or ".join(map(str, BITS[self.suffix]))
             raise UserError(f"{self.bits} bits per sample in {self.suffix}; expected {expected}")
 
-    def levelled(self, audio: Tensor, source: Tensor) -> Tensor:
-        """Audio (T,) at the RMS level of `source` where the level is kept; the peak stays at 1 or below."""
-        if not self.keep_level or not audio.any():
-            return audio
-        gain = source.square().mean().sqrt() / audio.square().mean().sqrt()
-        return audio * min(float(gain), float(1 / audio.abs().max()))
+    def levelled(self, pieces: Iterable[Tensor], source: Level) -> Iterator[Tensor]:
+        """Audio in pieces (n,), at the RMS level of `source` where the level is kept; the peak stays at 1 or below.
 
-    def encode(self, audio: Tensor, sample_rate: int) -> bytes:
-        """Mono audio (T,) as the bytes of a file; samples beyond full scale are clipped unless they are 32-bit."""
-        container, subtype = {".wav": "WAV", ".flac": "FLAC", ".opus": "OGG"}[self.suffix], f"PCM_{self.bits}"
-        if self.suffix == ".opus":
-            subtype = "OPUS"
-            if sample_rate not in _OPUS_RATES:
-                audio, sample_rate = resample(audio, sample_rate, _OPUS_RATES[-1]), _OPUS_RATES[-1]
-        if self.bits == 32:
-            subtype = "FLOAT"
-        else:
-            audio = audio.clamp(-1, 1)
-        buffer, samples = io.BytesIO(), audio.numpy()
-        with soundfile.SoundFile(buffer, "w", sample_rate, 1, subtype, format=container) as file:
-            for first in range(0, len(samples), _BLOCK):
-                file.write(samples[first : first + _BLOCK])
-        return buffer.getvalue()
+        `source` is read after the last piece has arrived: it may be measured while the pieces are converted.
+        """
+        if not self.keep_level:
+            yield from pieces
+            return
+        level = Level()
+        with tempfile.TemporaryFile() as stored:  # the gain depends on all of the audio
+            for piece in level.measured(pieces):
+                stored.write(piece.cpu().contiguous().numpy().tobytes())
+            gain = min(source.rms / level.rms, 1 / level.peak) if level.peak else 1.0
+            stored.seek(0)
+            while data := stored.read(4 * _BLOCK):
+                yield torch.frombuffer(bytearray(data), dtype=torch.float32) * gain
 
-    def write(self, path: Path, audio: Tensor, sample_rate: int) -> None:
-        """Write mono audio (T,) to a file, atomically, or to standard output if `path` is "-"."""
-        data = self.encode(audio.cpu(), sample_rate)
-        if str(path) == PIPE:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        else:
-            write_bytes(path, data)
+    def write(self, path: Path, pieces: Iterable[Tensor], sample_rate: int) -> None:
+        """Write mono audio in pieces (n,), atomically, or to standard output if `path` is "-".
+
+        Memory does not grow with the length. Samples beyond full scale are clipped unless they are 32-bit.
+
+        Raises:
+            UserError: if the file cannot be written, for example on a full disk.
+        """
+        if self.suffix == ".opus" and sample_rate not in _OPUS_RATES:
+            pieces, sample_rate = resampled(pieces, sample_rate, _OPUS_RATES[-1]), _OPUS_RATES[-1]
+        if str(path) != PIPE:
+            with writing(path) as temporary:
+                self._encode(temporary, pieces, sample_rate, path)
+            return
+        with tempfile.TemporaryDirectory() as folder:  # a header states the length: it is written last
+            file = Path(folder, f"audio{self.suffix}")
+            self._encode(file, pieces, sample_rate, path)
+            with file.open("rb") as data:
+                shutil.copyfileobj(data, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+    def _encode(self, path: Path, pieces: Iterable[Tensor], sample_rate: int, name: Path) -> None:
+        container, subtype = {".wav": ("WAV", ""), ".flac": ("FLAC", ""), ".opus": ("OGG", "OPUS")}[self.suffix]
+        subtype = subtype or ("FLOAT" if self.bits == 32 else f"PCM_{self.bits}")
+        try:
+            with soundfile.SoundFile(str(path), "w", sample_rate, 1, subtype, format=container) as file:
+                for piece in pieces:
+                    samples = (piece if self.bits == 32 else piece.clamp(-1, 1)).cpu().numpy()
+                    for first in range(0, len(samples), _BLOCK):
+                        file.write(samples[first : first + _BLOCK])
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"cannot write {name}: {error.error_string}") from error
+
+
+class Level:
+    """RMS level and peak of mono audio that passes in pieces."""
+
+    def __init__(self) -> None:
+        self.samples, self.power, self.peak = 0, 0.0, 0.0
+
+    def measured(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The pieces, which are counted as they pass."""
+        for piece in pieces:
+            if piece.numel():
+                self.samples += piece.numel()
+                self.power += float(piece.double().square().sum())
+                self.peak = max(self.peak, float(piece.abs().max()))
+            yield piece
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the samples so far."""
+        return math.sqrt(self.power / max(1, self.samples))
 
 
 @contextmanager
