@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Utterance
 from snac_runner.data.espeak import voice
 from snac_runner.data.synth import SENTENCES
-from snac_runner.evaluate.content import RATE, Recogniser
 from snac_runner.evaluate.phone_recogniser import FRAME, PHONES, SAMPLE_RATE, phones_of, spans
 from snac_runner.pretrain.evaluate import decode_levels
 
@@ -93,7 +92,7 @@ class SentenceGenerator:
         try:
             from pocketsphinx import Decoder, get_model_path
         except ImportError:
-            raise UserError("the words come from the package pocketsphinx: install the extra [judges]") from None
+            raise UserError("the words come from the package pocketsphinx: pip install pocketsphinx") from None
         self._model = Decoder(samprate=16000, loglevel="FATAL").get_lm("_default")
         lines = Path(get_model_path("en-us/cmudict-en-us.dict")).read_text().splitlines()
         words = sorted(
@@ -168,6 +167,40 @@ class Word(NamedTuple):
     end: float
 
 
+class PocketSphinx:
+    """pocketsphinx with the English model of its package.
+
+    Raises:
+        UserError: if the package is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from pocketsphinx import Decoder
+        except ImportError:
+            raise UserError("transcripts with times need the package pocketsphinx: pip install pocketsphinx") from None
+        # the transcripts of clear speech are those of the default, 30,000; garbled speech takes half the time
+        # (docs/experiments/how-long-does-judging-take.md)
+        self._decoder: Any = Decoder(samprate=SAMPLE_RATE, maxhmmpf=3000, loglevel="FATAL")
+
+    def __call__(self, audio: Tensor) -> list[Word]:
+        """Words in audio (1, T) at 16 kHz, without gaps; silence and noise are ""."""
+        # the decoder adapts to earlier audio; equal audio must always give equal words
+        self._decoder.reinit_feat()
+        self._decoder.start_utt()
+        self._decoder.process_raw((audio[0].clamp(-1, 1) * 32767).short().numpy().tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        return [
+            # "<sil>", "[NOISE]" and "++BREATH++" are not words; "the(2)" is the second pronunciation of "the"
+            Word(
+                "" if s.word[0] in "<[+" else re.sub(r"\(\d+\)$", "", s.word),
+                s.start_frame / 100,
+                (s.end_frame + 1) / 100,
+            )
+            for s in self._decoder.seg() or ()
+        ]
+
+
 def transcribe(utterances: Sequence[Utterance], path: Path) -> dict[str, list[Word]]:
     """Words with times by utterance id, from pocketsphinx. `path` (JSON lines) keeps the transcripts."""
     transcripts: dict[str, list[Word]] = {}
@@ -175,11 +208,11 @@ def transcribe(utterances: Sequence[Utterance], path: Path) -> dict[str, list[Wo
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             transcripts[entry["id"]] = [Word(*word) for word in entry["words"]]
-    recognise = Recogniser()
+    recognise = PocketSphinx()
     for number, u in enumerate(utterances, 1):
         if u.id in transcripts:
             continue
-        transcripts[u.id] = [Word(*word) for word in recognise.timed(load_audio(u, RATE), RATE)]
+        transcripts[u.id] = recognise(load_audio(u, SAMPLE_RATE))
         lines = [json.dumps({"id": key, "words": words}) for key, words in transcripts.items()]
         write_text(path, "\n".join(lines) + "\n")
         if number % 10 == 0:

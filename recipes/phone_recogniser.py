@@ -11,7 +11,6 @@ of frames is added: CTC alone needs many steps to find an alignment.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +45,9 @@ from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.synth import TRAIN
-from snac_runner.evaluate.content import RATE, Recogniser, error_rate
+from snac_runner.evaluate.content import error_rate
 from snac_runner.evaluate.phone_recogniser import BLANK, SAMPLE_RATE, PhoneNetwork, PhoneRecogniser, phones_of
+from snac_runner.evaluate.whisper import Whisper
 from snac_runner.schedule import learning_rate
 
 LR = 1.5e-3  # peak; linear warm-up, constant, and a cosine to 0 over the last 30 % of the steps
@@ -224,17 +224,13 @@ def compare(
     data: Annotated[list[Path], typer.Option(help="Folder of speech. May be repeated.")],
     split: Annotated[list[str], typer.Option(help="Split to use. May be repeated.")] = ["dev", "test"],  # noqa: B006
     codec: Annotated[list[str], typer.Option(help="Name or folder of a codec. May be repeated.")] = ["tiny"],  # noqa: B006
-    judge: Annotated[
-        list[str],
-        typer.Option(
-            help="phones (phones_tiny), words (pocketsphinx) or spelt (phones of pocketsphinx's words); repeatable."
-        ),
-    ] = ["phones"],  # noqa: B006
+    judge: Annotated[list[str], typer.Option(help="phones (phones_tiny) or words (Whisper).")] = ["phones"],  # noqa: B006
+    whisper: Annotated[str, typer.Option(help="Whisper of the judge `words`: a folder or a name.")] = "base.en",
     weights: Annotated[Path | None, typer.Option(help="Weights for `phones`; default: the bundled ones.")] = None,
     most: Annotated[int, typer.Option(min=2, help="Largest number of utterances per split.")] = 64,
 ) -> None:
     """Print error rates of content judges in %: on speech, after a codec, and against the words of other utterances."""
-    judges = {"phones": lambda: phone_judge(weights), "words": word_judge, "spelt": spelt_judge}
+    judges = {"phones": lambda: phone_judge(weights), "words": lambda: word_judge(whisper)}
     for name in judge:
         if name not in judges:
             raise UserError(f"unknown content judge {name!r}{nearest(name, judges)}")
@@ -298,25 +294,14 @@ def phone_judge(weights: Path | None = None) -> Judge:
     return Judge("phones", phones_of, PhoneRecogniser(weights))
 
 
-def word_judge() -> Judge:
-    """pocketsphinx, words."""
-    recognise = Recogniser()
+def word_judge(source: str) -> Judge:
+    """Whisper, from a folder or by name."""
+    whisper = Whisper(source, download=True)
 
     def words(text: str) -> Units:
-        return tuple(re.findall(r"[a-z']+", text.lower()))
+        return tuple(whisper.words(text))
 
-    return Judge("pocketsphinx, words", words, lambda audio, rate: words(recognise(audio, rate)))
-
-
-def spelt_judge() -> Judge:
-    """pocketsphinx, phones of its words."""
-    recognise = Recogniser()
-
-    def read(audio: Tensor, rate: int) -> Units:
-        words = recognise(audio, rate)
-        return phones_of(words) if words else ()
-
-    return Judge("pocketsphinx, phones", phones_of, read)
+    return Judge(f"Whisper {Path(source).name}", words, lambda audio, _: words(whisper.read([audio[0]])[0]))
 
 
 def measure(judge: Judge, corpus: Corpus, split: str, codec: SNAC | None, *, most: int = 64) -> Range:
@@ -331,15 +316,15 @@ def measure(judge: Judge, corpus: Corpus, split: str, codec: SNAC | None, *, mos
     originals, outputs = [], []
     seconds = spent = 0.0
     for u in chosen:
-        audio = load_audio(u, RATE)
+        audio = load_audio(u, SAMPLE_RATE)
         started = process_time()
-        original = judge.read(audio, RATE)
-        spent, seconds = spent + process_time() - started, seconds + audio.shape[-1] / RATE
+        original = judge.read(audio, SAMPLE_RATE)
+        spent, seconds = spent + process_time() - started, seconds + audio.shape[-1] / SAMPLE_RATE
         reference = judge.spell(u.text) if u.text else original
         if reference:
             references.append(reference)
             originals.append(error_rate(reference, original))
-            outputs.append(judge.read(_reconstruct(codec, audio), RATE))
+            outputs.append(judge.read(_reconstruct(codec, audio), SAMPLE_RATE))
     if len(set(references)) < 2:
         raise UserError(f"{corpus.name}/{split}: {judge.name} does not read two different utterances")
     bare = [error_rate(reference, output) for reference, output in zip(references, outputs, strict=True)]
@@ -361,13 +346,13 @@ def _another(references: Sequence[Units], index: int) -> Units:
 
 
 def _reconstruct(codec: SNAC | None, audio: Tensor) -> Tensor:
-    """The codec's output (1, T) for audio (1, T), both at RATE, with fixed noise."""
+    """The codec's output (1, T) for audio (1, T), both at SAMPLE_RATE, with fixed noise."""
     if codec is None:
         return audio
-    resampled = resample(audio, RATE, codec.sampling_rate)[None]
+    resampled = resample(audio, SAMPLE_RATE, codec.sampling_rate)[None]
     with torch.inference_mode(), codec.fixed_noise(0):
         output = codec(resampled)[0][0]
-    return resample(output.clone(), codec.sampling_rate, RATE)
+    return resample(output.clone(), codec.sampling_rate, SAMPLE_RATE)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -69,8 +69,10 @@ class Metric:
         requires: importable packages that it needs; if one is not installed, the metric is reported as missing.
         on_request: True for a metric that downloads a large model or takes long: it is measured only in studies that
             list it in `extra_metrics`.
+        languages: codes of the languages that it can judge, e.g. ("en",); () for any.
         role: "content" for an error rate of the words (a fraction, "down") that may be the study's primary content
-            metric. The one with the largest distance between its controls is used, if that is at least 30 points.
+            metric. Of those whose controls are at least 30 points apart, the one with the smallest margin is used, then
+            the one with the largest distance.
         margin: non-inferiority margin of a primary metric, in its unit.
     """
 
@@ -81,6 +83,7 @@ class Metric:
     outputs: ClassVar[tuple[str, ...]] = OUTPUTS
     requires: ClassVar[tuple[str, ...]] = ()
     on_request: ClassVar[bool] = False
+    languages: ClassVar[tuple[str, ...]] = ()
     role: ClassVar[Literal["", "content"]] = ""
     margin: ClassVar[float] = 0.0
 
@@ -97,6 +100,12 @@ class Metric:
 
         Raises:
             UserError: if a resource is not available; the metric is then reported as missing, with this reason.
+        """
+
+    def prefetch(self, conversions: Sequence[Conversion]) -> None:
+        """Compute in one batch what the calls for these conversions need. Called before them; does nothing here.
+
+        The values must not depend on it. An exception is logged, and the conversions are measured one by one.
         """
 
     def __call__(self, conversion: Conversion) -> float | None:

@@ -49,7 +49,11 @@ RENAMED = {
 RENAMED_IN_ARM = RENAMED | {"shuffled": "shuffled_speakers"}
 """The same, inside an arm."""
 
-RENAMED_METRICS = {"teacher_secs": "speaker_encoder_secs", "secs_roughened": "secs_degraded"}
+RENAMED_METRICS = {
+    "teacher_secs": "speaker_encoder_secs",
+    "secs_roughened": "secs_degraded",
+    "whisper_wer": "wer",
+}
 """Former names of metrics, to the names that replace them."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a TOML key that needs no quotes
@@ -109,6 +113,12 @@ class StudySettings(BaseModel):
     judge: str = Field(
         "ge2e", description="Speaker encoder for evaluation; its family differs from the conditioning encoder's."
     )
+    whisper: str = Field(
+        "",
+        description="Whisper for word errors: a folder, or a name that faster-whisper downloads, such as base.en or "
+        "large-v3. Empty: $SNAC_WHISPER, else base.en if it was downloaded before.",
+    )
+    language: str = Field("en", min_length=2, description="Language of the speech, as a code such as en or de.")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds; every arm is trained once with each.")
     steps: int = Field(200, ge=1, description="Training steps.")
     batch_size: int = Field(8, ge=1, description="Crops in a batch.")
@@ -129,9 +139,7 @@ class StudySettings(BaseModel):
         True, description="Also train the first arm under the embeddings of wrong speakers, as a control."
     )
     exclude_metrics: tuple[str, ...] = Field((), description="Metrics to leave out.")
-    extra_metrics: tuple[str, ...] = Field(
-        (), description="Metrics to add that are not measured by default, such as whisper_wer."
-    )
+    extra_metrics: tuple[str, ...] = Field((), description="Metrics to add that are measured on request only.")
     samples: int = Field(4, ge=0, description="Number of conversions with audio in the report.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     plugins: tuple[str, ...] = Field((), description="Python files with plugins.")

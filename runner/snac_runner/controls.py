@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,12 @@ from snac_core.codec import SNAC
 from snac_core.errors import UserError, nearest
 from snac_core.metric import Metric
 from snac_runner.config import RENAMED_METRICS
+from snac_runner.data.audio import resample
 from snac_runner.evaluate import systems
+from snac_runner.evaluate.content import WordErrors, transcripts, wrong_texts
 from snac_runner.evaluate.scoring import Journal, Scores, available, journal_key, score, worst_conversions
 from snac_runner.evaluate.verdict import MIN_RANGE
+from snac_runner.evaluate.whisper import BATCH, SAMPLE_RATE
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import Result, read_result, result_status, write_result
 
@@ -37,6 +40,8 @@ class MetricSelection(NamedTuple):
 def run_controls(folder: Path, resources: StudyResources) -> None:
     """Evaluate the controls into `folder`/controls; finished ones are kept."""
     metrics, missing = wanted_metrics(resources)
+    if any(result_status(folder / "controls" / name) != "success" for name in CONTROLS):
+        check_speech(resources, metrics)
     content = {name: metric for name, metric in metrics.items() if metric.role == "content"}
     for name, system in CONTROLS.items():
         place = folder / "controls" / name
@@ -67,6 +72,40 @@ def check_metric_names(resources: StudyResources) -> None:
                 raise UserError(f"{key} = {name!r}: unknown metric{nearest(name, known)}")
 
 
+OTHER_LANGUAGE = 0.8  # mean probability from which on the speech is said to be in another language
+SHOWN = 3  # utterances that a warning names
+
+
+def check_speech(resources: StudyResources, metrics: Mapping[str, Metric]) -> None:
+    """Warn of texts that are not what the sources say, and of speech in another language, by Whisper."""
+    judges = [metric for metric in metrics.values() if isinstance(metric, WordErrors)]
+    if not judges or (recogniser := judges[0].recogniser) is None:
+        return
+    console, rate = resources.console, resources.test.sample_rate
+    items = {item.pair.source.utterance: item for item in resources.test.items}
+    waves = [item.audio[0] for item in items.values()]
+    readings = dict(zip(items, transcripts(recogniser, waves, rate), strict=True))
+    texts = {name: text for name, item in items.items() if (text := item.pair.text)}
+    others = [(u.id, u.text) for u in resources.corpus.split("test") if u.text]
+    wrong = wrong_texts(texts, readings, others, recogniser.words)
+    if wrong:
+        named = [
+            f"{name} (says {readings[name]!r}{f', the text of {other}' if other else f', not {texts[name]!r}'})"
+            for name, other in list(wrong.items())[:SHOWN]
+        ]
+        console.warning(
+            f"the texts of {len(wrong)} of {len(texts)} sources differ from what is said: {'; '.join(named)}"
+            f"{'; and others' if len(wrong) > SHOWN else ''}; correct them, or remove them to judge by the transcript"
+        )
+    spoken = recogniser.languages([resample(wave, rate, SAMPLE_RATE) for wave in waves[:BATCH]])
+    language, probability = max(spoken.items(), key=lambda entry: entry[1])
+    if language != recogniser.language and probability >= OTHER_LANGUAGE:
+        console.warning(
+            f"the speech is probably in {language!r} (probability {probability:.2f}), and is read as "
+            f"{recogniser.language!r}: set --set language={language}"
+        )
+
+
 def wanted_metrics(resources: StudyResources) -> MetricSelection:
     """The metrics that can run here and that the study asks for.
 
@@ -74,10 +113,11 @@ def wanted_metrics(resources: StudyResources) -> MetricSelection:
         UserError: for an unknown metric in `exclude_metrics` or `extra_metrics`.
     """
     check_metric_names(resources)
-    metrics, missing = available(resources.catalogue, resources.study.extra_metrics)
-    for name in resources.study.exclude_metrics:
-        metrics.pop(name, None)
-        missing[name] = "excluded by the study"
+    study = resources.study
+    metrics, missing = available(
+        resources.catalogue, study.extra_metrics, excluded=study.exclude_metrics, language=study.language,
+        recogniser=lambda: resources.whisper,
+    )  # fmt: skip
     return MetricSelection(metrics, missing)
 
 

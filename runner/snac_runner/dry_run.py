@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings
 from snac_runner.controls import wanted_metrics
-from snac_runner.evaluate.scoring import score_conversion
+from snac_runner.evaluate.scoring import score_conversions
 from snac_runner.evaluate.systems import conditioned
 from snac_runner.evaluate.verdict import (
     StandardDeviations,
@@ -97,7 +97,8 @@ def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[floa
         item = resources.test.items[0]
         for _ in range(2):  # the first one imports the metrics' tools
             started = time.perf_counter()
-            score_conversion(item, conditioned(trained[0].model)(resources.test, item), resources.test, metrics)
+            rendering = conditioned(trained[0].model)(resources.test, item)
+            list(score_conversions([item], [rendering], resources.test, metrics))
         return step, time.perf_counter() - started
 
 

@@ -26,6 +26,7 @@ from snac_runner.embeddings import speaker_embeddings
 from snac_runner.evaluate.codes import SpeakerProbe
 from snac_runner.evaluate.conversions import Conversions
 from snac_runner.evaluate.judges import Calibration, calibration_of, check_judge, check_scores
+from snac_runner.evaluate.whisper import NOT_FOUND, Whisper, find_whisper
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,19 @@ class StudyResources:
         check_judge(judge, self.speaker_encoder, self.catalogue)
         check_scores(judge, self.speaker_encoder, self.corpus, self.catalogue)
         return judge
+
+    @cached_property
+    def whisper(self) -> Whisper | None:
+        """The recogniser of words; None, which is said once, if there is none on this computer.
+
+        Raises:
+            UserError: if the study asks for one that cannot be used.
+        """
+        study = self.study
+        found = find_whisper(study.whisper, study.language, self.device, workers=torch.get_num_threads())
+        if found is None:
+            self.console.line(f"content is judged by the bundled phone recogniser: {NOT_FOUND}")
+        return found
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -36,6 +36,8 @@ _NOT_COMPARED = {
         "base",
         "speaker_encoder",
         "judge",
+        "whisper",
+        "language",
         "seeds",
         "save_every",
         "samples",

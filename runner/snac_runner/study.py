@@ -16,7 +16,14 @@ from snac_core.files import write_json, write_text
 from snac_core.plugin_guard import describe_error
 from snac_runner.arm import Arm
 from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
-from snac_runner.controls import CONTROLS, check_metric_names, evaluate_system, informative_metrics, run_controls
+from snac_runner.controls import (
+    CONTROLS,
+    check_metric_names,
+    evaluate_system,
+    informative_metrics,
+    run_controls,
+    wanted_metrics,
+)
 from snac_runner.data.pairs import PairList
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import conditioned
@@ -95,6 +102,8 @@ def run_arms(
         Interrupted: on Ctrl-C; what was done so far is kept and can be resumed.
     """
     check_metric_names(resources)
+    if test:
+        wanted_metrics(resources)  # a recogniser that cannot be used is an error before anything is trained
     by_title = {arm.title: arm for arm in arms}
     configs = {key: run_config(by_title[key[0]], key[1], resources) for key in runs}
     states = {key: check_folder(folder, configs[key]) for key, folder in runs.items()}

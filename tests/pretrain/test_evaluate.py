@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,28 @@ def test_all_levels_decode_to_what_the_codec_decodes_and_fewer_to_something_else
     assert not torch.equal(decode_levels(codec, codes, 1, 3000), whole)
 
 
+class Known:
+    """A recogniser that knows some waves by their sum."""
+
+    def __init__(self, texts: dict[float, str]) -> None:
+        self.texts = texts
+
+    def read(self, waves: Sequence[torch.Tensor]) -> list[str]:
+        return [self.texts.get(wave.sum().item(), "") for wave in waves]
+
+    def words(self, text: str) -> list[str]:
+        return text.split()
+
+
 def test_word_errors_count_insertions_deletions_and_substitutions(corpus: Corpus) -> None:
     assert edit_distance(["a", "b", "c", "d"], ["a", "c", "x", "d", "e"]) == 3
     items = select_items(corpus, ("dev",), 16000, seconds=30.0, max_items=4)
     assert all(item.text for item in items)
-    heard = {id(item.audio): item.text or "" for item in items}
-    made = [item.audio.clone() for item in items]
-    assert wer_cost(items, made, 16000, lambda audio, _: heard.get(id(audio), "")) == pytest.approx(100)
-    assert wer_cost(items, [item.audio for item in items], 16000, lambda audio, _: heard[id(audio)]) == 0
+    known = Known({item.audio[0].sum().item(): item.text or "" for item in items})
+    made = [-item.audio for item in items]
+    originals = [item.audio for item in items]
+    assert wer_cost(items, made, 16000, known) == pytest.approx(100)  # type: ignore[arg-type]
+    assert wer_cost(items, originals, 16000, known) == 0  # type: ignore[arg-type]
 
 
 def test_bases_are_compared_in_one_table(speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from small_study import Bench, result
 from snac_core.metric import Conversion, Metric
 from snac_runner.controls import run_controls
 from snac_runner.evaluate import systems
-from snac_runner.evaluate.content import cached_transcript
+from snac_runner.evaluate.content import cached_transcripts
 from snac_runner.evaluate.scoring import Journal, available, journal_key, score
 from snac_runner.resources import StudyResources
 
@@ -111,19 +112,22 @@ def test_an_incomplete_line_is_discarded(tmp_path: Path) -> None:
 
 def test_audio_is_transcribed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNAC_CACHE", str(tmp_path))
-    computed: list[str] = []
+    made: list[int] = []
 
-    def transcribe() -> str:
-        computed.append("x")
-        return "the boat sank"
+    def transcribe(waves: Sequence[torch.Tensor]) -> list[str]:
+        made.append(len(waves))
+        return [f"{len(wave)} boats sank" for wave in waves]
 
-    audio = torch.linspace(-1, 1, 100)
+    audio, longer = torch.linspace(-1, 1, 100), torch.linspace(-1, 1, 200)
     for _ in range(3):
-        assert cached_transcript("r 1", audio, 16000, transcribe) == "the boat sank"
-    assert len(computed) == 1
-    for other in (("r 2", audio, 16000), ("r 1", audio, 24000), ("r 1", audio + 1e-6, 16000)):
-        cached_transcript(*other, transcribe)
-    assert len(computed) == 4
+        assert cached_transcripts("r 1", [audio], 16000, transcribe) == ["100 boats sank"]
+    assert made == [1]
+    expected = ["100 boats sank", "200 boats sank", "100 boats sank", "200 boats sank"]
+    assert cached_transcripts("r 1", [audio, longer, audio, longer], 16000, transcribe) == expected
+    assert made == [1, 1]
+    for recogniser, wave, rate in (("r 2", audio, 16000), ("r 1", audio, 24000), ("r 1", audio + 1e-6, 16000)):
+        cached_transcripts(recogniser, [wave], rate, transcribe)
+    assert made == [1] * 5
 
 
 class Counting(Metric):
@@ -140,7 +144,7 @@ class Counting(Metric):
 def test_controls_are_judged_once_for_all_arms(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = StudyResources.__new__(StudyResources)
     vars(resources).update(vars(bench.resources(bench.study())))
-    monkeypatch.setattr("snac_runner.controls.available", lambda *_: ({"counting": Counting()}, {}))
+    monkeypatch.setattr("snac_runner.controls.available", lambda *_, **__: ({"counting": Counting()}, {}))
     for _ in range(2):
         run_controls(tmp_path, resources)
     judged = len(list((tmp_path / "controls").iterdir()))

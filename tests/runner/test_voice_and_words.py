@@ -15,7 +15,7 @@ from snac_runner.arm import Arm
 from snac_runner.controls import wanted_metrics
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.codes import SpeakerProbe, summary
-from snac_runner.evaluate.content import WER, error_rate, plain_words
+from snac_runner.evaluate.content import error_rate
 from snac_runner.evaluate.metrics import Top1
 from snac_runner.evaluate.prosody import F0Correlation, F0Error, VoicingError, pitch
 from snac_runner.evaluate.scoring import degraded
@@ -70,19 +70,6 @@ def test_an_error_rate_is_between_0_and_1(wanted: list[str], got: list[str]) -> 
     assert 0 <= rate <= 1
     assert (rate == 0) == (wanted == got)
     assert error_rate(wanted, []) == 1
-
-
-def test_words_are_compared_without_case_and_punctuation() -> None:
-    assert plain_words("The boat, SANK!") == ["the", "boat", "sank"]
-
-
-def test_the_reference_is_the_text_else_the_transcript_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    transcripts = {1.0: "the boat sank", 2.0: "a goat sank"}
-    monkeypatch.setattr("snac_runner.evaluate.content.read_words", lambda audio, rate: transcripts[float(audio[0])])
-    source, output = torch.full((9,), 1.0), torch.full((9,), 2.0)
-    assert WER()(conversion(source, output, text="the goat sank")) == pytest.approx(1 / 3)
-    assert WER()(conversion(source, output)) == pytest.approx(2 / 3)
-    assert WER()(conversion(source, output, same_words=False)) is None
 
 
 def test_a_study_does_not_measure_what_it_excludes(bench: Bench) -> None:

@@ -1,30 +1,27 @@
 """Content metrics: which share of the words, characters or phones of a conversion is wrong.
 
-Three recognisers transcribe the output: pocketsphinx (words, offline), the phone recogniser of this project, and
-Whisper (words, from the hub, only on request). The reference is the text if it is known, otherwise the same
-recogniser's transcript of the source. Transcripts are cached, so that none is computed twice.
+Two recognisers transcribe the output: Whisper (words), where its weights are at hand, and the bundled phone recogniser.
+The reference is the text if it is known, otherwise the same recogniser's transcript of the source. Transcripts are
+cached, so that none is computed twice.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from importlib import import_module
-from typing import Any, ClassVar
+from pathlib import Path
+from statistics import median
 
-import torch
 from torch import Tensor
 from torchaudio.functional import edit_distance
 
-from snac_core.errors import UserError
-from snac_core.files import tensor_digest, write_text
+from snac_core.files import write_text
 from snac_core.metric import Conversion, Metric
 from snac_runner.data.audio import cache_folder, resample
+from snac_runner.evaluate import whisper
 from snac_runner.evaluate.phone_recogniser import bundled, phones_of
+from snac_runner.evaluate.whisper import Whisper
 
 
 def error_rate(reference: Sequence[str], hypothesis: Sequence[str]) -> float:
@@ -39,156 +36,165 @@ def error_rate(reference: Sequence[str], hypothesis: Sequence[str]) -> float:
     return min(1.0, edits / len(reference))
 
 
-def plain_words(text: str) -> list[str]:
-    """Words in lower case, without punctuation and digits."""
-    return re.findall(r"[a-z']+", text.lower())
-
-
-def conversion_error_rate(
-    conversion: Conversion,
-    split: Callable[[str], Sequence[str]],
-    transcribe: Callable[[Tensor, int], Sequence[str]],
-) -> float | None:
-    """Error rate of the converted output, at most 1.
-
-    Args:
-        conversion: what to evaluate.
-        split: from a text to the units that are counted: words, characters or phones.
-        transcribe: a recogniser, from audio (T,) and its sample rate in Hz to such units.
-
-    Returns:
-        None if the output should not say what the source says, or nothing is recognised in the source.
-    """
-    if not conversion.same_words:
-        return None
-    rate = conversion.sample_rate
-    reference = split(conversion.text) if conversion.text else transcribe(conversion.source, rate)
-    return error_rate(reference, transcribe(conversion.converted, rate)) if reference else None
-
-
-def cached_transcript(recogniser: str, audio: Tensor, sample_rate: int, transcribe: Callable[[], str]) -> str:
-    """The transcript of `audio` (T,), from the cache folder if it was computed before.
+def cached_transcripts(
+    recogniser: str,
+    audio: Sequence[Tensor],
+    sample_rate: int,
+    transcribe: Callable[[Sequence[Tensor]], Sequence[str]],
+) -> list[str]:
+    """Transcripts of `audio`, (T,) each, from the cache folder if they were computed before.
 
     Args:
         recogniser: its name and version, or digest: changes whenever its transcripts may change.
         audio: what is transcribed.
         sample_rate: of `audio`, in Hz.
-        transcribe: computes the transcript.
+        transcribe: computes transcripts, of those that are not in the cache.
     """
-    digest = hashlib.sha256(audio.contiguous().numpy().tobytes() + str(sample_rate).encode()).hexdigest()
-    path = cache_folder() / "readings" / hashlib.sha256(recogniser.encode()).hexdigest()[:16] / f"{digest}.txt"
+    folder = cache_folder() / "readings" / hashlib.sha256(recogniser.encode()).hexdigest()[:16]
+    digests = [
+        hashlib.sha256(wave.contiguous().numpy().tobytes() + str(sample_rate).encode()).hexdigest() for wave in audio
+    ]
+    known = {digest: text for digest in digests if (text := _stored(folder / f"{digest}.txt")) is not None}
+    new = {digest: wave for digest, wave in zip(digests, audio, strict=True) if digest not in known}
+    if new:
+        for digest, text in zip(new, transcribe(list(new.values())), strict=True):
+            known[digest] = text
+            with suppress(OSError):  # a cache that cannot be written only costs time
+                write_text(folder / f"{digest}.txt", text)
+    return [known[digest] for digest in digests]
+
+
+def _stored(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        pass  # not computed yet, or damaged
-    text = transcribe()
-    with suppress(OSError):  # a cache that cannot be written only costs time
-        write_text(path, text)
-    return text
+        return None  # not computed yet, or damaged
 
 
-# ------------------------------------------------------------------ words, by pocketsphinx
-
-RATE = 16000  # Hz
-_BEAM = 3000  # HMMs that may be active in one frame
+# ------------------------------------------------------------------ words, by Whisper
 
 
-class Recogniser:
-    """pocketsphinx with the English model of its package.
+class WordErrors(Metric):
+    """Base of WER and CER.
 
-    Raises:
-        UserError: if the package is not installed.
+    Attributes:
+        recogniser: transcribes source and output; without one the metric does not apply.
     """
 
-    def __init__(self) -> None:
-        try:
-            from pocketsphinx import Decoder
-        except ImportError:
-            raise UserError("word errors need the package pocketsphinx: install the extra [judges]") from None
-        # the transcripts of clear speech are those of the default, 30,000; garbled speech takes half the time
-        # (docs/experiments/how-long-does-judging-take.md)
-        self._decoder: Any = Decoder(samprate=RATE, maxhmmpf=_BEAM, loglevel="FATAL")
+    unit, direction, worst, requires = "share", "down", 1.0, whisper.PACKAGES
+    outputs = ("converted",)
+    role, margin = "content", 0.01
+    recogniser: Whisper | None = None
+
+    @property
+    def version(self) -> str:
+        return self.recogniser.version if self.recogniser else ""
+
+    def prefetch(self, conversions: Sequence[Conversion]) -> None:
+        """Transcribe outputs, and the sources without a text, in batches."""
+        judged = [conversion for conversion in conversions if conversion.same_words]
+        if self.recogniser and judged:
+            waves = [c.converted for c in judged] + [c.source for c in judged if not self._text(c)]
+            transcripts(self.recogniser, waves, judged[0].sample_rate)
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        if self.recogniser is None or not conversion.same_words:
+            return None
+        recogniser, rate = self.recogniser, conversion.sample_rate
+
+        def said(wave: Tensor) -> str:
+            return recogniser.normalize(transcripts(recogniser, [wave], rate)[0])
+
+        reference = self._text(conversion) or said(conversion.source)
+        return min(1.0, self.rate(reference, said(conversion.converted))) if reference else None
+
+    def _text(self, conversion: Conversion) -> str:
+        return self.recogniser.normalize(conversion.text) if self.recogniser and conversion.text else ""
 
     @staticmethod
-    def version() -> str:
-        """Changes whenever a transcript may change."""
-        return f"pocketsphinx {importlib.metadata.version('pocketsphinx')}, {_BEAM} branches"
-
-    def __call__(self, audio: Tensor, sample_rate: int) -> str:
-        """Words in audio (1, T)."""
-        self._decode(audio, sample_rate)
-        best = self._decoder.hyp()
-        return "" if best is None else str(best.hypstr)
-
-    def timed(self, audio: Tensor, sample_rate: int) -> list[tuple[str, float, float]]:
-        """Words in audio (1, T) as (word, start in s, end in s), without gaps; silence and noise are ""."""
-        self._decode(audio, sample_rate)
-        return [
-            # "<sil>", "[NOISE]" and "++BREATH++" are not words; "the(2)" is the second pronunciation of "the"
-            (
-                "" if s.word[0] in "<[+" else re.sub(r"\(\d+\)$", "", s.word),
-                s.start_frame / 100,
-                (s.end_frame + 1) / 100,
-            )
-            for s in self._decoder.seg() or ()
-        ]
-
-    def _decode(self, audio: Tensor, sample_rate: int) -> None:
-        wave = resample(audio, sample_rate, RATE)[0]
-        # the decoder adapts to earlier audio; equal audio must always give equal words
-        self._decoder.reinit_feat()
-        self._decoder.start_utt()
-        self._decoder.process_raw((wave.clamp(-1, 1) * 32767).short().numpy().tobytes(), full_utt=True)
-        self._decoder.end_utt()
+    def rate(reference: str, hypothesis: str) -> float:
+        """Insertions, deletions and substitutions per unit of the reference."""
+        raise NotImplementedError
 
 
-class WER(Metric):
-    """Word error rate of the converted output, at most 1, by pocketsphinx.
+class WER(WordErrors):
+    """Word error rate of the converted output, at most 1, by Whisper, after Whisper's text normaliser.
 
-    The reference is the text if it is known, otherwise the recogniser's transcript of the source.
+    The reference is the text if it is known, otherwise Whisper's transcript of the source. Output in which nothing is
+    recognised, a loop, and a hallucination on silence have an error rate of 1.
     """
 
-    name, unit, direction, worst, requires = "wer", "share", "down", 1.0, ("pocketsphinx",)
-    outputs = ("converted",)
-    role, margin = "content", 0.05
+    name = "wer"
 
-    @property
-    def version(self) -> str:
-        return Recogniser.version()
+    @staticmethod
+    def rate(reference: str, hypothesis: str) -> float:
+        import jiwer
 
-    def __call__(self, conversion: Conversion) -> float | None:
-        return conversion_error_rate(conversion, plain_words, lambda audio, rate: plain_words(read_words(audio, rate)))
+        return float(jiwer.wer(reference, hypothesis))
 
 
-class CER(Metric):
-    """Character error rate of the converted output, at most 1, by pocketsphinx; see WER."""
+class CER(WordErrors):
+    """Character error rate of the converted output, at most 1, by Whisper; see WER."""
 
-    name, unit, direction, worst, requires = "cer", "share", "down", 1.0, ("pocketsphinx",)
-    outputs = ("converted",)
-    role, margin = "content", 0.05
+    name = "cer"
 
-    @property
-    def version(self) -> str:
-        return Recogniser.version()
+    @staticmethod
+    def rate(reference: str, hypothesis: str) -> float:
+        import jiwer
 
-    def __call__(self, conversion: Conversion) -> float | None:
-        return conversion_error_rate(conversion, _characters, lambda audio, rate: _characters(read_words(audio, rate)))
+        return float(jiwer.cer(reference, hypothesis))
 
 
-def _characters(text: str) -> list[str]:
-    return list(" ".join(plain_words(text)))
+def transcripts(recogniser: Whisper, audio: Sequence[Tensor], sample_rate: int) -> list[str]:
+    """The cached transcripts of `audio`, (T,) each, by Whisper; `sample_rate` is in Hz."""
+
+    def read(waves: Sequence[Tensor]) -> list[str]:
+        return recogniser.read([resample(wave, sample_rate, whisper.SAMPLE_RATE) for wave in waves])
+
+    return cached_transcripts(recogniser.version, audio, sample_rate, read)
 
 
-def read_words(audio: Tensor, sample_rate: int) -> str:
-    """The cached transcript of `audio` (T,) by pocketsphinx."""
-    return cached_transcript(
-        Recogniser.version(), audio, sample_rate, lambda: _recogniser()(audio.unsqueeze(0), sample_rate)
-    )
+WRONG_TEXT, SAME_TEXT = (
+    0.8,
+    0.4,
+)  # error rates from which on, and up to which, a text is that of other or the same words
+READS_WELL = 0.3  # median error rate of a recogniser that can be trusted about a single text
 
 
-@cache
-def _recogniser() -> Recogniser:
-    return Recogniser()
+def wrong_texts(
+    texts: Mapping[str, str],
+    readings: Mapping[str, str],
+    others: Collection[tuple[str, str]],
+    words: Callable[[str], list[str]],
+) -> dict[str, str]:
+    """Utterances with a text that differs from what is said.
+
+    Args:
+        texts: utterance to its text.
+        readings: utterance to its transcript by a recogniser.
+        others: (utterance, text) of the whole corpus.
+        words: from a text to words.
+
+    Returns:
+        utterance to the other utterance that has the text of what is said; to "" if there is none.
+    """
+    errors = {
+        name: error_rate(reference, words(readings[name]))
+        for name, text in texts.items()
+        if (reference := words(text)) and words(readings[name])
+    }
+    found = {}
+    for name, error in errors.items():
+        if error < WRONG_TEXT:
+            continue
+        said = words(readings[name])
+        distances = ((error_rate(said, words(text)), other) for other, text in others if other != name)
+        nearest, other = min(distances, default=(1.0, ""))
+        if nearest <= SAME_TEXT:
+            found[name] = other
+        elif median(errors.values()) < READS_WELL:
+            found[name] = ""
+    return found
 
 
 # ------------------------------------------------------------------ phones, by the bundled recogniser
@@ -202,122 +208,46 @@ class PER(Metric):
 
     name, unit, direction, worst = "per", "share", "down", 1.0
     outputs = ("converted",)
-    role, margin = "content", 0.05
+    role, margin, languages = "content", 0.05, ("en",)
 
     @property
     def version(self) -> str:
         return _phones_version()
 
     def __call__(self, conversion: Conversion) -> float | None:
-        return conversion_error_rate(conversion, phones_of, _read_phones)
+        return _phone_errors(conversion)
 
 
 class PERAboveHalf(Metric):
     """Whether more than half of the phones are wrong (1 or 0): the mean is the share of such utterances."""
 
     name, unit, direction, worst = "per_above_half", "share", "down", 1.0
-    outputs = ("converted",)
+    outputs, languages = ("converted",), ("en",)
 
     @property
     def version(self) -> str:
         return _phones_version()
 
     def __call__(self, conversion: Conversion) -> float | None:
-        rate = conversion_error_rate(conversion, phones_of, _read_phones)
+        rate = _phone_errors(conversion)
         return None if rate is None else float(rate > 0.5)
 
 
+def _phone_errors(conversion: Conversion) -> float | None:
+    """None if the output should not say what the source says, or nothing is recognised in the source."""
+    if not conversion.same_words:
+        return None
+    rate = conversion.sample_rate
+    reference = phones_of(conversion.text) if conversion.text else _read_phones(conversion.source, rate)
+    return error_rate(reference, _read_phones(conversion.converted, rate)) if reference else None
+
+
 def _read_phones(audio: Tensor, rate: int) -> tuple[str, ...]:
-    phones = cached_transcript(_phones_version(), audio, rate, lambda: " ".join(bundled()(audio, rate)))
-    return tuple(phones.split())
+    def read(waves: Sequence[Tensor]) -> list[str]:
+        return [" ".join(bundled()(wave, rate)) for wave in waves]
+
+    return tuple(cached_transcripts(_phones_version(), [audio], rate, read)[0].split())
 
 
 def _phones_version() -> str:
     return f"phones {bundled().digest}"
-
-
-# ------------------------------------------------------------------ words, by Whisper
-
-
-class WhisperWER(Metric):
-    """Word error rate of the converted output, at most 1, by Whisper (Radford et al. 2022, arXiv 2212.04356).
-
-    The reference is the text if it is known, otherwise Whisper's transcript of the source. A subclass with another
-    `name` and `model` is another metric.
-
-    Attributes:
-        model: hub id, or a folder as transformers saves it.
-    """
-
-    name, unit, direction, worst, requires = "whisper_wer", "share", "down", 1.0, ("transformers",)
-    outputs = ("converted",)
-    role, margin, on_request = "content", 0.01, True
-    model: ClassVar[str] = "openai/whisper-small.en"
-
-    @property
-    def version(self) -> str:
-        return _whisper_recogniser(self.model).version
-
-    def prepare(self) -> None:
-        """Load the model, and download it first if it is not in the hub's cache.
-
-        Raises:
-            UserError: if it is not in the cache and cannot be downloaded.
-        """
-        _whisper_recogniser(self.model)
-
-    def __call__(self, conversion: Conversion) -> float | None:
-        words = _whisper_recogniser(self.model).words
-        return conversion_error_rate(conversion, words, lambda audio, rate: words(self.read(audio, rate)))
-
-    def read(self, audio: Tensor, sample_rate: int) -> str:
-        """The cached transcript of `audio` (T,) by Whisper."""
-        recognise = _whisper_recogniser(self.model)
-        return cached_transcript(recognise.version, audio, sample_rate, lambda: recognise(audio, sample_rate))
-
-
-class _Whisper:
-    """Whisper with its processor.
-
-    Attributes:
-        version: changes whenever a transcript may change.
-    """
-
-    rate = 16000  # Hz
-    window = 30.0  # s that the model takes at once
-
-    def __init__(self, source: str) -> None:
-        transformers = import_module("transformers")
-        try:
-            self.processor: Any = transformers.WhisperProcessor.from_pretrained(source)
-            self.model: Any = transformers.WhisperForConditionalGeneration.from_pretrained(source).eval()
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{source} is not in the hub's cache and could not be downloaded ({reason}); download it from "
-                "huggingface.co into the cache, or set HF_HUB_OFFLINE=0 if there is a network"
-            ) from error
-        self.version = f"whisper {tensor_digest(self.model.state_dict().items())} {transformers.__version__}"
-
-    @torch.inference_mode()
-    def __call__(self, audio: Tensor, sample_rate: int) -> str:
-        """Greedy transcript of `audio` (T,), in pieces of 30 s."""
-        wave = resample(audio, sample_rate, self.rate)
-        texts = []
-        for piece in torch.split(wave, round(self.window * self.rate)):
-            features = self.processor(piece.numpy(), sampling_rate=self.rate, return_tensors="pt").input_features
-            tokens = self.model.generate(features.to(self.model.dtype), do_sample=False, num_beams=1)
-            texts.append(self.processor.batch_decode(tokens, skip_special_tokens=True)[0])
-        return " ".join(texts)
-
-    def words(self, text: str) -> list[str]:
-        """Words normalised as Whisper's authors do: "twenty" equals "20", "colour" equals "color"."""
-        tokenizer = self.processor.tokenizer
-        english: bool = bool(tokenizer.english_spelling_normalizer)  # absent from models of other languages
-        plain: str = tokenizer.normalize(text) if english else tokenizer.basic_normalize(text)
-        return plain.split()
-
-
-@cache
-def _whisper_recogniser(source: str) -> _Whisper:
-    return _Whisper(source)

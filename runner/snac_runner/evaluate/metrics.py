@@ -13,7 +13,7 @@ from torch import Tensor
 from snac_core.hookspecs import hookimpl
 from snac_core.losses import MultiScaleSTFT, mel_distance
 from snac_core.metric import Conversion, Metric
-from snac_runner.evaluate.content import CER, PER, WER, PERAboveHalf, WhisperWER
+from snac_runner.evaluate.content import CER, PER, WER, PERAboveHalf
 from snac_runner.evaluate.prosody import F0Correlation, F0Error, VoicingError
 
 
@@ -239,7 +239,7 @@ def register_metrics(register: Callable[[type], None]) -> None:
     """Register the built-in metrics."""
     for metric in (
         SECS, SECSSource, SECSOwn, SECSOther, SECSDegraded, Specificity, Top1, SpkID, SpkVC, SpkSynth, Gap,
-        SpeakerEncoderSECS, WER, CER, WhisperWER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ,
+        SpeakerEncoderSECS, WER, CER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ,
         Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.metric import Metric
 from snac_runner.evaluate.conversions import Conversions
-from snac_runner.evaluate.scoring import score_conversion
+from snac_runner.evaluate.scoring import score_conversions
 from snac_runner.evaluate.systems import NOISE_SEED, conditioned, evaluating
 
 
@@ -21,10 +22,10 @@ def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metri
     """
     spreads = []
     for item in conversions.items[:items]:
-        values = []
+        values: list[dict[str, Any]] = []
         for seed in (1, 2, 3):
             rendering = conditioned(model, noise_seed=seed, synthetic=False)(conversions, item)
-            values.append(score_conversion(item, rendering, conversions, {metric.name: metric}))
+            values += score_conversions([item], [rendering], conversions, {metric.name: metric})
         spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
     return float(torch.stack(spreads).mean())
 

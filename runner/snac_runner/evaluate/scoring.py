@@ -10,10 +10,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +26,14 @@ from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.console import SILENT, Progress
 from snac_runner.evaluate.codes import SpeakerProbe, summary
+from snac_runner.evaluate.content import WordErrors
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.systems import Rendering, System
+from snac_runner.evaluate.whisper import NOT_FOUND, Whisper
 
 MIN_RMS = 1e-5
 """Output with a lower RMS, -100 dB re full scale, counts as silent."""
+BLOCK = 16  # conversions that are rendered, and read by a recogniser, together
 WORST_SECONDS = 4.0  # of the target that are kept with a conversion of the lowest SECS
 _CODE_KEYS = ("codes", "bare_codes", "edits")  # of a row: only the summary of codes needs them
 _log = logging.getLogger(__name__)
@@ -113,22 +116,40 @@ class Scores:
     worst: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-def available(catalogue: Catalogue, requested: Collection[str] = ()) -> tuple[dict[str, Metric], dict[str, str]]:
+def available(
+    catalogue: Catalogue,
+    requested: Collection[str] = (),
+    *,
+    excluded: Collection[str] = (),
+    language: str = "en",
+    recogniser: Callable[[], Whisper | None] = lambda: None,
+) -> tuple[dict[str, Metric], dict[str, str]]:
     """The metrics that can be measured here, and for each other metric the reason why it cannot.
 
     Args:
         catalogue: the plugins.
         requested: names of metrics to measure although they are measured only on request.
+        excluded: names of metrics not to measure.
+        language: code of the language of the speech.
+        recogniser: gives the recogniser of words; called only if a metric needs it.
     """
     metrics, missing = {}, {}
     for name in catalogue.metrics:
         metric: Metric = catalogue.metrics[name]()
         lacking = [package for package in metric.requires if importlib.util.find_spec(package) is None]
-        if metric.on_request and name not in requested:
+        if name in excluded:
+            missing[name] = "excluded by the study"
+        elif metric.on_request and name not in requested:
             missing[name] = f"only when asked for: extra_metrics = [{json.dumps(name)}]"
+        elif metric.languages and language not in metric.languages:
+            missing[name] = f"judges only {', '.join(metric.languages)}, and language = {language!r}"
+        elif isinstance(metric, WordErrors) and (words := recogniser()) is None and not lacking:
+            missing[name] = NOT_FOUND
         elif lacking:
             missing[name] = f"needs {', '.join(lacking)}"
         else:
+            if isinstance(metric, WordErrors):
+                metric.recogniser = words
             try:
                 metric.prepare()
             except Exception as error:  # a plugin's own code
@@ -160,19 +181,27 @@ def score(
         progress: called with (done, total).
     """
     scores = Scores()
+    known = dict(journal.rows) if journal else {}
     rows: list[dict[str, Any]] = []
-    for number, item in enumerate(conversions.items):
-        row = journal.rows.get(item.pair.id) if journal else None
-        if row is None or number < keep:
-            rendering = system(conversions, item)
-            if number < keep:
-                scores.renderings[item.pair.id] = rendering
-            if row is None:
-                row = {**score_conversion(item, rendering, conversions, metrics), **_codes_of(rendering)}
+    for start in range(0, len(conversions.items), BLOCK):
+        block = conversions.items[start : start + BLOCK]
+        rendered = {
+            item.pair.id: system(conversions, item)
+            for number, item in enumerate(block, start)
+            if item.pair.id not in known or number < keep
+        }
+        scores.renderings.update(list(rendered.items())[: max(0, keep - start)])
+        new = [item for item in block if item.pair.id not in known]
+        scored = score_conversions(new, [rendered[item.pair.id] for item in new], conversions, metrics)
+        for item in block:
+            if item.pair.id not in known:
+                row = {**next(scored), **_codes_of(rendered[item.pair.id])}
                 if journal:
                     journal.add(row)
-        rows.append(row)
-        progress(number + 1, len(conversions.items))
+            else:
+                row = known[item.pair.id]
+            rows.append(row)
+            progress(len(rows), len(conversions.items))
     scores.utterances = [{key: value for key, value in row.items() if key not in _CODE_KEYS} for row in rows]
     scores.pooled = _pooled(scores.utterances, metrics)
     scores.codes = summary(rows, probe)
@@ -212,13 +241,39 @@ def _codes_of(rendering: Rendering) -> dict[str, Any]:
     }
 
 
-def score_conversion(
-    item: Item, rendering: Rendering, conversions: Conversions, metrics: Mapping[str, Metric]
-) -> dict[str, Any]:
-    """The scores of one conversion: a row with pair, speakers and metrics.
+def score_conversions(
+    items: Sequence[Item], renderings: Sequence[Rendering], conversions: Conversions, metrics: Mapping[str, Metric]
+) -> Iterator[dict[str, Any]]:
+    """The scores of conversions, one by one: a row with pair, speakers and metrics each.
 
     NaN or silent output gets a metric's worst value. A metric that does not apply is left out; one that fails is None.
     """
+    evaluated = [_evaluated(item, rendering, conversions) for item, rendering in zip(items, renderings, strict=True)]
+    for name, metric in metrics.items():
+        try:
+            metric.prefetch([e.conversion for e in evaluated if not e.broken.intersection(metric.outputs)])
+        except Exception as error:  # a failure of a metric's own tool: its calls say for which conversion
+            _log.warning("metric %s cannot prepare a block: %s: %s", name, type(error).__name__, error)
+    for item, (conversion, broken) in zip(items, evaluated, strict=True):
+        pair = item.pair
+        yield {
+            "pair": pair.id,
+            "source_speaker": pair.source_speaker,
+            "target_speaker": pair.target,
+            "source": pair.source.utterance,
+            "same_sex": pair.same_sex,
+            "metrics": _measured(conversion, broken, metrics),
+        }
+
+
+class _Evaluated(NamedTuple):
+    """A conversion to measure, and its outputs that are NaN, silent or too short."""
+
+    conversion: Conversion
+    broken: frozenset[str]
+
+
+def _evaluated(item: Item, rendering: Rendering, conversions: Conversions) -> _Evaluated:
     outputs = {name: audio for name in OUTPUTS if (audio := getattr(rendering, name)) is not None}
     least = conversions.sample_rate * max(conversions.judge.min_seconds, conversions.speaker_encoder.min_seconds)
     valid = {name: audio for name, audio in outputs.items() if len(audio) >= least and _is_sound(audio)}
@@ -244,7 +299,10 @@ def score_conversion(
         candidates=conversions.candidates,
         same_words=rendering.same_words,
     )
-    broken = outputs.keys() - valid.keys()
+    return _Evaluated(conversion, frozenset(outputs.keys() - valid.keys()))
+
+
+def _measured(conversion: Conversion, broken: frozenset[str], metrics: Mapping[str, Metric]) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for name, metric in metrics.items():
         if broken.intersection(metric.outputs):
@@ -253,19 +311,12 @@ def score_conversion(
         try:
             value = metric(conversion)
         except Exception as error:  # a failure of a metric's own tool: other metrics are still measured
-            _log.warning("metric %s fails on %s: %s: %s", name, pair.id, type(error).__name__, error)
+            _log.warning("metric %s fails on %s: %s: %s", name, conversion.pair, type(error).__name__, error)
             values[name] = None
             continue
         if value is not None:
             values[name] = value if math.isfinite(value) else None
-    return {
-        "pair": pair.id,
-        "source_speaker": pair.source_speaker,
-        "target_speaker": pair.target,
-        "source": pair.source.utterance,
-        "same_sex": pair.same_sex,
-        "metrics": values,
-    }
+    return values
 
 
 def _is_sound(audio: Tensor) -> bool:

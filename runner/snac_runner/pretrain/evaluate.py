@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus, Utterance
 from snac_runner.data.open_corpus import open_corpus
-from snac_runner.evaluate.content import Recogniser, plain_words
+from snac_runner.evaluate.whisper import SAMPLE_RATE, Whisper
 from snac_runner.pretrain.quantizer import CodeUsage
 
 SIGNAL_RATE = 16000
@@ -34,9 +34,6 @@ _COLUMNS = (
     ("range", "range", ".3f"),
     ("wer_cost", "WER cost", ".1f"),
 )
-
-Transcribe = Callable[[Tensor, int], str]
-"""From audio (1, T) and its sample rate in Hz to words."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def compare(
     *,
     splits: Iterable[str] = ("dev", "test"),
     coarse: bool = True,
-    recogniser: bool = False,
+    whisper: str = "",
     encoder: str = "ge2e",
     max_items: int = 64,
 ) -> list[dict[str, Any]]:
@@ -73,7 +70,7 @@ def compare(
         data: folders of speech.
         splits: evaluated separately.
         coarse: also decode the first level only, the first two levels, and so on.
-        recogniser: also compute word errors with pocketsphinx; slower than everything else.
+        whisper: folder or name of a Whisper that word errors are computed with; empty: no word errors.
         encoder: speaker encoder that measures similarity. It must not have been used to train a codec.
         max_items: utterances per split.
 
@@ -84,7 +81,7 @@ def compare(
         UserError: for too little speech, or an unknown codec or encoder.
     """
     judge = load_speaker_encoder(encoder)
-    transcribe = Recogniser() if recogniser else None
+    recogniser = Whisper(whisper, download=True) if whisper else None
     loaded = {name: SNAC.from_pretrained(name).freeze() for name in codecs}
     rows: list[dict[str, Any]] = []
     for path in data:
@@ -93,7 +90,7 @@ def compare(
             for name, codec in loaded.items():
                 items = select_items(corpus, (split,), codec.sampling_rate, max_items=max_items)
                 for levels in range(1 if coarse else codec.n_codebooks, codec.n_codebooks + 1):
-                    metrics = evaluate_codec(codec, items, judge, levels=levels, transcribe=transcribe)
+                    metrics = evaluate_codec(codec, items, judge, levels=levels, recogniser=recogniser)
                     rows.append({"data": f"{corpus.name}/{split}", "codec": name, "levels": levels, **metrics})
     print("\n".join(table(rows)))
     return rows
@@ -172,7 +169,7 @@ def evaluate_codec(
     encoder: SpeakerEncoder,
     *,
     levels: int | None = None,
-    transcribe: Transcribe | None = None,
+    recogniser: Whisper | None = None,
 ) -> dict[str, float]:
     """Metrics of a codec, means over `items`.
 
@@ -181,7 +178,7 @@ def evaluate_codec(
         items: from select_items.
         encoder: measures speaker similarity.
         levels: number of coarse levels to decode; None: all.
-        transcribe: a recogniser; None: no `wer_cost`.
+        recogniser: of words; None: no `wer_cost`.
 
     Returns:
         `own`, `other`: cosine similarity of the output to references of its own speaker and of all others, and
@@ -199,8 +196,8 @@ def evaluate_codec(
     metrics = _speaker_similarity(items, outputs, encoder, rate) | _signal_metrics(items, outputs, rate)
     if levels in (None, codec.n_codebooks):
         metrics |= usage.statistics()
-    if transcribe is not None:
-        metrics["wer_cost"] = wer_cost(items, outputs, rate, transcribe)
+    if recogniser is not None:
+        metrics["wer_cost"] = wer_cost(items, outputs, rate, recogniser)
     return metrics
 
 
@@ -225,7 +222,7 @@ def decode_levels(codec: SNAC, codes: Sequence[Tensor], levels: int | None, leng
         return codec.advance(z_q, "quantized", "audio")[..., :length]
 
 
-def wer_cost(items: Sequence[Item], outputs: Sequence[Tensor], sample_rate: int, transcribe: Transcribe) -> float:
+def wer_cost(items: Sequence[Item], outputs: Sequence[Tensor], sample_rate: int, recogniser: Whisper) -> float:
     """Word errors that a codec adds, in percentage points.
 
     With known texts this is the WER of the outputs minus that of the originals. Without, it is the WER of the outputs
@@ -235,13 +232,18 @@ def wer_cost(items: Sequence[Item], outputs: Sequence[Tensor], sample_rate: int,
         items: with the originals.
         outputs: of the codec, (1, T) for each item.
         sample_rate: of both, in Hz.
-        transcribe: a recogniser.
+        recogniser: of words.
     """
+
+    def read(waves: Iterable[Tensor]) -> list[list[str]]:
+        resampled = [resample(wave[0], sample_rate, SAMPLE_RATE) for wave in waves]
+        return [recogniser.words(text) for text in recogniser.read(resampled)]
+
     errors = words = 0
-    for item, output in zip(items, outputs, strict=True):
-        original = plain_words(transcribe(item.audio, sample_rate))
-        truth = original if item.text is None else plain_words(item.text)
-        errors += edit_distance(truth, plain_words(transcribe(output, sample_rate))) - edit_distance(truth, original)
+    originals = read(item.audio for item in items)
+    for item, original, output in zip(items, originals, read(outputs), strict=True):
+        truth = original if item.text is None else recogniser.words(item.text)
+        errors += edit_distance(truth, output) - edit_distance(truth, original)
         words += len(truth)
     return 100 * errors / max(1, words)
 

@@ -120,7 +120,11 @@ class ContentJudge:
 
 
 def content_judges(study: Study, arrays: MetricArrays) -> list[ContentJudge]:
-    """Every content judge of the results, the widest range first. The order does not depend on the arms."""
+    """Every content judge of the results, the best first. The order does not depend on the arms.
+
+    A judge with a range below `MIN_RANGE` comes last. Of the others, the most accurate is the best, which has the
+    smallest margin; of equal margins, the one with the widest range.
+    """
     margins = {
         name: measured.margin
         for result in study.results()
@@ -131,11 +135,11 @@ def content_judges(study: Study, arrays: MetricArrays) -> list[ContentJudge]:
         ContentJudge(name, margin, arrays.control("floor", name), arrays.control("mismatched", name))
         for name, margin in sorted(margins.items())
     ]
-    return sorted(found, key=lambda c: -c.range)
+    return sorted(found, key=lambda c: (c.range < MIN_RANGE, c.margin, -c.range))
 
 
 def primary_content(judges: list[ContentJudge]) -> ContentJudge | None:
-    """The content judge of the verdicts: that of the widest range; None if no range is wide enough."""
+    """The content judge of the verdicts: the best; None if no range is wide enough."""
     return next((c for c in judges if c.range >= MIN_RANGE), None)
 
 
@@ -156,7 +160,7 @@ class StudyEstimates:
         ranked: finished arms, best first, by normalised SECS (by SECS if there are no controls).
         targets, sources, pairs: numbers of target speakers, source utterances and pairs.
         content: the content judge of the verdicts.
-        content_judges: all that were tried, the widest range first.
+        content_judges: all that were tried, the best first.
         noise: decoding noise: standard deviation of SECS over decodes with different noise, the largest of the arms.
     """
 
