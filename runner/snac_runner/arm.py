@@ -187,6 +187,8 @@ class Arm:
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.best_state = state["best_state"]
+        study = self.resources.study  # of more steps than before, if a longer run continues a finished one
+        progress.finished &= progress.step >= study.steps or 0 < study.patience <= progress.stale
         self.progress = progress
         return True
 

@@ -128,8 +128,12 @@ class StudySettings(BaseModel):
         "random", description="How targets are drawn: uniformly, from the batch, or by similarity (easy, medium, hard)."
     )
     eval_every: int = Field(0, ge=0, description="Steps between evaluations on dev speakers; 0: only at the end.")
-    dev_pairs: int = Field(16, ge=2, description="Conversions of dev speakers in such an evaluation.")
-    test_pairs: int = Field(40, ge=2, description="Conversions of test speakers for the report.")
+    dev_pairs: int = Field(
+        16, ge=0, description="Conversions of dev speakers in such an evaluation; a default is a maximum; 0: none."
+    )
+    test_pairs: int = Field(
+        40, ge=0, description="Conversions of test speakers for the report; a default is a maximum; 0: no evaluation."
+    )
     pair_seconds: float = Field(4.0, gt=0.5, description="Maximum length of a source, in s.")
     pair_seed: int = Field(0, description="Seed of the choice of pairs, the same for all training seeds.")
     select: Literal["last", "best"] = Field("last", description="Checkpoint to keep: the last, or the best on dev.")
@@ -152,6 +156,13 @@ class StudySettings(BaseModel):
                 f"set eval_every between 1 and {self.steps - 1}, got {self.eval_every}"
             )
         return self
+
+    @field_validator("dev_pairs", "test_pairs")
+    @classmethod
+    def _none_or_several(cls, pairs: int) -> int:
+        if pairs == 1:
+            raise ValueError("one conversion is too few to evaluate; expected at least 2, or 0 for no evaluation")
+        return pairs
 
     @field_validator("seeds")
     @classmethod

@@ -138,7 +138,7 @@ class StudyResources:
             "data": self.corpus.digest,
             "base": self.codec.digest,
             "speaker_encoder": self.speaker_encoder.digest,
-            "judge": self.judge.digest,
+            **({"judge": self.judge.digest} if self.evaluates else {}),
         }
 
     def batches(self, seed: int) -> CropLoader:
@@ -177,7 +177,7 @@ class StudyResources:
     @cached_property
     def dev(self) -> Conversions:
         """Conversions of dev speakers, evaluated during training."""
-        return self._conversions(self._pairs("dev", self.study.dev_pairs))
+        return self._conversions(self.dev_pairs)
 
     @cached_property
     def test(self) -> Conversions:
@@ -199,12 +199,59 @@ class StudyResources:
         """The list of test conversions; building it reads no audio."""
         return self._pairs("test", self.study.test_pairs)
 
+    @cached_property
+    def dev_pairs(self) -> PairList:
+        """The list of dev conversions; empty if the study has none."""
+        return self._pairs("dev", self.study.dev_pairs)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether anything is evaluated, on dev or on test speakers."""
+        return bool(self.study.dev_pairs or self.study.test_pairs)
+
+    def check(self, *, choose_rates: bool = False) -> None:
+        """Check before the first step that the speech has everything that the evaluations need.
+
+        Args:
+            choose_rates: whether learning rates are chosen by dev score.
+
+        Raises:
+            UserError: saying which speakers are missing.
+        """
+        study, dev, test = self.study, self.dev_pairs, self.test_pairs
+        reasons = {"a list of learning rates": choose_rates, "select = 'best'": study.select == "best",
+                   "patience": study.patience > 0}  # fmt: skip
+        for reason, needed in reasons.items():
+            if needed and not len(dev):
+                raise UserError(f"{reason} needs evaluations on dev speakers, and there are none; expected at least 6 "
+                                "speakers, so that 2 are in dev, and dev_pairs above 0")  # fmt: skip
+        if study.test_pairs and not len(test):
+            raise UserError(f"no conversion is possible in the test split of {self.corpus.root}")
+        if self.evaluates:
+            _ = self.judge
+
     def _pairs(self, split: str, n: int) -> PairList:
         study = self.study
+        seed, seconds = study.pair_seed, study.pair_seconds
+        asked = f"{split}_pairs" in study.model_fields_set
+        empty = not self.corpus.splits.get(split)
+        if not n or (empty and split == "dev" and not asked):
+            if n:
+                self.console.warning("no dev speakers (6 speakers are needed in all): no evaluation during training")
+            return PairList.none(split, seed=seed, seconds=seconds)
+        if empty:
+            raise UserError(
+                f"the {split} split of {self.corpus.root} is empty; expected at least {4 if split == 'test' else 6} "
+                "speakers, or `runner train --no-evaluation`, which keeps a model that was not evaluated"
+            )
         try:
-            return conversion_pairs(self.corpus, split, n=n, seed=study.pair_seed, seconds=study.pair_seconds)
+            pairs = conversion_pairs(self.corpus, split, n=n, seed=seed, seconds=seconds, at_most=not asked)
         except UserError as error:
             raise UserError(f"{error} (--set {split}_pairs=N sets how many)") from error
+        if len(pairs) < n:
+            self.console.warning(f"only {len(pairs)} different conversions of {split} speakers are possible (the "
+                                 f"default is {n}); the intervals of the report are wide")  # fmt: skip
+        return pairs
 
     def _conversions(self, pairs: PairList) -> Conversions:
         return Conversions(

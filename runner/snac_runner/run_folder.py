@@ -80,7 +80,9 @@ def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:
         config = json.loads(path.read_text())
         if {"study", "arm", "hash"} <= config.keys():
             check_schema(config, path)
-        study = StudySettings(**{**config["study"], "seeds": [config["seed"]]})
+        defaults = StudySettings().model_dump(mode="json")  # left out: a size that was not asked for is a maximum
+        given = {key: value for key, value in config["study"].items() if key not in defaults or value != defaults[key]}
+        study = StudySettings(**{**given, "seeds": [config["seed"]]})
         return study, ArmSettings(**config["arm"])
     except FileNotFoundError:
         raise UserError(
@@ -223,7 +225,7 @@ def write_result(result: Result, resources: StudyResources) -> None:
             "config": result.config,
             "config_hash": result.config.get("hash", ""),
             "speaker_encoder": _identity(resources.speaker_encoder),
-            "judges": [_identity(resources.judge)],
+            "judges": [_identity(resources.judge)] if resources.evaluates else [],
             "split": pairs.split,
             "pairs": {"digest": pairs.digest, "n": len(pairs)},
             "metrics": scores.pooled,
@@ -232,7 +234,7 @@ def write_result(result: Result, resources: StudyResources) -> None:
             "cost": result.cost,
             "codes": scores.codes,
             "noise_floor": result.noise_floor,
-            "calibration": _calibration(resources),
+            "calibration": _calibration(resources) if resources.evaluates else {},
             "versions": versions(resources, settings),
             "hardware": hardware(),
             "git": git_state(),

@@ -14,7 +14,7 @@ from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
 from snac_core.plugin_guard import describe_error
-from snac_runner.arm import Arm
+from snac_runner.arm import CHECKPOINT, Arm
 from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
 from snac_runner.controls import (
     CONTROLS,
@@ -67,6 +67,7 @@ def run_study(
         UserError: if the folder holds something else; see `check_study` and `run_arms`.
         KeyboardInterrupt: on Ctrl-C; what was done so far is kept.
     """
+    resources.check(choose_rates=bool(rates))
     check_study(folder, arms, rates, resources)
     write_study(folder, arms, resources, text)
     if rates:
@@ -95,13 +96,15 @@ def run_arms(
         runs: the run folders.
         resources: of the study.
         controls: the folder to evaluate the controls into, before the first arm is evaluated; None: no controls.
-        test: False: train only, and do not use the test split.
+        test: False: train only, and do not use the test split. The same if the study has no test conversions.
 
     Raises:
         UserError: if a folder holds a run of another configuration (nothing is trained then), or an arm cannot learn.
         Interrupted: on Ctrl-C; what was done so far is kept and can be resumed.
     """
     check_metric_names(resources)
+    resources.check()
+    test = test and len(resources.test_pairs) > 0
     if test:
         wanted_metrics(resources)  # a recogniser that cannot be used is an error before anything is trained
     by_title = {arm.title: arm for arm in arms}
@@ -289,6 +292,40 @@ def choose_rates(
         chosen.append(arm.model_copy(update={"lr": best}))
         _adopt(runs[trials[arm.title, best].title, seed], folder / arm.title / f"seed{seed}", chosen[-1])
     return chosen
+
+
+def continue_longer(run: Path, folder: Path, config: dict[str, Any]) -> None:
+    """Copy a run's checkpoint and log into a new folder, to be trained to more steps; the run stays as it is.
+
+    Args:
+        run: the folder of the run.
+        folder: the new folder. If it continues this run already, nothing is copied.
+        config: of the longer run; see `run_config`.
+
+    Raises:
+        UserError: if the run has no checkpoint or has as many steps already, or other data, base or encoders.
+    """
+    stored = json.loads((run / "config.json").read_text())
+    steps, more = stored["study"]["steps"], config["study"]["steps"]
+    if more < steps:
+        raise UserError(f"{run} is a run of {steps} steps; --steps {more} is fewer; expected more than {steps}")
+    for what, digest in stored["digests"].items():
+        if config["digests"].get(what) != digest:
+            raise UserError(f"{run} was trained with another {what} (digest {digest[:12]}; this one has "
+                            f"{str(config['digests'].get(what))[:12]})")  # fmt: skip
+    if not (run / CHECKPOINT).is_file():
+        raise UserError(f"{run} has no checkpoint to continue from; expected {run / CHECKPOINT}")
+    if check_folder(folder, config) != "new":
+        return
+    working = folder.with_name(f".{folder.name}.continued")
+    shutil.rmtree(working, ignore_errors=True)
+    (working / CHECKPOINT).parent.mkdir(parents=True)
+    for name in (CHECKPOINT, Path("metrics.jsonl")):
+        shutil.copy2(run / name, working / name)
+    write_json(working / "config.json", config)
+    if folder.exists():
+        folder.rmdir()  # empty, as check_folder has found
+    working.replace(folder)
 
 
 def _adopt(trial: Path, folder: Path, arm: ArmSettings) -> None:

@@ -265,14 +265,17 @@ def preflight(arm: Arm) -> None:
     check_rules(arm.model, loss, audio, cond, seed=arm.seed)
 
 
-def evaluate_on_dev(arm: Arm) -> dict[str, float]:
+def evaluate_on_dev(arm: Arm) -> dict[str, float] | None:
     """Score conversions of dev speakers, keep the best state, and end the training if patience runs out.
 
     Returns:
-        what to log.
+        what to log; None if the study has no dev conversions.
     """
     resources, progress = arm.resources, arm.progress
     study = resources.study
+    if not len(resources.dev_pairs):
+        progress.finished = progress.step == study.steps
+        return None
     metrics = {name: resources.catalogue.metrics[name]() for name in DEV_METRICS}
     pooled = score(conditioned(arm.model, synthetic=False), resources.dev, metrics).pooled
     found = dev_score(pooled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,10 @@ Set = Annotated[
 ]
 
 
+SYNTHETIC_SPEAKERS, SYNTHETIC_SENTENCES = 40, 12
+"""Size of the embedded corpus: speakers, and sentences of each."""
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: runner quickstart")(quickstart)
@@ -55,7 +59,10 @@ def quickstart(
 
     with terminal() as console:
         catalogue = catalogue_of(plugin, disable_plugin, console)
-        speech = synthesize(out / "speech", speakers=40, sentences=12, progress=console.progress("speech synthesis"))
+        speech = synthesize(
+            out / "speech", speakers=SYNTHETIC_SPEAKERS, sentences=SYNTHETIC_SENTENCES,
+            progress=console.progress("speech synthesis"),
+        )  # fmt: skip
         values: dict[str, Any] = {
             "study": {
                 "name": "quickstart", "data": str(speech), "seeds": list(range(seeds)), "steps": steps,
@@ -84,26 +91,49 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=False)] = None,
     device: Device = None,
     save_every: SaveEvery = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to resume.", show_default=False)] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Run folder to resume; with --steps, a longer run in a new folder.", show_default=False),
+    ] = None,
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation/--no-evaluation", help="Evaluate on dev and test speakers.")
+    ] = True,
     set_: Set = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Train one arm with one seed, evaluate it on test speakers, and write its run folder."""
+    """Train one arm with one seed, evaluate it on test speakers, and write its run folder.
+
+    Without --data, a synthetic corpus is used. --resume accepts --data, --base and --device, for a folder that has
+    moved; their content must be the same.
+    """
     from snac_runner.config import StudySettings, compose, with_data, with_overrides, with_plugins
     from snac_runner.controls import run_controls
     from snac_runner.resources import StudyResources
-    from snac_runner.run_folder import stored_run
-    from snac_runner.study import run_arms
+    from snac_runner.run_folder import run_config, stored_run
+    from snac_runner.study import continue_longer, run_arms
 
     options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, steps=steps, device=device,
                      save_every=save_every, seeds=None if seed is None else [seed])  # fmt: skip
+    if not evaluation:
+        options |= {"dev_pairs": 0, "test_pairs": 0}
+    longer = False
     with terminal() as console:
         if resume is not None:
-            if strategy or config or out or options or set_:
-                raise UserError("--resume continues the run as it was configured; do not give other settings with it")
+            moved = with_data({key: options.pop(key) for key in ("data", "base", "device") if key in options}, None)
+            total = options.pop("steps", None)
+            if strategy or config or options or set_ or (out and total is None):
+                raise UserError(
+                    "--resume continues the run as it was configured; with it, only --data, --base, --device, and "
+                    "--steps with --out are possible"
+                )
             study, arm = stored_run(resume)
-            out = resume
+            study = StudySettings(**{**study.model_dump(exclude_unset=True), **moved})
+            if total is not None and total != study.steps:
+                longer, out = True, out or resume.with_name(f"{resume.name}-{total}steps")
+                study = StudySettings(**{**study.model_dump(exclude_unset=True), "steps": total})
+            else:
+                out = resume
         else:
             values = read_settings(config, plugin, disable_plugin, console)[0] if config else {}
             for name in strategy:
@@ -118,18 +148,29 @@ def train(
             of_study = {key: value for key, value in values.items() if key in StudySettings.model_fields}
             of_arm = {key: value for key, value in values.items() if key not in of_study}
             of_study = with_plugins(with_data(of_study, config), plugin)
-            study, (arm,), _ = compose(of_study, [of_arm], str(config or "train"))
+            where = str(config or "train")
+            study, (arm,), _ = compose(of_study, [of_arm], where)
             if len(study.seeds) != 1:
                 raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
         catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugin]), disable_plugin, console)
         check_strategies([arm], catalogue)
+        if not study.data:
+            study, (arm,), _ = compose(synthetic_speech(of_study, console), [of_arm], where)
         resources = StudyResources(study, catalogue, console=console)
         out = out or Path("runs") / study.name / arm.title / f"seed{study.seeds[0]}"
+        if longer and resume:
+            continue_longer(resume, out, run_config(arm, study.seeds[0], resources))
+            console.line(f"{resume} stays as it is; training continues to {study.steps} steps in {out}")
         with stopping(f"continue with: runner train --resume {out}", begun=out / "config.json"):
             run_arms([arm], {(arm.title, study.seeds[0]): out}, resources, controls=out)
-            run_controls(out, resources)
+            if study.test_pairs:
+                run_controls(out, resources)
     say(f"run: {out}")
-    print_report(out, [out])
+    if study.test_pairs:
+        print_report(out, [out])
+    else:
+        raise_failures([out])
+        say(f"not evaluated; convert with: runner convert --run {out} --source a.wav --target b.wav --out c.wav")
 
 
 def ablate(
@@ -151,7 +192,10 @@ def ablate(
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Train arms side by side for every seed, and write the comparative report. Unfinished runs are resumed."""
+    """Train arms side by side for every seed, and write the comparative report. Unfinished runs are resumed.
+
+    Without data, a synthetic corpus is used.
+    """
     from snac_runner.config import check_tables, compose, to_toml, with_data, with_overrides, with_plugins
     from snac_runner.dry_run import describe_plan
     from snac_runner.resources import StudyResources
@@ -178,8 +222,13 @@ def ablate(
         settings, arms, rates = compose(values["study"], values["arm"], where)
         if not arms:
             raise UserError(f"{where} has no [[arm]]; expected at least one, with strategies = [...]")
+        if not settings.test_pairs:
+            raise UserError(f"{where}: test_pairs = 0; a study compares arms on test conversions, expected at least 2")
         catalogue = catalogue_of(settings.plugins, disable_plugin, console)
         check_strategies(arms, catalogue)
+        if not settings.data:
+            values["study"] = synthetic_speech(values["study"], console)
+            settings, arms, rates = compose(values["study"], values["arm"], where)
         resources = StudyResources(settings, catalogue, console=console)
         out = out or Path("runs") / settings.name
         if dry_run:
@@ -250,6 +299,22 @@ def check_strategies(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:
             validated(catalogue.strategies[name], arm.settings.get(name, {}))
 
 
+def synthetic_speech(shared: Mapping[str, Any], console: Console) -> dict[str, Any]:
+    """The settings with the embedded synthetic corpus as data, which is synthesized into the cache once; says so.
+
+    Words are not recognised in it unless the settings ask for it: that is slow and unreliable on these voices.
+    """
+    from snac_runner.data.audio import cache_folder
+    from snac_runner.data.synth import synthesize
+
+    folder = synthesize(
+        cache_folder() / f"synthetic-{SYNTHETIC_SPEAKERS}x{SYNTHETIC_SENTENCES}",
+        speakers=SYNTHETIC_SPEAKERS, sentences=SYNTHETIC_SENTENCES, progress=console.progress("speech synthesis"),
+    )  # fmt: skip
+    console.line(f"no --data: using {SYNTHETIC_SPEAKERS} synthetic speakers in {folder}; --data DIR uses your speech")
+    return {"exclude_metrics": ["wer", "cer"], **shared, "data": str(folder)}
+
+
 @contextmanager
 def stopping(remedy: str, *, begun: Path | None = None) -> Iterator[None]:
     """Turn Ctrl-C into `Stopped`, with the command that continues if `begun` exists (None: it always does)."""
@@ -268,11 +333,17 @@ def print_report(folder: Path, runs: Sequence[Path] = ()) -> None:
         UserError: if all of `runs` failed.
     """
     from snac_runner.report.page import build, summary
-    from snac_runner.run_folder import read_result
 
     page = build(folder)
     say(summary(folder))
     say(f"report: {page}")
+    raise_failures(runs, page)
+
+
+def raise_failures(runs: Sequence[Path], page: Path | None = None) -> None:
+    """Raise UserError if all of `runs` failed; `page` is the report of several."""
+    from snac_runner.run_folder import read_result
+
     results = [read_result(run) for run in runs]
     if results and all(result.get("status") == "failed" for result in results):
         if len(runs) > 1:

@@ -72,6 +72,11 @@ class PairList:
         return len(self.pairs)
 
     @classmethod
+    def none(cls, split: str, *, seed: int, seconds: float) -> PairList:
+        """The list without conversions, of a study that does not evaluate."""
+        return cls(split, seed, seconds, (), {}, {}, {})
+
+    @classmethod
     def of(
         cls, corpus: Corpus, references: References, pairs: tuple[Pair, ...], *, seed: int, seconds: float
     ) -> PairList:
@@ -178,6 +183,7 @@ def conversion_pairs(
     seed: int,
     seconds: float = 4.0,
     references: References | None = None,
+    at_most: bool = False,
 ) -> PairList:
     """Choose `n` conversions between speakers of a split.
 
@@ -193,6 +199,7 @@ def conversion_pairs(
         seed: of the choice.
         seconds: maximum length of a source, in s.
         references: the roles of the speakers' utterances; None: References(corpus, split).
+        at_most: whether fewer conversions are chosen where there are fewer than `n` different ones.
 
     Raises:
         UserError: if the split has fewer than two speakers, or fewer than `n` different conversions.
@@ -208,6 +215,8 @@ def conversion_pairs(
     pairs: list[Pair] = []
     for source, target in _balanced(speakers, sexes, n, seed):
         segment = sources.next(source, target)
+        if segment is None and at_most:
+            continue
         if segment is None:
             raise UserError(
                 f"the {split} split of {corpus.root} has only {len(pairs)} different conversions of up to {seconds} s; "
