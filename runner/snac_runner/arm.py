@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snac_core.checkpoint import load_state, state_of
+from snac_core.checkpoint import Stored, load_state, read_tensors, state_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError, nearest
 from snac_core.files import write_bytes
@@ -84,6 +84,8 @@ class Arm:
             config=settings.settings,
             plugins=resources.catalogue,
         ).to(resources.device)
+        if settings.start:
+            start_from(settings.start, model)
         table = resources.table
         if settings.shuffled_speakers:  # each speaker's conditioning is that of a fixed other speaker; references stay
             shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
@@ -206,3 +208,33 @@ class Arm:
         if self.resources.device.type == "cuda":
             torch.cuda.synchronize(self.resources.device)
         return time.perf_counter()
+
+
+def start_from(source: str, model: ConditionedCodec) -> None:
+    """Copy the trained strategies that `source` and `model` share into `model`.
+
+    Args:
+        source: a run folder, a folder written by `save_pretrained`, a bundled adapter, or a hub id.
+        model: with the same base and speaker encoder.
+
+    Raises:
+        UserError: for another base or speaker encoder, no shared strategy, or tensors of other shapes.
+    """
+    path = Path(source)
+    stored = Stored.find(path / "model" if (path / "model").is_dir() else source)
+    about = stored.description
+    if about.base.digest != model.codec.digest:
+        raise UserError(
+            f"start {source!r} belongs to base {about.base.name!r} with digest {about.base.digest[:12]}; "
+            f"this one has {model.codec.digest[:12]}"
+        )
+    if about.encoder and about.encoder != model.encoder:
+        raise UserError(f"start {source!r} is conditioned with {about.encoder.name!r}; this arm with another encoder")
+    shared = {one.name: model.attached[one.name] for one in about.strategies if one.name in model.attached}
+    if not shared:
+        names = ", ".join(one.name for one in about.strategies)
+        raise UserError(
+            f"start {source!r} has {names}; this arm has {', '.join(model.attached)}; expected one in common"
+        )
+    tensors = read_tensors(stored.weights).items()
+    load_state(shared, {key: value for key, value in tensors if key.split(".")[0] in shared}, str(stored.weights))

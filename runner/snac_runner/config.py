@@ -80,6 +80,9 @@ class ArmSettings(BaseModel):
     lr_min_ratio: float = Field(
         0.01, ge=0, le=1, description="Learning rate after the cosine decay, as a share of the peak."
     )
+    start: str = Field(
+        "", description="Trained strategies to start from: a run folder, a bundled adapter, or a hub id; empty: none."
+    )
     shuffled_speakers: bool = Field(False, description="Train under the embeddings of wrong speakers, as a control.")
 
     @property

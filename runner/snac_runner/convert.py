@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from snac_core.augment import change_voice
-from snac_core.checkpoint import CONFIG, Description, bundled_adapters, digest_of, load_state
-from snac_core.codec.pretrained import ASSETS
+from snac_core.checkpoint import Stored, bundled_adapters, digest_of, load_state
 from snac_core.codec.streaming import ConversionStream, DecoderStream, EncoderStream, split_codes
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
@@ -260,7 +259,7 @@ def best_adapter(base: str | None) -> str:
     Raises:
         UserError: if there is none.
     """
-    found = {name: Description.read(ASSETS / name / CONFIG) for name in bundled_adapters()}
+    found = {name: Stored.find(name).description for name in bundled_adapters()}
     suited = {name: about for name, about in found.items() if base is None or about.base.name == base}
     if not suited:
         listed = ", ".join(f"{name} (for {about.base.name})" for name, about in found.items()) or "none"

@@ -59,7 +59,7 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
     }
     config: dict[str, Any] = {
         "study": resources.study.model_dump(mode="json"),
-        "arm": {**arm.model_dump(mode="json"), "settings": strategies},
+        "arm": {**arm.model_dump(mode="json", exclude=set() if arm.start else {"start"}), "settings": strategies},
         "seed": seed,
         "digests": resources.digests,
         "plugin_files": {name: _source_digest(resources, name) for name in arm.all_strategies},

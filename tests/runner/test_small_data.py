@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_study import PHASES, Bench, contents, result, runner, steps
+import torch
+from small_study import PHASES, Bench, contents, result, runner, steps, weights
 
 from snac_runner.cli import train
 from snac_runner.run_folder import stored_run
@@ -125,3 +126,18 @@ def test_a_finished_run_continues_to_more_steps_in_a_new_folder(
     assert contents(run) == before
     assert runner("train", "--resume", run, "--steps", 4) == 0  # finished: nothing to do
     assert "--steps 1 is fewer" in refusal("train", "--resume", run, "--steps", 1)
+
+
+def test_a_run_starts_from_the_strategies_of_another(
+    bench: Bench, tmp_path: Path, run: Path, runs: dict[str, Path], refusal: Callable[..., str]
+) -> None:
+    trained = runs[PHASES[2]]
+    options = ["--base", bench.base, "--data", bench.speech, *FAST, "--steps", 1, "--set", "lr=1e-12"]
+    command = ["train", "--strategy", PHASES[2], *options, "--no-evaluation", "--start"]
+    assert runner(*command, trained, "--out", tmp_path / "started") == 0
+    before, after = weights(trained), weights(tmp_path / "started")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert json.loads((tmp_path / "started" / "config.json").read_text())["arm"]["start"] == str(trained)
+    message = refusal("train", "--strategy", PHASES[1], *command[3:], trained, "--set", "objectives=['synthetic_vc']")
+    assert "expected one in common" in message
+    assert "no folder nowhere" in refusal(*command, "nowhere", "--out", tmp_path / "x")

@@ -95,6 +95,12 @@ def train(
         Path | None,
         typer.Option(help="Run folder to resume; with --steps, a longer run in a new folder.", show_default=False),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Trained strategies to start from: a run, a bundled adapter, or a hub id.", show_default=False
+        ),
+    ] = None,
     evaluation: Annotated[
         bool, typer.Option("--evaluation/--no-evaluation", help="Evaluate on dev and test speakers.")
     ] = True,
@@ -114,7 +120,7 @@ def train(
     from snac_runner.study import continue_longer, run_arms
 
     options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, steps=steps, device=device,
-                     save_every=save_every, seeds=None if seed is None else [seed])  # fmt: skip
+                     save_every=save_every, start=start, seeds=None if seed is None else [seed])  # fmt: skip
     if not evaluation:
         options |= {"dev_pairs": 0, "test_pairs": 0}
     longer = False
