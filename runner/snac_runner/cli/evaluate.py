@@ -1,4 +1,4 @@
-"""`runner evaluate`: a trained run on other speech, another system's audio, or a judge itself."""
+"""`runner evaluate`: a trained run on other speech, another system's audio, files, or a judge itself."""
 
 from __future__ import annotations
 
@@ -41,10 +41,19 @@ def evaluate(
         typer.Option(help="Folder of another system's output: <pair>.wav for every pair.", show_default=False),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of that system.")] = "other system",
+    source: Annotated[
+        Path | None, typer.Option(help="Source file of a conversion, or a folder of them.", show_default=False)
+    ] = None,
+    converted: Annotated[
+        Path | None, typer.Option(help="Converted file, or a folder with the names of the sources.", show_default=False)
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="Speech of the target: a file, or a folder.", show_default=False)
+    ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the error rates of a judge on real speech.")
     ] = False,
-    judge: Annotated[str, typer.Option(help="Speaker encoder to calibrate.")] = "ge2e",
+    judge: Annotated[str, typer.Option(help="Speaker encoder to calibrate, or to score files with.")] = "ge2e",
     base: Annotated[
         str, typer.Option(help="Codec that resynthesizes the trials: tiny, a folder, or a hub id.")
     ] = "tiny",
@@ -55,13 +64,22 @@ def evaluate(
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Evaluate a trained run on other speech (RUN --data), another system's audio (--audio --pairs), or a judge."""
-    wanted = [what for what, given in (("RUN", run), ("--pairs", pairs), ("--calibrate", calibrate)) if given]
+    """Evaluate a trained run on other speech (RUN --data), another system's audio (--audio --pairs), or a judge.
+
+    --source, --converted and --target score files that belong to no study.
+    """
+    ways = (("RUN", run), ("--pairs", pairs), ("--converted", converted), ("--calibrate", calibrate))
+    wanted = [what for what, given in ways if given]
     if len(wanted) != 1:
         raise UserError(
             f"{' and '.join(wanted) or 'nothing to evaluate'}; give one of: RUN with --data, "
-            "--pairs with --audio or --export, --calibrate with --data"
+            "--pairs with --audio or --export, --source with --converted and --target, --calibrate with --data"
         )
+    if converted is not None:
+        if source is None or target is None:
+            raise UserError("--converted needs --source (what was converted) and --target (speech of the target)")
+        evaluate_files((source, converted, target), judge, device, (plugin, disable_plugin))
+        return
     if pairs is None and data is None:
         raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
     if pairs is not None and (audio is None) == (export is None):
@@ -118,6 +136,36 @@ def evaluate_audio(pairs: Path, audio: Path, name: str, data: str | None, device
         place = external.evaluate_audio(audio, name, folder, resources)
     say(f"evaluated: {place}")
     print_report(folder)
+
+
+_ARROWS = {"up": "↑", "down": "↓"}
+
+
+def evaluate_files(paths: tuple[Path, Path, Path], judge: str, device: str, plugins: Plugins) -> None:
+    """Print the scores of converted files, given the paths of source, conversion and target."""
+    from snac_core.speakers.encoder import load_speaker_encoder
+    from snac_runner.evaluate.files import matched, pooled, score_file
+    from snac_runner.evaluate.scoring import available
+    from snac_runner.report.format import display_of
+    from snac_runner.resources import device_named
+
+    with terminal() as console:
+        catalogue = catalogue_of(*plugins, console)
+        conversions = matched(*paths)
+        encoder = load_speaker_encoder(judge, plugins=catalogue).to(device_named(device))
+        metrics, _ = available(catalogue)
+        rows, sources = [], []
+        progress = console.progress("scoring")
+        for number, files in enumerate(conversions, 1):
+            row, before = score_file(files, encoder, metrics)
+            rows.append(row)
+            sources.append(before)
+            progress(number, len(conversions), files.converted.name)
+    say(f"{len(conversions)} conversion(s), judged by {judge}; mean over the files that a metric applies to")
+    say(f"  {'similarity of the source to the target':42} {sum(sources) / len(sources):8.3f}  cosine, ↑")
+    for name, (mean, count) in pooled(rows).items():
+        unit = ", ".join(part for part in (metrics[name].unit, _ARROWS[metrics[name].direction]) if part)
+        say(f"  {display_of(name).label:42} {mean:8.3f}  {unit}" + (f"  ({count} files)" if count < len(rows) else ""))
 
 
 def calibrate_judge(judge: str, data: Path, base: str, splits: list[str], device: str, plugins: Plugins) -> None:
