@@ -172,7 +172,7 @@ def test_folders_of_others_are_left_as_they_are(bench: Bench, tmp_path: Path, fi
 
 def test_resume_takes_no_other_settings(finished: Path, refused: Refusal) -> None:
     run = finished / PHASES[2] / "seed0"
-    assert "--resume continues the run as it was" in refused("train", "--resume", run, "--steps", "9")
+    assert "--resume continues the run as it was" in refused("train", "--resume", run, "--seed", "9")
 
 
 def test_a_damaged_run_configuration_is_named(tmp_path: Path, refused: Refusal) -> None:

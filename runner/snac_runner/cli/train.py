@@ -306,10 +306,7 @@ def check_strategies(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:
 
 
 def synthetic_speech(shared: Mapping[str, Any], console: Console) -> dict[str, Any]:
-    """The settings with the embedded synthetic corpus as data, which is synthesized into the cache once; says so.
-
-    Words are not recognised in it unless the settings ask for it: that is slow and unreliable on these voices.
-    """
+    """The settings with the embedded synthetic corpus as data, which is synthesized into the cache once; says so."""
     from snac_runner.data.audio import cache_folder
     from snac_runner.data.synth import synthesize
 
@@ -318,7 +315,7 @@ def synthetic_speech(shared: Mapping[str, Any], console: Console) -> dict[str, A
         speakers=SYNTHETIC_SPEAKERS, sentences=SYNTHETIC_SENTENCES, progress=console.progress("speech synthesis"),
     )  # fmt: skip
     console.line(f"no --data: using {SYNTHETIC_SPEAKERS} synthetic speakers in {folder}; --data DIR uses your speech")
-    return {"exclude_metrics": ["wer", "cer"], **shared, "data": str(folder)}
+    return {**shared, "data": str(folder)}
 
 
 @contextmanager
