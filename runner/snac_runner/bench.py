@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from snac_core.codec import SNAC
+from snac_core.codec.streaming import ConversionStream
+from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
 from snac_core.plugins import Catalogue
@@ -31,6 +33,7 @@ from snac_runner.run_folder import peak_memory
 from snac_runner.train import train_step
 
 SECONDS = 4.0  # of audio that the codecs are timed on
+STREAM_SECONDS = (0.01, 0.16, 0.64)  # chunks of a stream; the first is rounded to the shortest that the codec has
 USUAL_STEP = 2  # a step that decodes audio only if a loss needs it
 
 
@@ -61,6 +64,25 @@ def codec_against_upstream(base: str, rounds: int) -> list[str]:
         lines.append(line)
     if "upstream encode" not in taken:
         lines.append("upstream is not installed (pip install snac): no comparison")
+    return lines
+
+
+def streaming(base: str, rounds: int) -> list[str]:
+    """Latency of `ConversionStream`, and its time for a chunk: of the shortest chunk, and of longer ones."""
+    model = ConditionedCodec(SNAC.from_pretrained(base))
+    lines = []
+    for seconds in STREAM_SECONDS:
+        stream = ConversionStream(model, seconds=seconds)
+        chunk = stream.latency - stream.lookahead
+        audio = 0.1 * torch.randn(1, 1, round(chunk * model.codec.sampling_rate))
+        while not stream.push(audio).shape[-1]:  # until every push gives a chunk
+            pass
+        taken = alternating({"chunk": lambda: stream.push(audio)}, rounds)["chunk"]  # noqa: B023
+        lines.append(
+            f"stream {base}: latency {1000 * stream.latency:.0f} ms (chunk {1000 * chunk:.0f}, look-ahead "
+            f"{1000 * stream.lookahead:.0f}) and {1000 * taken:.0f} ms to compute a chunk"
+            + ("" if taken < chunk else ", which is slower than real time")
+        )
     return lines
 
 

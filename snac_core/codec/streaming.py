@@ -109,12 +109,10 @@ class Context:
     after: float
 
     def limited(self, lookahead: float | None, rate: float) -> Context:
-        """With at most `lookahead` seconds, rounded to units, after a chunk; `rate`: frames or samples per second."""
+        """With at most `lookahead` seconds, in whole units, after a chunk; `rate`: frames or samples per second."""
         if lookahead is None:
             return self
-        if not (lookahead >= 0 and math.isfinite(lookahead)):
-            raise UserError(f"lookahead is a number of seconds, 0 or more; got {lookahead!r}")
-        return Context(self.unit, self.before, min(self.after, round(lookahead * rate / self.unit)))
+        return Context(self.unit, self.before, min(self.after, int(_not_negative(lookahead) * rate / self.unit + 1e-6)))
 
 
 def encoder_context(model: ConditionedCodec, cond: Conditioning | None = None) -> Context:
@@ -193,16 +191,24 @@ class Windows:
         context: of the function.
         chunk: units of a chunk; windows are processed whenever so many more units have arrived.
         lag: units by which the arrival of the sequence is late: what waits for the end of a chunk of another stage.
+        fade: whether what a window gives beyond its chunk is faded into the next chunk: with less context than the
+            function depends on, the two differ, and a step between them would be a click.
     """
 
     def __init__(
-        self, apply: Callable[[Tensor, int], Sequence[Tensor]], context: Context, chunk: float, lag: int = 0
+        self,
+        apply: Callable[[Tensor, int], Sequence[Tensor]],
+        context: Context,
+        chunk: float,
+        lag: int = 0,
+        fade: bool = False,
     ) -> None:
         self._apply, self._context, self._lag = apply, context, lag
         self._chunk = math.inf if math.isinf(context.after) else chunk
         self._held: Tensor | None = None  # what coming windows need of the sequence so far
         self._held_from = 0  # the unit at which it starts
         self._done = 0  # units that are finished
+        self._fade, self._beyond = fade, list[Tensor]()  # results of the last window beyond its chunk
         self._due = self._chunk - lag % self._chunk if math.isfinite(self._chunk) else math.inf
 
     def push(self, piece: Tensor) -> list[Sequence[Tensor]]:
@@ -233,15 +239,31 @@ class Windows:
         unit = self._context.unit
         first = int(max(0, self._done - self._context.before))
         window = self._held[..., (first - self._held_from) * unit : (last - self._held_from) * unit]
-        results = []
-        for result in self._apply(window, first):
+        results, beyond = [], []
+        for number, result in enumerate(self._apply(window, first)):
             each = result.shape[-1] // (last - first)
-            results.append(result[..., (self._done - first) * each : (end - first) * each])
+            rest = result[..., (self._done - first) * each :]
+            if self._fade and self._beyond:
+                rest = _faded(self._beyond[number], rest)
+            results.append(rest[..., : (end - self._done) * each])
+            beyond.append(rest[..., (end - self._done) * each :])
+        self._beyond = beyond
         self._done = end
         first = int(max(self._held_from, end - self._context.before))
         self._held = self._held[..., (first - self._held_from) * unit :].clone()  # a view would keep all of it
         self._held_from = first
         return results
+
+
+def _faded(before: Tensor, after: Tensor) -> Tensor:
+    """`after` (..., n), faded in linearly over the first quarter of `before` (..., m), which starts with it.
+
+    The rest of `before` is not used: the farther beyond its chunk, the more of its context is missing.
+    """
+    count = min(before.shape[-1] // 4, after.shape[-1])
+    weight = (torch.arange(count, device=after.device, dtype=after.dtype) + 0.5) / max(1, count)
+    start = before[..., :count] + weight * (after[..., :count] - before[..., :count])
+    return torch.cat([start, after[..., count:]], dim=-1)
 
 
 # -------------------------------------------------------------------- streams
@@ -358,14 +380,16 @@ class DecoderStream:
         seed = codec.noise.seed
         self._seed = int(torch.randint(2**62, ())) if seed is None else seed
         frame_rate = codec.sampling_rate / codec.hop_length
-        self.context = decoder_context(model, self._cond).limited(lookahead, frame_rate)
+        full = decoder_context(model, self._cond)
+        self.context = full.limited(lookahead, frame_rate)
+        self._fade = self.context != full
         period = _period(codec)
         self.chunk = max(1, round(_positive("seconds", seconds) * frame_rate / period)) * period // self.context.unit
         self._lag = round(delay * frame_rate / self.context.unit) if math.isfinite(delay) else 0
         self._start()
 
     def _start(self) -> None:
-        self._windows = Windows(self._decode, self.context, self.chunk, self._lag)
+        self._windows = Windows(self._decode, self.context, self.chunk, self._lag, self._fade)
         self._rows = 0
 
     def _decode(self, z_q: Tensor, first: int) -> list[Tensor]:
@@ -439,7 +463,7 @@ class ConversionStream:
         seconds: length of a chunk; rounded to whole codes of the coarsest level. A short one has a low latency, a long
             one costs less time.
         lookahead: seconds of audio after a chunk that its conversion may depend on; None: all that it depends on. A
-            smaller number shortens the latency, and changes the result.
+            smaller number shortens the latency, and changes the result; chunks are then faded into each other.
 
     Attributes:
         lookahead: seconds of audio after a chunk that its conversion depends on.
@@ -459,10 +483,10 @@ class ConversionStream:
     ) -> None:
         before, after = (speaker_embedding if model.acts(before_vq=side) else None for side in (True, False))
         rate = model.codec.sampling_rate
-        self._encoder = EncoderStream(model, before, seconds=seconds, lookahead=lookahead)
+        first, second = _shares(model, before, lookahead)
+        self._encoder = EncoderStream(model, before, seconds=seconds, lookahead=first)
         delay = self._encoder.context.after * self._encoder.context.unit / rate
-        rest = None if lookahead is None else max(0.0, lookahead - delay)
-        self._decoder = DecoderStream(model, after, seconds=seconds, lookahead=rest, delay=delay)
+        self._decoder = DecoderStream(model, after, seconds=seconds, lookahead=second, delay=delay)
         context = self._decoder.context
         self.lookahead = delay + context.after * context.unit * model.codec.hop_length / rate
         self.latency = self.lookahead + self._encoder.chunk * self._encoder.context.unit / rate
@@ -494,7 +518,27 @@ class ConversionStream:
         yield self.flush()
 
 
+def _shares(
+    model: ConditionedCodec, embedding: Tensor | Conditioning | None, lookahead: float | None
+) -> tuple[float | None, float | None]:
+    """What encoder and decoder get of a look-ahead: two thirds and one, and the decoder what the encoder cannot use."""
+    if lookahead is None:
+        return None, None
+    rate = model.codec.sampling_rate
+    context = encoder_context(model, model.conditioning(embedding, before_vq=True)).limited(
+        2 / 3 * _not_negative(lookahead), rate
+    )
+    encoder = min(context.after * context.unit / rate, lookahead)
+    return encoder, lookahead - encoder
+
+
 def _positive(name: str, value: float) -> float:
     if not (value > 0 and math.isfinite(value)):
         raise UserError(f"{name} is a number above 0; got {value!r}")
     return value
+
+
+def _not_negative(lookahead: float) -> float:
+    if not (lookahead >= 0 and math.isfinite(lookahead)):
+        raise UserError(f"lookahead is a number of seconds, 0 or more; got {lookahead!r}")
+    return lookahead

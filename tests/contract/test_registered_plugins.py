@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 import pytest
+import torch
 
-from snac_core import discover
+from snac_core import ConditionedCodec, Conditioning, discover
+from snac_core.codec.streaming import measured_receptive_field
 from snac_core.errors import UserError
 from snac_core.testing import RuleResult, check_metric, check_speaker_encoder, check_strategy
+from snac_core.testing.probes import perturbed
 
 CATALOGUE = discover()
 
@@ -47,3 +51,15 @@ def test_a_registered_metric_holds_to_every_rule(name: str) -> None:
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
     assert_conforms(check_metric(metric))
+
+
+@pytest.mark.parametrize("name", CATALOGUE.strategies)
+def test_a_declared_receptive_field_covers_the_measured_one(name: str) -> None:
+    model = perturbed(ConditionedCodec("tiny", [name], speaker_dim=16, plugins=CATALOGUE), seed=0).eval()
+    cond, like = Conditioning(torch.nn.functional.normalize(torch.randn(1, 16), dim=1)), next(model.parameters())
+    for edit in (edit for edits in model.edits.values() for edit in edits):
+        period = round(640 * edit.tap.frame_rate / model.codec.sampling_rate)  # of a coarse code: 640 samples
+        measured = measured_receptive_field(edit, cond, period, like)
+        declared = model.attached[name].receptive_field(edit.tap)
+        assert math.isfinite(measured), "the built-in edits do not depend on all frames by default"
+        assert declared is None or declared >= measured

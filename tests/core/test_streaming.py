@@ -34,6 +34,7 @@ from snac_core.codec.streaming import (
     measured_receptive_field,
     needed,
 )
+from snac_core.testing.fixtures import speech_like
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {"depthwise": False},
@@ -310,6 +311,25 @@ def test_every_sample_is_returned_within_the_latency(
         worst = max(worst, pushed - returned)
     assert latency - piece <= worst <= latency + piece, "stated, and reached"
     assert returned + stream.flush().shape[-1] == pushed
+
+
+@torch.no_grad()
+def test_a_smaller_look_ahead_is_faster_and_has_no_clicks() -> None:
+    """A step between chunks would be a slope that is larger there than in the whole; with no look-ahead it is."""
+    model, audio = ConditionedCodec("tiny"), speech_like(16000, 2.0, 1)
+    with model.codec.fixed_noise(0):
+        whole = model.reconstruct(audio).audio
+        slopes = {}
+        for lookahead in (0.0, 0.12):
+            stream = ConversionStream(model, seconds=0.16, lookahead=lookahead)
+            assert stream.lookahead == pytest.approx(lookahead)
+            assert stream.latency == pytest.approx(0.16 + lookahead)
+            converted = torch.cat(list(stream.run([audio])), dim=-1)
+            first = -round(stream.lookahead * 16000) % 2560 or 2560
+            places = torch.arange(first, audio.shape[-1] - 1, 2560) - 1
+            steps = [float(wave[0, 0].diff()[places].square().mean()) for wave in (converted, whole)]
+            slopes[lookahead] = (steps[0] / steps[1]) ** 0.5
+    assert slopes[0.12] < 1.3 < slopes[0.0]
 
 
 @torch.no_grad()

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tones import write_tone
 
 from snac_core.errors import UserError
-from snac_runner.data.audio import load_audio
+from snac_runner.data.audio import audio_pieces, load_audio, resample, resampled
 from snac_runner.data.corpus import Utterance
 
 
@@ -76,3 +78,37 @@ def test_the_samples_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> N
         assert torch.equal(load_audio(path, 16000), audio)
     finally:
         torch.set_num_threads(threads)
+
+
+@given(
+    source=st.sampled_from([8000, 11025, 16000, 24000, 44100, 48000]),
+    target=st.sampled_from([16000, 24000, 44100]),
+    samples=st.integers(1, 60_000),
+    piece=st.integers(500, 70_000),
+)
+@settings(deadline=None, max_examples=20)
+def test_resampling_in_pieces_gives_the_whole(source: int, target: int, samples: int, piece: int) -> None:
+    audio = torch.randn(1, samples, generator=torch.Generator().manual_seed(samples))
+    whole = resample(audio, source, target)
+    joined = torch.cat(list(resampled(audio.split(piece, dim=-1), source, target)), dim=-1)
+    torch.testing.assert_close(joined, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_file_is_read_in_pieces(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((70_000, 2)), 22050)
+    pieces = list(audio_pieces(path, 16000, seconds=0.7))
+    assert len(pieces) > 3
+    torch.testing.assert_close(torch.cat(pieces, dim=-1), load_audio(path, 16000), rtol=0, atol=1e-5)
+
+
+def test_pieces_of_what_is_no_speech_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no audio file"):
+        list(audio_pieces(tmp_path / "none.wav", 16000))
+    (tmp_path / "text.wav").write_text("text")
+    with pytest.raises(UserError, match="cannot decode"):
+        list(audio_pieces(tmp_path / "text.wav", 16000))
+    soundfile.write(tmp_path / "nan.wav", np.full(30_000, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        list(audio_pieces(tmp_path / "nan.wav", 16000, seconds=1.0))

@@ -18,6 +18,7 @@ from small_study import PHASES, Bench, contents, runner
 from snac_core.augment import change_voice
 from snac_core.codec import SNAC
 from snac_runner.convert import Converter
+from snac_runner.evaluate.systems import NOISE_SEED
 
 
 def read(path: Path) -> np.ndarray:
@@ -228,3 +229,26 @@ def test_a_source_that_holds_no_speech_is_refused(bench: Bench, tmp_path: Path, 
         soundfile.write(source, np.nan_to_num(samples) if "0.1" in words else samples, 16_000, subtype="FLOAT")
         message = refusal("encode", "--base", bench.base, "--source", source, "--out", tmp_path / "codes.safetensors")
         assert words in message
+
+
+@torch.no_grad()
+def test_a_file_of_several_chunks_is_converted_encoded_and_decoded_as_the_whole(
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path]
+) -> None:
+    """45 s with chunks of 20 s: see `snac_core.codec.streaming`."""
+    source, codes, out = tmp_path / "long.wav", tmp_path / "codes.safetensors", tmp_path / "c.wav"
+    soundfile.write(source, 0.1 * np.random.default_rng(0).standard_normal(45 * 16000), 16000)
+    aim = ["--run", runs[PHASES[2]], "--source", source, "--target", voices[1]]
+    assert runner("convert", *aim, "--out", out) == 0
+    assert runner("encode", *aim, "--out", codes) == 0
+    converter = Converter(runs[PHASES[2]], "cpu")
+    audio = torch.from_numpy(read(source)).float().view(1, 1, -1)
+    with converter.model.codec.fixed_noise(NOISE_SEED):
+        whole = converter.model.reconstruct(audio, converter.target(voices[1:2]))
+    assert np.abs(read(out) - whole.audio[0, 0].clamp(-1, 1).numpy()).max() < 2 / 32768
+    with safe_open(codes, framework="pt") as file:
+        for level, expected in enumerate(whole.codes):
+            assert torch.equal(file.get_tensor(f"codes_{level}").long(), expected)
+    decoded = tmp_path / "d.wav"
+    assert runner("decode", "--base", bench.base, "--codes", codes, "--out", decoded) == 0
+    assert np.abs(read(decoded) - read(out)).max() <= 2 / 32768
