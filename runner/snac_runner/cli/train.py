@@ -24,6 +24,9 @@ Data = Annotated[str | None, typer.Option(help="Folder of speech, or a manifest.
 Base = Annotated[str | None, typer.Option(help="Codec: tiny, a folder, or a hub id.", show_default=False)]
 Encoder = Annotated[str | None, typer.Option(help="Speaker encoder for conditioning and losses.", show_default=False)]
 Judge = Annotated[str | None, typer.Option(help="Speaker encoder for evaluation.", show_default=False)]
+WhisperName = Annotated[
+    str | None, typer.Option("--whisper", help="Whisper for word errors: a folder or a name.", show_default=False)
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
 SaveEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default=False)]
@@ -87,6 +90,7 @@ def train(
     base: Base = None,
     speaker_encoder: Encoder = None,
     judge: Judge = None,
+    whisper: WhisperName = None,
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=False)] = None,
     device: Device = None,
@@ -119,7 +123,7 @@ def train(
     from snac_runner.run_folder import run_config, stored_run
     from snac_runner.study import continue_longer, run_arms
 
-    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, steps=steps, device=device,
+    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, whisper=whisper, steps=steps, device=device,
                      save_every=save_every, start=start, seeds=None if seed is None else [seed])  # fmt: skip
     if not evaluation:
         options |= {"dev_pairs": 0, "test_pairs": 0}
@@ -188,6 +192,7 @@ def ablate(
     base: Base = None,
     speaker_encoder: Encoder = None,
     judge: Judge = None,
+    whisper: WhisperName = None,
     steps: Steps = None,
     device: Device = None,
     save_every: SaveEvery = None,
@@ -209,7 +214,7 @@ def ablate(
 
     if (study is None) == (not strategies):
         raise UserError("give a study file, or --strategies a,b,a+b (one of the two)")
-    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, steps=steps, device=device,
+    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, whisper=whisper, steps=steps, device=device,
                      save_every=save_every, seeds=None if seeds is None else list(range(seeds)))  # fmt: skip
     with terminal() as console:
         if study is None:

@@ -158,7 +158,7 @@ WRONG_TEXT, SAME_TEXT = (
     0.8,
     0.4,
 )  # error rates from which on, and up to which, a text is that of other or the same words
-READS_WELL = 0.3  # median error rate of a recogniser that can be trusted about a single text
+READS_WELL = 0.1  # median error rate of a recogniser that can be trusted about a single text
 
 
 def wrong_texts(
