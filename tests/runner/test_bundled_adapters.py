@@ -32,7 +32,7 @@ def test_a_bundled_adapter_is_evaluated_changes_the_voice_and_has_a_card(name: s
         changed = model.reconstruct(audio, Conditioning(target)).audio
         assert not torch.equal(changed, model.codec(audio)[0])
     card = (ASSETS / name / "README.md").read_text()
-    for words in ("## Training", "## Figures", "## Limits", "agreement"):
+    for words in ("## Training", "## Evaluation", "## Limits", "agreement"):
         assert words in card
 
 
