@@ -40,8 +40,8 @@ LETTERS = ("zh", "ja", "th", "lo", "my", "yue")  # languages without spaces: eve
 _SEARCHED = 5.0  # s before the end of a window, in which longer audio is cut at its quietest moment
 
 NOT_FOUND = (
-    "no Whisper on this computer: with the extra [judges], SNAC_WHISPER=base.en (or --whisper base.en) downloads it once "
-    "(145 MB); offline, set SNAC_WHISPER to a folder with a Whisper for faster-whisper"
+    "no Whisper on this computer: with the extra [judges], SNAC_WHISPER=base.en (or --whisper base.en) downloads it "
+    "once (145 MB); offline, set SNAC_WHISPER to a folder with a Whisper for faster-whisper"
 )
 """How to get a Whisper, where there is none."""
 
