@@ -124,7 +124,8 @@ def train(
     from snac_runner.study import continue_longer, run_arms
 
     options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, whisper=whisper, steps=steps,
-                     device=device, save_every=save_every, start=start, seeds=None if seed is None else [seed])  # fmt: skip
+                     device=device, save_every=save_every, start=start,
+                     seeds=None if seed is None else [seed])  # fmt: skip
     if not evaluation:
         options |= {"dev_pairs": 0, "test_pairs": 0}
     longer = False
@@ -215,7 +216,8 @@ def ablate(
     if (study is None) == (not strategies):
         raise UserError("give a study file, or --strategies a,b,a+b (one of the two)")
     options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, whisper=whisper, steps=steps,
-                     device=device, save_every=save_every, seeds=None if seeds is None else list(range(seeds)))  # fmt: skip
+                     device=device, save_every=save_every,
+                     seeds=None if seeds is None else list(range(seeds)))  # fmt: skip
     with terminal() as console:
         if study is None:
             named = [[name.strip() for name in arm.split("+")] for arm in strategies.split(",")]
