@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from snac_core.conditioned import ConditionedCodec
     from snac_core.hooks import Edit
 
-CHUNK_SECONDS = 20.0
+CHUNK_SECONDS = 10.0
 """Default length of a chunk: the context around it costs little, and a chunk needs little memory."""
 _PROBE = 1024  # frames on which the receptive field of an edit is measured, at least
 _SAME = 1e-5  # largest difference of two equal results, relative to their largest value

@@ -235,7 +235,7 @@ def test_a_source_that_holds_no_speech_is_refused(bench: Bench, tmp_path: Path, 
 def test_a_file_of_several_chunks_is_converted_encoded_and_decoded_as_the_whole(
     bench: Bench, tmp_path: Path, runs: dict[str, Path], voices: list[Path]
 ) -> None:
-    """45 s with chunks of 20 s: see `snac_core.codec.streaming`."""
+    """45 s with chunks of 10 s: see `snac_core.codec.streaming`."""
     source, codes, out = tmp_path / "long.wav", tmp_path / "codes.safetensors", tmp_path / "c.wav"
     soundfile.write(source, 0.1 * np.random.default_rng(0).standard_normal(45 * 16000), 16000)
     aim = ["--run", runs[PHASES[2]], "--source", source, "--target", voices[1]]
