@@ -60,7 +60,7 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
     usable, _ = wanted_metrics(resources)
     content = [metric for metric in usable.values() if metric.role == "content"]
     comparisons = (1 + bool(content)) * max(1, len(arms) * (len(arms) - 1) // 2)
-    size = StudySize(len(study.seeds), targets, sources, len(pairs))
+    size = StudySize(len(study.seeds), targets, sources, len(pairs), max(2, len(arms)))
     effect = planned_detectable_effect(size, SPREAD, comparisons=comparisons)
     lines.append(
         f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; minimum detectable effect "

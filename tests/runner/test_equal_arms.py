@@ -128,7 +128,7 @@ def _study(number: int, folder: Path, plugin: Path) -> tuple[str, float]:
             "word": pair.decision.word,
             "difference": pair.difference.mean,
             "interval": [pair.difference.low, pair.difference.high],
-            "p": pair.p_holm,
+            "p": pair.p_adjusted,
             "headline": verdict(results, numbers).headline,
         }
         result.write_text(json.dumps(said))

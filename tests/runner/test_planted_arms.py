@@ -209,7 +209,7 @@ def test_an_oracle_wins_an_unconditioned_arm_is_dead_and_noise_loses_on_content(
         if "oracle" in (c.a, c.b):
             ends = (c.difference.low, c.difference.high) if c.a == "oracle" else (-c.difference.high, -c.difference.low)
             assert ends[0] > 0.3
-            assert c.p_holm < 0.05
+            assert c.p_adjusted < 0.05
     assert words["oracle", "unconditioned"] == "better"
     assert words["oracle", "noise"] == "better"
     assert said.headline == "oracle is better than the other 2 arms."

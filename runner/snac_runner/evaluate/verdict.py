@@ -12,14 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Literal
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from snac_runner.evaluate.statistics import Array, Estimate, Labels, Spread, estimates, holm, level_means, sign_flip
+from snac_runner.evaluate.statistics import (
+    Array,
+    Estimate,
+    Labels,
+    Part,
+    Spread,
+    estimates,
+    level_means,
+    linearised,
+    seed_variance,
+    shaffer,
+    sign_flip,
+)
 
 MIN_TARGETS = 8  # five target speakers cannot reach p < 0.05 in a sign-flip test (2 / 2**5 = 0.0625)
 MIN_SEEDS = 2
@@ -48,7 +60,7 @@ def shortfalls(
     Args:
         targets, seeds: number of target speakers and of seeds.
         ok: share of the conversions that were measured.
-        comparisons: number of comparisons that Holm's correction covers.
+        comparisons: number of comparisons that the correction covers.
         short_of_seeds: names of the arms that have fewer seeds than the rest of the study.
     """
     missing = []
@@ -72,6 +84,7 @@ def decide(
     content_p: float = math.nan,
     content_margin: float = math.nan,
     missing: Sequence[str] = (),
+    judges_agree: bool = True,
 ) -> Decision:
     """The verdict on A minus B.
 
@@ -82,11 +95,13 @@ def decide(
 
     Args:
         speaker: difference in normalised SECS.
-        speaker_p: Holm-adjusted.
+        speaker_p: adjusted (Shaffer).
         content: difference in content error with its sign changed, so that up is better; None: no primary measure.
-        content_p: Holm-adjusted.
+        content_p: adjusted (Shaffer).
         content_margin: largest loss that counts as not inferior.
         missing: what the data lack; if anything, the verdict is "no verdict".
+        judges_agree: whether all judges of the speaker give the difference the same sign; if not, neither arm is
+            superior in speaker similarity.
     """
     if missing:
         return Decision("no verdict", tuple(missing))
@@ -98,9 +113,10 @@ def decide(
         return e.low > -margin if sign > 0 else e.high < margin
 
     def better(sign: int) -> bool:
+        by_speaker = judges_agree and superior(speaker, speaker_p, sign)
         if content is None:
-            return superior(speaker, speaker_p, sign)
-        return (superior(speaker, speaker_p, sign) and not_inferior(content, content_margin, sign)) or (
+            return by_speaker
+        return (by_speaker and not_inferior(content, content_margin, sign)) or (
             superior(content, content_p, sign) and not_inferior(speaker, SPEAKER_MARGIN, sign)
         )
 
@@ -120,12 +136,14 @@ class ArmScores:
         speaker: SECS (S, P), NaN where nothing was measured.
         content: an error rate (S, P), lower is better; None where content has no primary measure.
         ok: share of the conversions on which both were measured.
+        further: the speaker by further judges (S, P), by their metric's name.
     """
 
     seeds: Sequence[int | None]
     speaker: Array
     content: Array | None = None
     ok: float = 1.0
+    further: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,21 +154,28 @@ class Comparison:
         difference: in normalised SECS (in SECS if there is no span); up is better.
         content: in the error rate; down is better. None if content has no primary measure.
         p, content_p: of the null hypothesis of no difference: the larger of the sign-flip test's and the interval's.
-        p_holm, content_p_holm: corrected over all pairs of arms and measures.
+        p_adjusted, content_p_adjusted: corrected over all pairs of arms and measures.
         detectable, content_detectable: minimum detectable effect with 80 % power.
+        further: the difference by further judges of the speaker, in their own units.
     """
 
     a: str
     b: str
     difference: Estimate
     p: float
-    p_holm: float
+    p_adjusted: float
     detectable: float
     decision: Decision
     content: Estimate | None = None
     content_p: float = math.nan
-    content_p_holm: float = math.nan
+    content_p_adjusted: float = math.nan
     content_detectable: float = math.nan
+    further: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def judges_agree(self) -> bool:
+        """Whether all judges of the speaker give the difference the same sign."""
+        return all(value * self.difference.mean > 0 for value in self.further.values())
 
 
 def compare(
@@ -166,8 +191,9 @@ def compare(
 
     Two tests must both show a difference: the sign-flip test over target speakers, which ignores seeds, and the
     interval over seeds, target speakers and source utterances. So p is the larger of the two (an intersection-union
-    test: Berger 1982, Technometrics 24, 295-300). Holm's correction covers all pairs and both measures, because either
-    measure can lead to "better".
+    test: Berger 1982, Technometrics 24, 295-300). Shaffer's correction covers all pairs and both measures, because
+    either measure can lead to "better". The variance between seeds is estimated from all arms (`seed_variance`). If
+    there are further judges of the speaker, a verdict on the speaker needs the same sign from all of them.
 
     Args:
         arms: name to scores.
@@ -192,9 +218,10 @@ def compare(
                 difference, divisor = np.where(both, difference, np.nan), np.where(both, divisor, np.nan)
             values.append(difference)
             over.append(divisor)
-    found = estimates(values, target, source, over=over)
+    known = _seed_variances(arms, pairs, measures, span)
+    found = estimates(values, target, source, over=over, seeds=known)
     p = np.array([max(sign_flip(level_means(v, target)), e.p) for v, e in zip(values, found, strict=True)])
-    corrected = holm(p)
+    corrected = shaffer(p.reshape(len(pairs), len(measures)), len(arms)).ravel()
     comparisons = []
     for number, (a, b) in enumerate(pairs):
         at = number * len(measures)
@@ -206,23 +233,55 @@ def compare(
         )  # fmt: skip
         if not _shared(arms[a], arms[b]):
             lacking = ("needs a seed that both arms have",)
+        further = {
+            name: float(np.nanmean(by_other))
+            for name in arms[a].further
+            if name in arms[b].further and np.isfinite(by_other := _difference(arms[a], arms[b], name)).any()
+        }
         decision = decide(
             speaker, float(corrected[at]), missing=[*lacking, *obstacles],
             content=_negated(content) if content else None,
             content_p=float(corrected[at + 1]) if with_content else math.nan, content_margin=content_margin,
+            judges_agree=all(value * speaker.mean > 0 for value in further.values()),
         )  # fmt: skip
-        more = (content, float(p[at + 1]), float(corrected[at + 1]), content.detectable(len(values))) if content else ()
+        more: dict[str, Any] = {"further": further}
+        if content:
+            more |= {"content": content, "content_p": float(p[at + 1]), "content_p_adjusted": float(corrected[at + 1])}
+            more["content_detectable"] = content.detectable(len(values))
         effect = speaker.detectable(len(values))
-        comparisons.append(Comparison(a, b, speaker, float(p[at]), float(corrected[at]), effect, decision, *more))
+        comparisons.append(Comparison(a, b, speaker, float(p[at]), float(corrected[at]), effect, decision, **more))
     return tuple(comparisons)
 
 
 def _difference(a: ArmScores, b: ArmScores, measure: str) -> Array:
-    """A minus B (S, P) on the seeds that both have."""
+    """A minus B (S, P) in "speaker", "content" or the name of a further judge, on the seeds that both have."""
     shared = _shared(a, b)
-    rows_a, rows_b = (getattr(arm, measure)[[list(arm.seeds).index(seed) for seed in shared]] for arm in (a, b))
-    difference: Array = rows_a - rows_b
-    return difference
+    return _scores(a, measure, shared) - _scores(b, measure, shared)
+
+
+def _scores(arm: ArmScores, measure: str, seeds: Sequence[int | None]) -> Array:
+    values = arm.further.get(measure, arm.content if measure == "content" else arm.speaker)
+    assert values is not None
+    rows: Array = values[[list(arm.seeds).index(seed) for seed in seeds]]
+    return rows
+
+
+def _seed_variances(
+    arms: Mapping[str, ArmScores], pairs: Sequence[tuple[str, str]], measures: Sequence[str], span: Array | None
+) -> list[Part | None]:
+    """For every pair and measure the variance between the pair's seeds, from all arms that have these seeds."""
+    found: dict[tuple[tuple[int | None, ...], str], Part | None] = {}
+    result = []
+    for (a, b), measure in product(pairs, measures):
+        seeds = tuple(_shared(arms[a], arms[b]))
+        if (seeds, measure) not in found:
+            rows = [_scores(arm, measure, seeds) for arm in arms.values() if set(seeds) <= set(arm.seeds)]
+            differences = [x - y for x, y in combinations(rows, 2)]
+            if span is not None and measure == "speaker":
+                differences = [linearised(d, np.broadcast_to(span, d.shape)) for d in differences]
+            found[seeds, measure] = seed_variance(differences, len(rows))
+        result.append(found[seeds, measure])
+    return result
 
 
 def _shared(a: ArmScores, b: ArmScores) -> list[int | None]:
@@ -243,12 +302,13 @@ def _short_of_seeds(arms: Mapping[str, ArmScores], a: str, b: str) -> str:
 
 @dataclass(frozen=True)
 class StudySize:
-    """Numbers of seeds, target speakers, source utterances and pairs."""
+    """Numbers of seeds, target speakers, source utterances, pairs and arms."""
 
     seeds: int
     targets: int
     sources: int
     pairs: int
+    arms: int = 2
 
 
 @dataclass(frozen=True)
@@ -298,10 +358,10 @@ def noninferiority_power(size: StudySize, sds: StandardDeviations, margin: float
 def _planned_spread(size: StudySize, sds: StandardDeviations) -> Spread | None:
     """The expected sampling variances of such a study; None if no factor has two levels."""
     residual = sds.residual**2 / (size.seeds * size.pairs)
-    own = [(sds.seed, size.seeds), (sds.target, size.targets), (sds.source, size.sources)]
-    varied = [(sd**2 / levels, levels) for sd, levels in own if levels > 1]
-    if not varied:
-        return None
-    # the variance of a mean clustered by a factor contains the factor's effect and the residual
-    parts = tuple((v + residual, levels - 1.0) for v, levels in varied)
-    return Spread(sum(v for v, _ in varied) + residual, parts)
+    parts: list[Part] = []
+    if size.seeds > 1:
+        parts.append((sds.seed**2 / size.seeds + residual, (size.arms - 1.0) * (size.seeds - 1)))
+    varied = [(sd**2 / n, n) for sd, n in ((sds.target, size.targets), (sds.source, size.sources)) if n > 1]
+    if varied:
+        parts.append((sum(v for v, _ in varied) + residual, min(n for _, n in varied) - 1.0))
+    return Spread(tuple(parts)) if parts else None

@@ -110,12 +110,12 @@ def comparison_table(numbers: StudyEstimates) -> Table | None:
     for c in numbers.comparisons:
         words = {"higher": "A higher", "lower": "B higher", "better": "A better", "worse": "B better"}
         word = words.get(c.decision.word, c.decision.word)
-        ps = [Cell(f"{p:.3g}" if math.isfinite(p) else "—", p) for p in (c.p, c.p_holm)]
+        ps = [Cell(f"{p:.3g}" if math.isfinite(p) else "—", p) for p in (c.p, c.p_adjusted)]
         size = estimate_cell(c.difference, 2)
         detectable = Cell(number(c.detectable), c.detectable)
         content: list[Cell] = []
         if c.content is not None:
-            p, effect = c.content_p_holm, 100 * c.content_detectable
+            p, effect = c.content_p_adjusted, 100 * c.content_detectable
             content = [estimate_cell(c.content, 1, scale=100), Cell(f"{p:.3g}", p), Cell(number(effect, 1), effect)]
         rows.append(Row([text_cell(c.a), text_cell(c.b), size, *ps, detectable, *content, text_cell(word)]))
     return Table("comparisons", "Pairs of arms", columns, rows)

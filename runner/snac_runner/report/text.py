@@ -161,19 +161,19 @@ def _compared(c: Comparison) -> str:
     content = ""
     if c.content is not None:
         points = _signed(c.content, sign, scale=100, digits=1)
-        content = f"; content error {points} points, {probability(c.content_p_holm)}"
+        content = f"; content error {points} points, {probability(c.content_p_adjusted)}"
     if c.decision.word == "inconclusive":
-        return f"{a} and {b}: inconclusive ({size}, {probability(c.p_holm)}{content}; {_why_inconclusive(c, a, sign)})."
+        return f"{a} and {b}: inconclusive ({size}, {probability(c.p_adjusted)}{content}; {_why_inconclusive(c, a, sign)})."
     if content:
-        return f"{a} is better than {b}: {size}, {probability(c.p_holm)}{content} (Holm's correction)."
-    found = f"{size.lstrip('+')} ({probability(c.p_holm)} after Holm's correction)"
+        return f"{a} is better than {b}: {size}, {probability(c.p_adjusted)}{content} (Holm's correction)."
+    found = f"{size.lstrip('+')} ({probability(c.p_adjusted)} after Holm's correction)"
     return f"{a} has higher speaker similarity than {b} by {found}."
 
 
 def _why_inconclusive(c: Comparison, ahead: str, sign: int) -> str:
-    similar = c.p_holm < ALPHA and (c.difference.low > 0 or c.difference.high < 0)
+    similar = c.p_adjusted < ALPHA and (c.difference.low > 0 or c.difference.high < 0)
     if c.content is not None and similar:
-        if c.content_p_holm < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:
+        if c.content_p_adjusted < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:
             return f"{ahead} has higher speaker similarity and more content errors"
         return f"{ahead} has higher speaker similarity, but may lose more content than the margin"
     if c.detectable > 1:  # e.g. two seeds that differ much
@@ -299,7 +299,7 @@ def _others(study: Study, numbers: StudyEstimates) -> list[str]:
         found.append(f"The scores are of the {listed(splits)} split, on which settings may have been selected.")
     weak = [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.clears(0)]
     weak += [c for c in numbers.comparisons if c.decision.word == "inconclusive" and c.difference.high < 0]
-    if any(c.p_holm >= ALPHA for c in weak):
+    if any(c.p_adjusted >= ALPHA for c in weak):
         found.append("A pair can be inconclusive although its interval excludes zero: p-values are corrected for the "
                      "number of comparisons, intervals are not.")  # fmt: skip
     notes = dict.fromkeys(str(n) for r in study.results() for n in r.data.get("notes") or [])
