@@ -10,19 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated_study import write_study
 
-from snac_runner.evaluate.statistics import Estimate
+from snac_runner.evaluate.statistics import Estimate, Spread
 from snac_runner.evaluate.verdict import (
+    ArmScores,
     Decision,
     StandardDeviations,
     StudySize,
     Word,
+    compare,
     decide,
     is_dead,
+    needed_size,
     planned_detectable_effect,
     shortfalls,
 )
@@ -156,7 +160,7 @@ def test_equal_arms_are_inconclusive(tmp_path: Path) -> None:
 def test_a_study_that_is_too_small_for_any_difference_is_called_too_small(tmp_path: Path) -> None:
     _, numbers, text = reported(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, seed_spread=0.3, samples=0))
     assert numbers.comparisons[0].detectable > 1
-    assert any("the minimum detectable effect exceeds the full range" in finding for finding in text.findings)
+    assert "minimum detectable effect exceeds the full range" in text.next_step
 
 
 def test_five_speakers_and_one_seed_give_no_verdict_and_the_reasons(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_an_arm_that_has_learned_nothing_is_called_dead(tmp_path: Path) -> None:
 def test_a_single_arm_has_a_position_but_no_comparison(tmp_path: Path) -> None:
     *_, text = reported(write_study(tmp_path / "s", gains={"only": 0.2}, samples=0))
     assert text.kind == "single"
-    assert "only closes" in text.findings[0]
+    assert "only closes" in text.size
 
 
 def test_numbers_are_written_with_a_true_minus_sign_and_without_a_signed_zero() -> None:
@@ -203,10 +207,17 @@ def test_numbers_are_written_with_a_true_minus_sign_and_without_a_signed_zero() 
 
 def test_the_terminal_summary_is_short_plain_text(simulated: Path) -> None:
     text = summary(simulated)
-    assert text.startswith("made_up_b and made_up_c have higher")
+    compared, result, step = text.splitlines()[:3]
+    assert compared == (
+        "3 arms with 2 seeds were compared in speaker similarity (judge: pretend_judge) on 40 conversions to 10 target "
+        "speakers."
+    )
+    assert result.startswith("made_up_b and made_up_c have higher")
+    assert "made_up_b is ahead of made_up_a by +0." in result
+    assert step.startswith("Next: Drop made_up_a. ")
     assert "made_up_a  0.09" in text
     assert "(ceiling)" in text
-    assert max(map(len, text.split("\n- ")[0].splitlines())) < 120
+    assert max(map(len, text.split("\n- ")[0].splitlines()[3:])) < 120
 
 
 def test_a_system_that_changes_the_audio_and_ignores_its_embedding_is_dead(tmp_path: Path) -> None:
@@ -285,3 +296,57 @@ def test_content_by_several_versions_of_a_recogniser_gets_no_verdict(tmp_path: P
     _, _, verdict = reported(tmp_path)
     assert verdict.headline.startswith("No verdict")
     assert any("reader 1 and reader 2" in line for line in [verdict.headline, *verdict.missing])
+
+
+def test_what_would_decide_a_pair_is_found_in_four_of_five_studies_of_that_size() -> None:
+    sds = StandardDeviations(0.01, 0.1, 0.0, 0.0)
+    parts = ((sds.seed**2 / 3, 4.0), (sds.target**2 / 12, 11.0))
+    e = replace(made_up(-0.1, 0.3), mean=0.05, seeds=3, targets=12, spread=Spread(parts))
+    seeds, targets = needed_size(e, comparisons=3)
+    assert targets is not None
+    size = StudySize(3, targets, 1, targets, 3)
+    assert planned_detectable_effect(size, sds, comparisons=3, power=0.8) <= 0.05
+    assert planned_detectable_effect(replace(size, targets=targets - 2), sds, comparisons=3, power=0.8) > 0.05
+    assert seeds is None, "the target speakers alone leave more uncertainty than allowed"
+    assert needed_size(replace(e, mean=0.0)) == (None, None)
+
+
+def scored(rng: np.random.Generator, gain: float, further: float) -> ArmScores:
+    speaker, by_other = (g + rng.normal(0, 0.02, (3, 40)) for g in (gain, further))
+    return ArmScores([0, 1, 2], speaker, further={"other_secs": by_other})
+
+
+@pytest.mark.parametrize(("further", "word"), [(0.2, "lower"), (-0.2, "inconclusive")])
+def test_a_verdict_needs_the_same_sign_from_every_judge_of_the_speaker(further: float, word: str) -> None:
+    rng = np.random.default_rng(0)
+    arms = {"a": scored(rng, 0.0, 0.0), "b": scored(rng, 0.3, further)}
+    (found,) = compare(arms, np.arange(40) % 20, np.arange(40))
+    assert found.p_adjusted < 0.05
+    assert found.decision.word == word
+    assert found.judges_agree == (word == "lower")
+    assert found.above < 0.001, "the probability that a is above b"
+
+
+def test_the_agreement_of_the_judges_is_reported(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3}, samples=0)
+
+    def judged_again(sign: float) -> Callable[[dict[str, Any]], None]:
+        def add(result: dict[str, Any]) -> None:
+            for row in result["utterances"]:
+                row["metrics"]["other_secs"] = sign * row["metrics"]["secs"] ** 3
+            n = len(result["utterances"])
+            result["metrics"]["other_secs"] = {"mean": 0.1, "n_ok": n, "n": n, "direction": "up", "role": "speaker"}
+
+        return add
+
+    _changed(folder, "*/seed*/result.json", judged_again(1.0))
+    _, numbers, text = reported(folder)
+    assert numbers.agreement == {"other_secs": pytest.approx(1.0)}
+    assert text.headline == "b has higher speaker similarity than a."
+    assert text.next_step == "Keep b."
+    _changed(folder, "*/seed*/result.json", judged_again(-1.0))
+    _, numbers, text = reported(folder)
+    assert numbers.agreement == {"other_secs": pytest.approx(-1.0)}
+    assert text.headline.startswith("Inconclusive")
+    assert "the judges of the speaker disagree" in text.next_step
+    assert any("disagree on which arm is ahead for a and b" in line for line in text.cautions)

@@ -11,6 +11,7 @@ Every pair of arms is compared in two primary measures, speaker similarity and c
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -39,6 +40,7 @@ MIN_OK = 0.95  # share of the conversions that must have been measured
 SPEAKER_MARGIN = 0.05  # largest loss of normalised SECS that counts as not worse
 MIN_RANGE = 0.30  # of a content judge: its error rate on other words (mismatched) minus that on the bare codec
 ALPHA = 0.05
+MAX_SEEDS, MAX_TARGETS = 20, 1000  # that a reader is told to use
 PLANNED_POWER = 0.84  # of the interval; the sign-flip test, which must agree, lowers it by up to three points
 
 Word = Literal["better", "worse", "higher", "lower", "inconclusive", "no verdict"]
@@ -157,6 +159,10 @@ class Comparison:
         p_adjusted, content_p_adjusted: corrected over all pairs of arms and measures.
         detectable, content_detectable: minimum detectable effect with 80 % power.
         further: the difference by further judges of the speaker, in their own units.
+        above: probability that A is above B in speaker similarity.
+        needed: number of seeds, or of target speakers, with which a true speaker difference as large as the measured
+            one is found with 80 % power. Only for inconclusive pairs without a significant speaker difference; None for
+            a number that is not enough alone.
     """
 
     a: str
@@ -171,6 +177,8 @@ class Comparison:
     content_p_adjusted: float = math.nan
     content_detectable: float = math.nan
     further: Mapping[str, float] = field(default_factory=dict)
+    above: float = math.nan
+    needed: tuple[int | None, int | None] = (None, None)
 
     @property
     def judges_agree(self) -> bool:
@@ -244,7 +252,9 @@ def compare(
             content_p=float(corrected[at + 1]) if with_content else math.nan, content_margin=content_margin,
             judges_agree=all(value * speaker.mean > 0 for value in further.values()),
         )  # fmt: skip
-        more: dict[str, Any] = {"further": further}
+        more: dict[str, Any] = {"further": further, "above": speaker.above_zero}
+        if decision.word == "inconclusive" and corrected[at] >= ALPHA:
+            more["needed"] = needed_size(speaker, comparisons=len(values))
         if content:
             more |= {"content": content, "content_p": float(p[at + 1]), "content_p_adjusted": float(corrected[at + 1])}
             more["content_detectable"] = content.detectable(len(values))
@@ -298,6 +308,31 @@ def _short_of_seeds(arms: Mapping[str, ArmScores], a: str, b: str) -> str:
     if len(short) == len(arms):
         return ""
     return " and ".join(arm for arm in (a, b) if arm in short) or f"both {a} and {b}"
+
+
+def needed_size(e: Estimate, *, comparisons: int = 1) -> tuple[int | None, int | None]:
+    """Number of seeds, and of target speakers, with which a true mean of `e.mean` is found with a power of 80 %.
+
+    One of the two is changed and the other kept. Source utterances and conversions grow with the target speakers. None
+    if `MAX_SEEDS` or `MAX_TARGETS` are not enough.
+    """
+    if e.spread is None or e.mean == 0 or e.seeds < 2:
+        return None, None
+    (seed, seed_df), *rest = e.spread.parts
+
+    def found(seeds: int, targets: int) -> bool:
+        more, larger = seeds / e.seeds, targets / e.targets
+        parts = [(seed / more, seed_df * (seeds - 1) / (e.seeds - 1))]
+        parts += [(v / larger, (df + 1) * larger - 1) for v, df in rest]
+        return Spread(tuple(parts)).detectable(alpha=ALPHA / comparisons) <= abs(e.mean)
+
+    seeds, targets = range(e.seeds + 1, MAX_SEEDS + 1), range(e.targets + 1, MAX_TARGETS + 1)
+    more_seeds = bisect_left(seeds, True, key=lambda n: found(n, e.targets))
+    more_targets = bisect_left(targets, True, key=lambda n: found(e.seeds, n))
+    return (
+        seeds[more_seeds] if more_seeds < len(seeds) else None,
+        targets[more_targets] if more_targets < len(targets) else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from snac_runner.evaluate.statistics import Array, Estimate, Labels, equal_error_rate, estimates, labels
 from snac_runner.evaluate.verdict import MIN_RANGE, ArmScores, Comparison, compare, is_dead
@@ -138,6 +139,22 @@ def content_judges(study: Study, arrays: MetricArrays) -> list[ContentJudge]:
     return sorted(found, key=lambda c: (c.range < MIN_RANGE, c.margin, -c.range))
 
 
+def further_judges(study: Study) -> list[str]:
+    """Metrics of further judges of the speaker: those that the results state with the role "speaker"."""
+    return sorted({n for r in study.results() for n, m in r.metrics.items() if m.role == "speaker" and n != "secs"})
+
+
+def _agreement(study: Study, arrays: MetricArrays, arms: Sequence[str]) -> dict[str, float]:
+    """Rank correlation (Spearman's) of further judges' scores and the judge's, over the conversions of all arms."""
+    found = {}
+    for name in further_judges(study):
+        scores = [np.concatenate([arrays.arm(arm, n).ravel() for arm in arms]) for n in ("secs", name)]
+        both = np.isfinite(scores[0]) & np.isfinite(scores[1])
+        if both.sum() > 2:
+            found[name] = float(spearmanr(scores[0][both], scores[1][both]).statistic)
+    return found
+
+
 def primary_content(judges: list[ContentJudge]) -> ContentJudge | None:
     """The content judge of the verdicts: the best; None if no range is wide enough."""
     return next((c for c in judges if c.range >= MIN_RANGE), None)
@@ -161,6 +178,7 @@ class StudyEstimates:
         targets, sources, pairs: numbers of target speakers, source utterances and pairs.
         content: the content judge of the verdicts.
         content_judges: all that were tried, the best first.
+        agreement: further judge of the speaker to Spearman's rank correlation of its scores and the judge's.
         noise: decoding noise: standard deviation of SECS over decodes with different noise, the largest of the arms.
     """
 
@@ -178,6 +196,7 @@ class StudyEstimates:
     content: ContentJudge | None = None
     content_judges: tuple[ContentJudge, ...] = ()
     noise: float = math.nan
+    agreement: dict[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> str:
@@ -217,6 +236,7 @@ def compute(study: Study) -> StudyEstimates:
         by_sex=_by_sex(arrays, arms),
         comparisons=_compare(arrays, arms, span, content, ok, obstacles),
         dead=tuple(dead),
+        agreement=_agreement(study, arrays, arms),
         obstacles=obstacles,
         ranked=tuple(sorted(arms, key=lambda a: -e.mean if (e := arm_estimates.get((a, score))) else math.inf)),
         targets=arrays.targets,
@@ -416,7 +436,8 @@ def _compare(
         of = sum(len(run.result.utterances) for run in arrays.study.arms[arm] if run.ok and run.result is not None)
         shares = [ok.get((arm, name), (0, 0))[0] / of if of else 0.0 for name in primaries]
         errors = arrays.arm(arm, content.name) if content else None
-        return ArmScores(arrays.seeds(arm), arrays.arm(arm, "secs"), errors, min(shares))
+        further = {name: arrays.arm(arm, name) for name in further_judges(arrays.study)}
+        return ArmScores(arrays.seeds(arm), arrays.arm(arm, "secs"), errors, min(shares), further)
 
     return compare(
         {arm: scores_of(arm) for arm in arms}, arrays.target, arrays.source, span=span,

@@ -103,11 +103,8 @@ def breakable(text: str) -> Markup:
 
 
 def facts(study: Study, numbers: StudyEstimates) -> list[str]:
-    """The line under the title: numbers of arms, seeds and conversions, split, judge and conditioning encoder."""
-    seeds = {r.seed for runs in study.arms.values() for r in runs}
-    found = [plural(len(study.arms), "arm"), plural(len(seeds), "seed")]
-    found.append(f"{plural(numbers.pairs, 'conversion')} to {plural(numbers.targets, 'target speaker')}")
-    first = study.first()
+    """The line under the title: numbers of sources, split, judge and conditioning encoder."""
+    first, found = study.first(), [plural(numbers.sources, "source utterance")]
     if first.split:
         found.append(f"{first.split} split")
     if first.judges:
@@ -117,9 +114,15 @@ def facts(study: Study, numbers: StudyEstimates) -> list[str]:
     return found
 
 
+def lines_of(verdict: Verdict) -> list[str]:
+    """The three lines at the top of a report, as Markdown paragraphs."""
+    result = f"**{verdict.headline}** {verdict.size}".rstrip()
+    return [f"{verdict.compared}\n", f"{result}\n", *([f"Next: {verdict.next_step}\n"] if verdict.next_step else [])]
+
+
 def markdown(study: Study, numbers: StudyEstimates, verdict: Verdict, tables: dict[str, Table]) -> str:
     """The page without plots and audio."""
-    parts = [f"# {study.title}\n", f"{' · '.join(facts(study, numbers))}\n", f"**{verdict.headline}**\n"]
+    parts = [f"# {study.title}\n", f"{' · '.join(facts(study, numbers))}\n", *lines_of(verdict)]
     parts += ["".join(f"- {item}\n" for item in items) for items in (verdict.findings, verdict.cautions) if items]
     if verdict.missing:
         parts.append("What the data lack for a verdict:\n\n" + "".join(f"- {item}\n" for item in verdict.missing))
@@ -270,7 +273,15 @@ def summarise(study: Study) -> str:
         if (e := numbers.controls.get((control, "secs"))) is not None:
             cells = [Cell(estimate_cell(e, 3).text) if n == "secs" else Cell("") for n in names]
             rows.append(Row([text_cell(f"({control})"), *cells, Cell(""), text_cell("")]))
-    lines = [text.headline, "", as_text(Table("summary", "", columns, rows)).rstrip(), ""]
+    result = f"{text.headline} {text.size}".rstrip()
+    lines = [
+        text.compared,
+        result,
+        *([f"Next: {text.next_step}"] if text.next_step else []),
+        "",
+        as_text(Table("summary", "", columns, rows)).rstrip(),
+        "",
+    ]
     lines += ["seconds: training time of one run as if the arm were trained alone", ""]
     lines += [f"- {caution}" for caution in text.cautions]
     return "\n".join(lines).rstrip() + "\n"

@@ -10,6 +10,7 @@ from itertools import compress
 from typing import Any
 
 from snac_runner.evaluate.statistics import Estimate
+from snac_runner.evaluate.verdict import Comparison
 from snac_runner.report.estimates import StudyEstimates
 from snac_runner.report.format import DISPLAYS, MetricDisplay, bracket, called, measured_metrics, number
 from snac_runner.report.results import Run, Study, finite
@@ -22,6 +23,7 @@ COMPUTED = (
 """Metrics that the report computes from others, and displays although no result has them."""
 
 
+NEEDED = "seeds, or target speakers, with which a true difference of this size is found with a power of 80 %"
 VERDICTS = (
     "inconclusive: enough data for a verdict, and no difference is shown; no verdict: the data cannot carry a verdict"
 )
@@ -94,31 +96,43 @@ def comparison_table(numbers: StudyEstimates) -> Table | None:
         Column("Arm A", numeric=False),
         Column("Arm B", numeric=False),
         Column("A − B", unit, meaning="95 % interval, not corrected for the number of comparisons"),
-        Column("p", meaning="two-sided; the larger of the sign-flip test's (over target speakers) and the interval's"),
-        Column("p, Holm", meaning="corrected for all pairs of arms and both measures"),
+        Column("P(A > B)", meaning="probability that A is above B in speaker similarity"),
+        Column("p, corrected", meaning="the larger p of the sign-flip test (over target speakers) and of the interval, "
+               "corrected for all pairs of arms and both measures (Shaffer)"),
         Column("Minimum detectable effect", unit, meaning="true difference that this study finds with a power of 80 %"),
-    ]
+    ]  # fmt: skip
     with_content = numbers.content is not None
     if with_content:
         columns += [
             Column("A − B, content error", "points", "", "95 % interval, not corrected; below zero is fewer errors"),
-            Column("p, Holm", "content"),
+            Column("p, corrected", "content"),
             Column("Minimum detectable effect", "points"),
         ]
     columns.append(Column("Verdict" if with_content else "Speaker similarity", "", "", VERDICTS, numeric=False))
+    needed = any(any(c.needed) for c in numbers.comparisons)
+    if needed:
+        columns.append(Column("Would decide", "if the difference is as measured", "", NEEDED, numeric=False))
     rows = []
     for c in numbers.comparisons:
         words = {"higher": "A higher", "lower": "B higher", "better": "A better", "worse": "B better"}
         word = words.get(c.decision.word, c.decision.word)
-        ps = [Cell(f"{p:.3g}" if math.isfinite(p) else "—", p) for p in (c.p, c.p_adjusted)]
-        size = estimate_cell(c.difference, 2)
-        detectable = Cell(number(c.detectable), c.detectable)
+        p = Cell(f"{c.p_adjusted:.3g}" if math.isfinite(c.p_adjusted) else "—", c.p_adjusted)
+        size, above = estimate_cell(c.difference, 2), Cell(number(c.above), c.above)
+        detectable = Cell("> 1" if c.detectable > 1 else number(c.detectable), c.detectable)
         content: list[Cell] = []
         if c.content is not None:
-            p, effect = c.content_p_adjusted, 100 * c.content_detectable
-            content = [estimate_cell(c.content, 1, scale=100), Cell(f"{p:.3g}", p), Cell(number(effect, 1), effect)]
-        rows.append(Row([text_cell(c.a), text_cell(c.b), size, *ps, detectable, *content, text_cell(word)]))
+            of_content, effect = c.content_p_adjusted, 100 * c.content_detectable
+            shown = Cell(f"{of_content:.3g}", of_content)
+            content = [estimate_cell(c.content, 1, scale=100), shown, Cell(number(effect, 1), effect)]
+        more = [text_cell(needed_words(c) or "—")] if needed else []
+        rows.append(Row([text_cell(c.a), text_cell(c.b), size, above, p, detectable, *content, text_cell(word), *more]))
     return Table("comparisons", "Pairs of arms", columns, rows)
+
+
+def needed_words(c: Comparison) -> str:
+    """Seeds or target speakers that would decide a pair; empty if neither alone would."""
+    seeds, targets = c.needed
+    return " or ".join([*([f"{seeds} seeds"] if seeds else []), *([f"{targets} target speakers"] if targets else [])])
 
 
 def sex_table(study: Study, numbers: StudyEstimates) -> Table | None:

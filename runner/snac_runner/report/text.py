@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 from snac_runner.config import CONTROL_ROWS
 from snac_runner.evaluate.statistics import Estimate
-from snac_runner.evaluate.verdict import ALPHA, MIN_RANGE, Comparison
+from snac_runner.evaluate.verdict import ALPHA, MIN_RANGE, SPEAKER_MARGIN, Comparison
 from snac_runner.report.estimates import StudyEstimates
-from snac_runner.report.format import bracket, display_of, listed, number, plural, probability, short_label
+from snac_runner.report.format import bracket, display_of, listed, number, plural, short_label
 from snac_runner.report.results import Study
+from snac_runner.report.study_tables import needed_words
 
 SUSPICIOUS_EER = 0.02  # above one half
 OVERFITTED = 0.15  # of the gap between floor and ceiling: the conditioning encoder's normalised SECS above the judge's
 FRAGILE = 0.05  # cosine: loss by degradation above the bare codec's
 GOAL_GAP, GOAL_SPK_ID, GOAL_NORMALISED, GOAL_CONTENT = 0.1, 0.03, 0.6, 0.15
 """The goal of a conversion: gap, spk_id above the bare codec's, normalised SECS and normalised content error."""
-MAX_PAIRS = 5  # pairs of arms with a sentence of their own; the table has all
+MAX_PAIRS = 3  # of which the size is stated at the top; the table has all
 SIMILARITY_ONLY = (
     "the verdicts are about speaker similarity only, and no arm is called better. An arm can gain similarity and lose "
     "content."
@@ -34,14 +35,20 @@ class Verdict:
 
     Attributes:
         kind: "difference", "inconclusive", "single" (one arm) or "no verdict".
-        headline: one sentence.
-        findings: sentences on arms and pairs.
+        headline: which arm is better at what, in one sentence.
+        compared: what was compared, and on what.
+        size: by how much, and with which certainty.
+        next_step: what to do next.
+        findings: further sentences on the arms.
         missing: what the data lack for a verdict.
         cautions: what limits the verdict.
     """
 
     kind: str
     headline: str
+    compared: str = ""
+    size: str = ""
+    next_step: str = ""
     findings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
@@ -49,28 +56,140 @@ class Verdict:
 
 def verdict(study: Study, numbers: StudyEstimates) -> Verdict:
     """The sentences that the estimates allow."""
-    warned = tuple(cautions(study, numbers))
+    warned, compared = tuple(cautions(study, numbers)), _subject(study, numbers)
     finished = study.finished()
-    if not finished:
-        return Verdict("no verdict", "No verdict: no arm has finished.", cautions=warned)
     measured = [a for a in numbers.ranked if (a, "secs") in numbers.arms]
     if not measured:
-        return Verdict("no verdict", "No verdict: speaker similarity was not measured for any arm.", cautions=warned)
-    findings = [_position(numbers, arm) for arm in measured[:3]] + _goal(numbers, measured)
+        lacking = "speaker similarity was not measured for any arm" if finished else "no arm has finished"
+        step = (
+            "See Failures, and run the same command again: it continues." if not finished else "Add the judge's SECS."
+        )
+        return Verdict("no verdict", f"No verdict: {lacking}.", compared, next_step=step, cautions=warned)
+    findings = tuple(_goal(numbers, measured))
     if len(finished) == 1:
         headline = f"One arm, {finished[0]}: there is nothing to compare it with."
-        return Verdict("single", headline, tuple(findings), numbers.obstacles, warned)
+        step = "Add a second arm, or an external system, to compare it with."
+        position = _position(numbers, finished[0])
+        return Verdict("single", headline, compared, position, step, findings, numbers.obstacles, warned)
     words = {c.decision.word for c in numbers.comparisons}
     missing = tuple(dict.fromkeys(m for c in numbers.comparisons for m in c.decision.missing))
     if words == {"no verdict"}:
         headline = "No verdict: " + "; ".join(missing) + "."
-        return Verdict("no verdict", headline, tuple(findings), missing, warned)
-    shown = sorted(numbers.comparisons, key=lambda c: (measured[0] not in (c.a, c.b), abs(c.difference.mean)))
-    findings += [_compared(c) for c in shown[:MAX_PAIRS]]
-    if len(shown) > MAX_PAIRS:
-        findings.append(f"{plural(len(shown) - MAX_PAIRS, 'more pair')} of arms: see the table of pairs.")
+        step = "Add what is missing. Until then, the numbers below are only a description of these runs."
+        return Verdict("no verdict", headline, compared, _leading(numbers), step, findings, missing, warned)
     kind = "difference" if words & {"higher", "lower", "better", "worse"} else "inconclusive"
-    return Verdict(kind, _headline(numbers), tuple(findings), missing, warned)
+    size = _sizes(numbers) if kind == "difference" else _leading(numbers)
+    return Verdict(kind, _headline(numbers), compared, size, _next_step(numbers), findings, missing, warned)
+
+
+def _subject(study: Study, numbers: StudyEstimates) -> str:
+    """What was compared, and on what."""
+    seeds = {r.seed for runs in study.arms.values() for r in runs}
+    judges = [j.name for j in study.first().judges[:1]] + list(numbers.agreement)
+    measures = [f"speaker similarity{f' (judge: {listed(judges)})' if judges else ''}"]
+    if numbers.content is not None:
+        measures.append(f"content ({display_of(numbers.content.name).label.lower()})")
+    verb = "were" if len(study.arms) > 1 else "was"
+    return (
+        f"{plural(len(study.arms), 'arm')} with {plural(len(seeds), 'seed')} {verb} compared in {listed(measures)} on "
+        f"{plural(numbers.pairs, 'conversion')} to {plural(numbers.targets, 'target speaker')}."
+    )
+
+
+def _pair(numbers: StudyEstimates, a: str, b: str) -> tuple[Comparison, int] | None:
+    """The comparison of two arms, and the sign that makes it A minus B."""
+    return next(((c, 1 if c.a == a else -1) for c in numbers.comparisons if {c.a, c.b} == {a, b}), None)
+
+
+def _below(numbers: StudyEstimates) -> dict[str, list[str]]:
+    """Arm to the arms that it is better than, in the order of the ranking."""
+    worse = {(c.b, c.a) if c.decision.word in ("lower", "worse") else (c.a, c.b)
+             for c in numbers.comparisons if c.decision.word in ("higher", "better", "lower", "worse")}  # fmt: skip
+    return {arm: [other for other in numbers.ranked if (arm, other) in worse] for arm in numbers.ranked}
+
+
+def _unit(numbers: StudyEstimates) -> str:
+    return "normalised SECS" if numbers.score == "normalised" else "SECS"
+
+
+def _sizes(numbers: StudyEstimates) -> str:
+    """By how much the arms that win are ahead of the best arm that they are better than."""
+    told: list[str] = []
+    for arm, others in _below(numbers).items():
+        if not others or len(told) == MAX_PAIRS:
+            continue
+        found = _pair(numbers, arm, others[0])
+        assert found is not None
+        c, sign = found
+        size = f"{arm} is ahead of {others[0]} by {_signed(c.difference, sign)} {_unit(numbers)}"
+        if c.content is not None:
+            size += f", with {_signed(c.content, sign, scale=100, digits=1)} points of content error"
+        told.append(size)
+    return f"{'; '.join(told)}."
+
+
+def _leading(numbers: StudyEstimates) -> str:
+    """Which arm scored highest, and how probable it is that it is above the next one."""
+    first, second = numbers.ranked[:2]
+    found = _pair(numbers, first, second)
+    scores = [f"{arm} ({number(e.mean)})" if (e := numbers.arms.get((arm, numbers.score))) else arm
+              for arm in (first, second)]  # fmt: skip
+    text = f"{scores[0]} has the highest {_unit(numbers)}, before {scores[1]}"
+    if found is None or not math.isfinite(found[0].above):
+        return f"{text}."
+    c, sign = found
+    probable = c.above if sign > 0 else 1 - c.above
+    return f"{text}; the probability that it is above is {number(100 * probable, 0)} %."
+
+
+def _next_step(numbers: StudyEstimates) -> str:
+    """Which arm to keep, or what would decide between the best ones."""
+    below = _below(numbers)
+    beaten = {other for others in below.values() for other in others}
+    leaders = [arm for arm in numbers.ranked if arm not in beaten] or list(numbers.ranked)
+    if len(leaders) == 1:
+        return f"Keep {leaders[0]}."
+    dropped = f"Drop {listed([arm for arm in numbers.ranked if arm in beaten])}. " if beaten else ""
+    first, second = leaders[:2]
+    found = _pair(numbers, first, second)
+    assert found is not None
+    c, sign = found
+    pair = f"between {first} and {second}"
+    if c.decision.word == "no verdict":
+        return f"{dropped}A verdict {pair} {'; '.join(c.decision.missing)}."
+    if not c.judges_agree:
+        return f"{dropped}Listen to {first} and {second}: the judges of the speaker disagree on which is ahead."
+    if c.p_adjusted < ALPHA and c.content is not None:
+        return f"{dropped}{_by_content(c, first, sign)}."
+    if numbers.score == "normalised" and max(-c.difference.low, c.difference.high) < SPEAKER_MARGIN:
+        return f"{dropped}{first} and {second} differ by less than {SPEAKER_MARGIN:g}: keep the cheaper one."
+    if c.detectable > 1:  # e.g. few seeds that differ much
+        return (
+            f"{dropped}The minimum detectable effect exceeds the full range: this study is too small. Add seeds first."
+        )
+    needed = needed_words(c)
+    seeds, targets = c.difference.seeds, c.difference.targets
+    if needed:
+        return (
+            f"{dropped}To decide {pair}, use {needed} (now {seeds} and {targets}), if the true difference is as large "
+            f"as the measured {number(abs(c.difference.mean))}."
+        )
+    return f"{dropped}The minimum detectable effect exceeds the full range: this study is too small. Add seeds first."
+    return (
+        f"{dropped}The measured difference {pair} ({number(abs(c.difference.mean))}) is too small to decide with more "
+        f"seeds or more target speakers alone: keep either, or add both (now {seeds} and {targets})."
+    )
+
+
+def _by_content(c: Comparison, ahead: str, sign: int) -> str:
+    """Why an arm with significantly higher speaker similarity is not better."""
+    assert c.content is not None
+    if c.content_p_adjusted < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:
+        return f"{ahead} has higher speaker similarity and more content errors: choose by what you need"
+    return (
+        f"{ahead} has higher speaker similarity, but may lose more content than the margin: add target speakers to "
+        "show that it does not"
+    )
 
 
 def _headline(numbers: StudyEstimates) -> str:
@@ -150,37 +269,6 @@ def _goal(numbers: StudyEstimates, arms: Sequence[str]) -> list[str]:
     return [f"{listed(there) if there else 'No arm'} {verb} the goal in the mean ({goal})."]
 
 
-def _compared(c: Comparison) -> str:
-    """The result of one pair of arms, with the arm that is ahead first."""
-    a, b, sign = (c.a, c.b, 1) if c.difference.mean >= 0 else (c.b, c.a, -1)
-    if c.decision.word in ("better", "worse"):
-        a, b, sign = (c.a, c.b, 1) if c.decision.word == "better" else (c.b, c.a, -1)
-    if c.decision.word == "no verdict":
-        return f"{a} and {b}: no verdict ({'; '.join(c.decision.missing)})."
-    size = f"{_signed(c.difference, sign)} normalised SECS"
-    content = ""
-    if c.content is not None:
-        points = _signed(c.content, sign, scale=100, digits=1)
-        content = f"; content error {points} points, {probability(c.content_p_adjusted)}"
-    if c.decision.word == "inconclusive":
-        return f"{a} and {b}: inconclusive ({size}, {probability(c.p_adjusted)}{content}; {_why_inconclusive(c, a, sign)})."
-    if content:
-        return f"{a} is better than {b}: {size}, {probability(c.p_adjusted)}{content} (Holm's correction)."
-    found = f"{size.lstrip('+')} ({probability(c.p_adjusted)} after Holm's correction)"
-    return f"{a} has higher speaker similarity than {b} by {found}."
-
-
-def _why_inconclusive(c: Comparison, ahead: str, sign: int) -> str:
-    similar = c.p_adjusted < ALPHA and (c.difference.low > 0 or c.difference.high < 0)
-    if c.content is not None and similar:
-        if c.content_p_adjusted < ALPHA and sign * c.content.low > 0 and sign * c.content.high > 0:
-            return f"{ahead} has higher speaker similarity and more content errors"
-        return f"{ahead} has higher speaker similarity, but may lose more content than the margin"
-    if c.detectable > 1:  # e.g. two seeds that differ much
-        return "the minimum detectable effect exceeds the full range: this study is too small"
-    return f"minimum detectable effect {number(c.detectable)}"
-
-
 def _signed(e: Estimate, sign: int, *, scale: float = 1.0, digits: int = 2) -> str:
     """A difference as +0.10 [0.05, 0.15]; a `sign` of -1 exchanges the arms."""
     low, high = sorted((scale * sign * e.low, scale * sign * e.high))
@@ -197,6 +285,7 @@ def cautions(study: Study, numbers: StudyEstimates) -> list[str]:
         *_fragile(numbers),
         *_overfitted(numbers),
         *_suspicious(numbers),
+        *_judges(numbers),
         *_others(study, numbers),
         *_content(numbers),
     ]
@@ -283,6 +372,16 @@ def _suspicious(numbers: StudyEstimates) -> list[str]:
     ]
 
 
+def _judges(numbers: StudyEstimates) -> list[str]:
+    """How far further judges of the speaker agree with the first one."""
+    if not numbers.agreement:
+        return []
+    told = [f"{name} {number(rho)}" for name, rho in numbers.agreement.items()]
+    split = [f"{c.a} and {c.b}" for c in numbers.comparisons if not c.judges_agree]
+    differing = f" They disagree on which arm is ahead for {listed(split)}, so no difference counts." if split else ""
+    return [f"Rank correlation of the further judges with the judge, over all conversions: {listed(told)}.{differing}"]
+
+
 def _others(study: Study, numbers: StudyEstimates) -> list[str]:
     found = []
     missing = [c for c in CONTROL_ROWS if c not in study.controls or not study.controls[c].ok]
@@ -290,10 +389,6 @@ def _others(study: Study, numbers: StudyEstimates) -> list[str]:
         found.append(f"Control{'s' if len(missing) > 1 else ''} missing: {listed([short_label(c) for c in missing])}.")
     if math.isfinite(numbers.noise):
         found.append(f"Differences below {number(numbers.noise, 4)} SECS are decoding noise.")
-    seeds = max((c.difference.seeds for c in numbers.comparisons), default=0)
-    if seeds == 2:
-        found.append("With two seeds, the variance over seeds has one degree of freedom, so only large differences can "
-                     "be shown. A third seed halves the intervals if seeds differ.")  # fmt: skip
     splits = sorted({r.split for r in study.results() if r.kind == "arm" and r.split} - {"test"})
     if splits:
         found.append(f"The scores are of the {listed(splits)} split, on which settings may have been selected.")
