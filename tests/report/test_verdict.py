@@ -26,7 +26,7 @@ from snac_runner.evaluate.verdict import (
     compare,
     decide,
     is_dead,
-    needed_size,
+    needed_sizes,
     planned_detectable_effect,
     shortfalls,
 )
@@ -70,7 +70,7 @@ def test_better_needs_one_primary_superior_and_the_other_not_inferior(
     assert found.word == word
 
 
-def test_a_difference_that_is_not_significant_after_holms_correction_is_inconclusive() -> None:
+def test_a_difference_that_is_not_significant_after_correction_is_inconclusive() -> None:
     assert decide(made_up(0.1, 0.2), 0.06).word == "inconclusive"
 
 
@@ -160,7 +160,7 @@ def test_equal_arms_are_inconclusive(tmp_path: Path) -> None:
 def test_a_study_that_is_too_small_for_any_difference_is_called_too_small(tmp_path: Path) -> None:
     _, numbers, text = reported(write_study(tmp_path / "s", gains={"x": 0.2, "y": 0.2}, seed_spread=0.3, samples=0))
     assert numbers.comparisons[0].detectable > 1
-    assert "minimum detectable effect exceeds the full range" in text.next_step
+    assert "This study is too small: its minimum detectable effect exceeds the full range." in text.next_step
 
 
 def test_five_speakers_and_one_seed_give_no_verdict_and_the_reasons(tmp_path: Path) -> None:
@@ -302,13 +302,16 @@ def test_what_would_decide_a_pair_is_found_in_four_of_five_studies_of_that_size(
     sds = StandardDeviations(0.01, 0.1, 0.0, 0.0)
     parts = ((sds.seed**2 / 3, 4.0), (sds.target**2 / 12, 11.0))
     e = replace(made_up(-0.1, 0.3), mean=0.05, seeds=3, targets=12, spread=Spread(parts))
-    seeds, targets = needed_size(e, comparisons=3)
-    assert targets is not None
+    ((seeds, targets),) = needed_sizes(e, comparisons=3)
+    assert seeds == 3, "more seeds alone are not enough: the target speakers differ more"
     size = StudySize(3, targets, 1, targets, 3)
     assert planned_detectable_effect(size, sds, comparisons=3, power=0.8) <= 0.05
     assert planned_detectable_effect(replace(size, targets=targets - 2), sds, comparisons=3, power=0.8) > 0.05
-    assert seeds is None, "the target speakers alone leave more uncertainty than allowed"
-    assert needed_size(replace(e, mean=0.0)) == (None, None)
+    assert needed_sizes(replace(e, mean=0.0)) == ()
+    wild = replace(e, spread=Spread(((0.03**2, 4.0), parts[1])))
+    ((more, larger),) = needed_sizes(wild, comparisons=3)
+    assert more > 3, "neither is enough alone"
+    assert larger > 12
 
 
 def scored(rng: np.random.Generator, gain: float, further: float) -> ArmScores:

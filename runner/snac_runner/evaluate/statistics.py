@@ -245,7 +245,7 @@ class Estimate:
         return 1 - self.spread.exceeds(self.mean) if self.spread else float("nan")
 
     def detectable(self, comparisons: int = 1) -> float:
-        """Minimum detectable effect with a power of 80 %. `comparisons` divides alpha, as in Holm's first step."""
+        """Minimum detectable effect with a power of 80 %; `comparisons` divides alpha."""
         return self.spread.detectable(alpha=0.05 / comparisons) if self.spread else float("nan")
 
     def clears(self, bound: float) -> bool:

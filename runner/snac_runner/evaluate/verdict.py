@@ -160,9 +160,8 @@ class Comparison:
         detectable, content_detectable: minimum detectable effect with 80 % power.
         further: the difference by further judges of the speaker, in their own units.
         above: probability that A is above B in speaker similarity.
-        needed: number of seeds, or of target speakers, with which a true speaker difference as large as the measured
-            one is found with 80 % power. Only for inconclusive pairs without a significant speaker difference; None for
-            a number that is not enough alone.
+        needed: sizes (seeds, target speakers) with which a true speaker difference as large as the measured one is
+            found with a power of 80 %; see `needed_sizes`. Only for inconclusive pairs without a significant one.
     """
 
     a: str
@@ -178,7 +177,7 @@ class Comparison:
     content_detectable: float = math.nan
     further: Mapping[str, float] = field(default_factory=dict)
     above: float = math.nan
-    needed: tuple[int | None, int | None] = (None, None)
+    needed: tuple[tuple[int, int], ...] = ()
 
     @property
     def judges_agree(self) -> bool:
@@ -254,7 +253,7 @@ def compare(
         )  # fmt: skip
         more: dict[str, Any] = {"further": further, "above": speaker.above_zero}
         if decision.word == "inconclusive" and corrected[at] >= ALPHA:
-            more["needed"] = needed_size(speaker, comparisons=len(values))
+            more["needed"] = needed_sizes(speaker, comparisons=len(values))
         if content:
             more |= {"content": content, "content_p": float(p[at + 1]), "content_p_adjusted": float(corrected[at + 1])}
             more["content_detectable"] = content.detectable(len(values))
@@ -310,14 +309,15 @@ def _short_of_seeds(arms: Mapping[str, ArmScores], a: str, b: str) -> str:
     return " and ".join(arm for arm in (a, b) if arm in short) or f"both {a} and {b}"
 
 
-def needed_size(e: Estimate, *, comparisons: int = 1) -> tuple[int | None, int | None]:
-    """Number of seeds, and of target speakers, with which a true mean of `e.mean` is found with a power of 80 %.
+def needed_sizes(e: Estimate, *, comparisons: int = 1) -> tuple[tuple[int, int], ...]:
+    """Numbers (seeds, target speakers) with which a true mean of `e.mean` is found with a power of 80 %.
 
-    One of the two is changed and the other kept. Source utterances and conversions grow with the target speakers. None
-    if `MAX_SEEDS` or `MAX_TARGETS` are not enough.
+    First with more seeds only, and with more target speakers only. If neither is enough, with both: as few more seeds
+    as possible. Source utterances and conversions grow with the target speakers. Empty if `MAX_SEEDS` and
+    `MAX_TARGETS` are not enough.
     """
     if e.spread is None or e.mean == 0 or e.seeds < 2:
-        return None, None
+        return ()
     (seed, seed_df), *rest = e.spread.parts
 
     def found(seeds: int, targets: int) -> bool:
@@ -326,13 +326,17 @@ def needed_size(e: Estimate, *, comparisons: int = 1) -> tuple[int | None, int |
         parts += [(v / larger, (df + 1) * larger - 1) for v, df in rest]
         return Spread(tuple(parts)).detectable(alpha=ALPHA / comparisons) <= abs(e.mean)
 
-    seeds, targets = range(e.seeds + 1, MAX_SEEDS + 1), range(e.targets + 1, MAX_TARGETS + 1)
-    more_seeds = bisect_left(seeds, True, key=lambda n: found(n, e.targets))
-    more_targets = bisect_left(targets, True, key=lambda n: found(e.seeds, n))
-    return (
-        seeds[more_seeds] if more_seeds < len(seeds) else None,
-        targets[more_targets] if more_targets < len(targets) else None,
-    )
+    def targets_for(seeds: int, fewest: int) -> list[tuple[int, int]]:
+        counts = range(fewest, MAX_TARGETS + 1)
+        at = bisect_left(counts, True, key=lambda n: found(seeds, n))
+        return [(seeds, counts[at])] if at < len(counts) else []
+
+    counts = range(e.seeds + 1, MAX_SEEDS + 1)
+    at = bisect_left(counts, True, key=lambda n: found(n, e.targets))
+    one = [(counts[at], e.targets)] if at < len(counts) else []
+    one += targets_for(e.seeds, e.targets + 1)
+    both = (targets_for(seeds, e.targets + 1) for seeds in counts)
+    return tuple(one or next((found for found in both if found), []))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ COMPUTED = (
 """Metrics that the report computes from others, and displays although no result has them."""
 
 
-NEEDED = "seeds, or target speakers, with which a true difference of this size is found with a power of 80 %"
+NEEDED = "size with which a true difference as large as the measured one is found with a power of 80 %"
 VERDICTS = (
     "inconclusive: enough data for a verdict, and no difference is shown; no verdict: the data cannot carry a verdict"
 )
@@ -109,7 +109,7 @@ def comparison_table(numbers: StudyEstimates) -> Table | None:
             Column("Minimum detectable effect", "points"),
         ]
     columns.append(Column("Verdict" if with_content else "Speaker similarity", "", "", VERDICTS, numeric=False))
-    needed = any(any(c.needed) for c in numbers.comparisons)
+    needed = any(c.needed for c in numbers.comparisons)
     if needed:
         columns.append(Column("Would decide", "if the difference is as measured", "", NEEDED, numeric=False))
     rows = []
@@ -130,9 +130,8 @@ def comparison_table(numbers: StudyEstimates) -> Table | None:
 
 
 def needed_words(c: Comparison) -> str:
-    """Seeds or target speakers that would decide a pair; empty if neither alone would."""
-    seeds, targets = c.needed
-    return " or ".join([*([f"{seeds} seeds"] if seeds else []), *([f"{targets} target speakers"] if targets else [])])
+    """The sizes that would decide a pair; empty if none in reach would."""
+    return " or ".join(f"{seeds} seeds and {targets} target speakers" for seeds, targets in c.needed)
 
 
 def sex_table(study: Study, numbers: StudyEstimates) -> Table | None:

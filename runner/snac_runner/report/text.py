@@ -163,22 +163,15 @@ def _next_step(numbers: StudyEstimates) -> str:
         return f"{dropped}{_by_content(c, first, sign)}."
     if numbers.score == "normalised" and max(-c.difference.low, c.difference.high) < SPEAKER_MARGIN:
         return f"{dropped}{first} and {second} differ by less than {SPEAKER_MARGIN:g}: keep the cheaper one."
+    difference = number(abs(c.difference.mean))
+    small = ""
     if c.detectable > 1:  # e.g. few seeds that differ much
-        return (
-            f"{dropped}The minimum detectable effect exceeds the full range: this study is too small. Add seeds first."
-        )
-    needed = needed_words(c)
-    seeds, targets = c.difference.seeds, c.difference.targets
-    if needed:
-        return (
-            f"{dropped}To decide {pair}, use {needed} (now {seeds} and {targets}), if the true difference is as large "
-            f"as the measured {number(abs(c.difference.mean))}."
-        )
-    return f"{dropped}The minimum detectable effect exceeds the full range: this study is too small. Add seeds first."
-    return (
-        f"{dropped}The measured difference {pair} ({number(abs(c.difference.mean))}) is too small to decide with more "
-        f"seeds or more target speakers alone: keep either, or add both (now {seeds} and {targets})."
-    )
+        small = "This study is too small: its minimum detectable effect exceeds the full range. "
+    if needed := needed_words(c):
+        now = f"now {c.difference.seeds} and {c.difference.targets}"
+        true = f"if the true difference is {difference} as measured"
+        return f"{dropped}{small}To decide {pair}, use {needed} ({now}), {true}."
+    return f"{dropped}{small}The measured difference {pair} ({difference}) is too small to be decided: keep either."
 
 
 def _by_content(c: Comparison, ahead: str, sign: int) -> str:
