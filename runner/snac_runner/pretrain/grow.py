@@ -88,7 +88,7 @@ def widen(codec: SNAC, encoder_dim: int, decoder_dim: int, *, seed: int) -> SNAC
 
     Old channels keep their weights and have weights of 0 for the new channels; new channels have random weights for
     all. This is a function-preserving growth as in Net2Net (Chen et al. 2016), but with random new channels instead of
-    copies of old ones, whose symmetry training would have to break.
+    copies of old ones, because training would have to break the symmetry of copies.
 
     Args:
         codec: trained, without attention.
