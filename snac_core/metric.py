@@ -34,6 +34,8 @@ class Conversion:
             system has none.
         text: transcript of the source, if known.
         target: real speech of the target (T,), from the audio reserved for scoring, or None.
+        parallel: the target's own recording (T,) of the sentence that `source` has, used neither for conditioning nor
+            for scoring, or None.
         target_speaker: name of the target.
         candidates: the judge's unit vector (S,) of every target speaker, by name.
         same_words: whether the output should have the words of the source; False for another utterance of the target.
@@ -55,6 +57,7 @@ class Conversion:
     target_speaker: str = ""
     candidates: Mapping[str, Tensor] = field(default_factory=dict)
     same_words: bool = True
+    parallel: Tensor | None = None
 
 
 class Metric:
@@ -66,6 +69,8 @@ class Metric:
         direction: whether a higher value ("up") or a lower one ("down") is better.
         worst: the value for output that is NaN or silent; such output counts, it is not a missing value.
         outputs: those of OUTPUTS that the metric judges: if one of them is NaN or silent, the value is `worst`.
+        references: attributes of the conversion that it compares the output with, e.g. ("parallel",): the metric does
+            not apply where one of them is None, whatever the output.
         requires: importable packages that it needs; if one is not installed, the metric is reported as missing.
         on_request: True for a metric that downloads a large model or takes long: it is measured only in studies that
             list it in `extra_metrics`.
@@ -73,6 +78,7 @@ class Metric:
         role: "content" for an error rate of the words (a fraction, "down") that may be the study's primary content
             metric. Of those whose controls are at least 30 points apart, the one with the smallest margin is used, then
             the one with the largest distance.
+            "naturalness" for a mean opinion score ("up") that is not measured if it is low for the unchanged sources.
         margin: non-inferiority margin of a primary metric, in its unit.
     """
 
@@ -81,10 +87,11 @@ class Metric:
     direction: ClassVar[Literal["up", "down"]] = "up"
     worst: ClassVar[float] = 0.0
     outputs: ClassVar[tuple[str, ...]] = OUTPUTS
+    references: ClassVar[tuple[str, ...]] = ()
     requires: ClassVar[tuple[str, ...]] = ()
     on_request: ClassVar[bool] = False
     languages: ClassVar[tuple[str, ...]] = ()
-    role: ClassVar[Literal["", "content"]] = ""
+    role: ClassVar[Literal["", "content", "naturalness"]] = ""
     margin: ClassVar[float] = 0.0
 
     @property

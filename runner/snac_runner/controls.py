@@ -27,6 +27,8 @@ CONTROLS: dict[str, Callable[[SNAC], systems.System]] = {
     "mismatched": systems.mismatched,
     "signal_processing": systems.signal_processing,
 }
+MIN_NATURAL = 2.5
+"""Mean opinion score that a predictor of naturalness must give the unchanged sources."""
 NEEDS = {"signal_processing": "parselmouth"}  # control to the package that it needs
 
 
@@ -122,10 +124,10 @@ def wanted_metrics(resources: StudyResources) -> MetricSelection:
 
 
 def informative_metrics(folder: Path | None, resources: StudyResources) -> MetricSelection:
-    """The metrics that the study asks for, without content judges that cannot tell right words from wrong ones here.
+    """The metrics that the study asks for, without those that the controls show to say nothing about an arm here.
 
-    Such a judge finds about as many errors in the bare codec's output as in the words of another utterance, so it says
-    nothing about an arm.
+    Those are content judges that find about as many errors in the bare codec's output as in the words of another
+    utterance, and predictors of naturalness that give the unchanged sources a low score, as for synthetic voices.
 
     Args:
         folder: the folder with the evaluated controls; None: there are none, and every metric is kept.
@@ -134,7 +136,14 @@ def informative_metrics(folder: Path | None, resources: StudyResources) -> Metri
     metrics, missing = wanted_metrics(resources)
     if folder is None:
         return MetricSelection(metrics, missing)
-    bare, other = (read_result(folder / "controls" / name).get("metrics", {}) for name in ("floor", "mismatched"))
+    source, bare, other = (
+        read_result(folder / "controls" / name).get("metrics", {}) for name in ("source", "floor", "mismatched")
+    )
+    for name in [name for name, metric in metrics.items() if metric.role == "naturalness"]:
+        natural = source.get(name, {}).get("mean")
+        if natural is not None and natural < MIN_NATURAL:
+            del metrics[name]
+            missing[name] = f"on this speech it gives the unchanged sources {natural:.2f}; {MIN_NATURAL} is needed"
     for name in [name for name, metric in metrics.items() if metric.role == "content"]:
         low, high = (control.get(name, {}).get("mean") for control in (bare, other))
         if low is None or high is None:

@@ -50,6 +50,7 @@ class MetricTrial:
             speaker_encoder_embeddings=vectors(*OUTPUTS),
             speaker_encoder_references=vectors("source", "target"),
             target=source.flip(0),
+            parallel=source.roll(RATE // 10),
             target_speaker="b",
             candidates=vectors("a", "b"),
             text="the boat sank near the shore",
@@ -83,13 +84,19 @@ def _declaration(trial: MetricTrial) -> str:
         raise RuleViolation(f"requires = {cls.requires!r}", "list importable packages: requires = ('package',)")
     if isinstance(cls.outputs, str) or not cls.outputs or not set(cls.outputs) <= set(OUTPUTS):
         raise RuleViolation(f"outputs = {cls.outputs!r}", f"list what it judges, of {', '.join(OUTPUTS)}")
+    known = [field.name for field in fields(Conversion)]
+    if isinstance(cls.references, str) or not set(cls.references) <= set(known):
+        raise RuleViolation(f"references = {cls.references!r}", f"list attributes of Conversion: {', '.join(known)}")
     if not isinstance(cls.unit, str):
         raise RuleViolation(f"unit = {cls.unit!r}", "give the unit as a string; '' for a pure number")
-    if cls.role not in ("", "content"):
+    if cls.role not in ("", "content", "naturalness"):
         raise RuleViolation(
-            f"role = {cls.role!r}", "leave it empty, or say 'content' for an error rate of what is said"
+            f"role = {cls.role!r}",
+            "leave it empty, or say 'content' for an error rate of what is said, 'naturalness' for an opinion score",
         )
-    if cls.role and not (cls.direction == "down" and cls.margin > 0):
+    if cls.role == "naturalness" and cls.direction != "up":
+        raise RuleViolation("role 'naturalness' with direction 'down'", "a mean opinion score is better up")
+    if cls.role == "content" and not (cls.direction == "down" and cls.margin > 0):
         raise RuleViolation(f"role {cls.role!r} with direction {cls.direction!r} and margin {cls.margin!r}",
                      "a primary measure of content is an error rate, 'down', with a margin above 0")  # fmt: skip
     return f"{cls.name}{f' in {cls.unit}' if cls.unit else ''}, better {cls.direction}"
@@ -140,6 +147,7 @@ def _partial(trial: MetricTrial) -> str:
     cases = {
         "the converted output alone": replace(given, identity=None, other=None, synthetic=None),
         "no text": replace(given, text=None),
+        "no parallel recording": replace(given, parallel=None),
         "no conditioning encoder": replace(given, speaker_encoder_embeddings={}, speaker_encoder_references={}),
     }
     said = {what: trial.value(conversion) for what, conversion in cases.items()}

@@ -14,6 +14,7 @@ from snac_core.codec import SNAC
 from snac_runner.arm import Arm
 from snac_runner.data.synth import synthesize
 from snac_runner.evaluate.metrics import PESQ, STOI
+from snac_runner.evaluate.naturalness import DistillMOS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SNAC_CACHE", str(folder))
-        for metric in (STOI, PESQ):
+        for metric in (STOI, PESQ, DistillMOS):
             patch.setattr(metric, "requires", ("left_out_in_these_tests",))
         patch.setattr("snac_runner.resources.find_whisper", lambda *_, **__: None)
         yield folder

@@ -120,6 +120,10 @@ class Conversions:
             self._target_audio[speaker, role] = self.segment_audio(first._replace(seconds=min(8.0, first.seconds)))[0]
         return self._target_audio[speaker, role]
 
+    def parallel_audio(self, pair: Pair) -> Tensor | None:
+        """The target's own recording (T,) of the source's sentence, at the codec's rate; None if there is none."""
+        return self.segment_audio(pair.parallel)[0] if pair.parallel else None
+
     def segment_audio(self, segment: Segment) -> Tensor:
         """A segment of the corpus (1, T), at the codec's rate."""
         utterance = self.corpus.utterance(segment.utterance)

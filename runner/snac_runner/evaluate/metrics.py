@@ -14,6 +14,8 @@ from snac_core.hookspecs import hookimpl
 from snac_core.losses import MultiScaleSTFT, mel_distance
 from snac_core.metric import Conversion, Metric
 from snac_runner.evaluate.content import CER, PER, WER, PERAboveHalf
+from snac_runner.evaluate.naturalness import DNSMOS, DistillMOS, DistillMOSIdentity, DNSMOSIdentity
+from snac_runner.evaluate.parallel import F0RMSE, MCD
 from snac_runner.evaluate.prosody import F0Correlation, F0Error, VoicingError
 
 
@@ -239,7 +241,7 @@ def register_metrics(register: Callable[[type], None]) -> None:
     """Register the built-in metrics."""
     for metric in (
         SECS, SECSSource, SECSOwn, SECSOther, SECSDegraded, Specificity, Top1, SpkID, SpkVC, SpkSynth, Gap,
-        SpeakerEncoderSECS, WER, CER, PER, PERAboveHalf, F0Correlation, F0Error, VoicingError, STOI, PESQ,
-        Mel, STFT, SISDR,
+        SpeakerEncoderSECS, WER, CER, PER, PERAboveHalf, DistillMOS, DistillMOSIdentity, DNSMOS, DNSMOSIdentity,
+        F0Correlation, F0Error, VoicingError, MCD, F0RMSE, STOI, PESQ, Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

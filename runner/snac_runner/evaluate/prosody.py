@@ -44,7 +44,7 @@ class F0Error(Metric):
     """Distance of the output's mean log-F0 to the target speaker's, in semitones; 24 if nothing is voiced."""
 
     name, unit, direction, worst, requires = "f0_error", "semitones", "down", 24.0, ("parselmouth",)
-    outputs = ("converted",)
+    outputs, references = ("converted",), ("target",)
 
     def __call__(self, conversion: Conversion) -> float | None:
         if conversion.target is None:

@@ -295,6 +295,7 @@ def _evaluated(item: Item, rendering: Rendering, conversions: Conversions) -> _E
         speaker_encoder_references=_references(conversions.speaker_encoder_reference, pair.source_speaker, pair.target),
         text=pair.text,
         target=conversions.target_audio(pair.target),
+        parallel=conversions.parallel_audio(pair),
         target_speaker=pair.target,
         candidates=conversions.candidates,
         same_words=rendering.same_words,
@@ -305,6 +306,8 @@ def _evaluated(item: Item, rendering: Rendering, conversions: Conversions) -> _E
 def _measured(conversion: Conversion, broken: frozenset[str], metrics: Mapping[str, Metric]) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for name, metric in metrics.items():
+        if any(getattr(conversion, name) is None for name in metric.references):
+            continue
         if broken.intersection(metric.outputs):
             values[name] = metric.worst
             continue

@@ -76,7 +76,8 @@ class MetricDisplay:
         label: heading of its column.
         unit: displayed under the label.
         direction: which way is better: "up", "down", or "" for neither.
-        group: its table: "speaker", "content", "prosody", "identity", "speaker_encoder", "embedding" or "other".
+        group: its table: "speaker", "content", "naturalness", "parallel", "prosody", "identity",
+            "speaker_encoder", "embedding" or "other".
         digits: after the decimal point.
         meaning: one line.
     """
@@ -136,6 +137,14 @@ DISPLAYS = {
             "as the word error rate, of characters"),
         MetricDisplay("lost", "WER above 50 %", "share", "down", "content", 2,
             "utterances with more than half of the words wrong"),
+        MetricDisplay("distillmos", "DistillMOS", "MOS", "up", "naturalness", 2,
+            "naturalness of the converted output, 1 to 5: a mean opinion score predicted by DistillMOS"),
+        MetricDisplay("dnsmos", "DNSMOS", "MOS", "up", "naturalness", 2,
+            "naturalness of the converted output, 1 to 5: a P.808 mean opinion score predicted by DNSMOS"),
+        MetricDisplay("mcd", "Mel-cepstral distortion", "dB", "down", "parallel", 2,
+            "distance of the aligned mel-cepstra of the converted output and the target's recording of the sentence"),
+        MetricDisplay("f0_rmse", "F0 RMSE", "semitones", "down", "parallel", 2,
+            "root mean square difference of log F0 to that recording, in aligned frames that are voiced in both"),
         MetricDisplay("f0_correlation", "F0 correlation", "r", "up", "prosody", 2,
             "correlation of the log-F0 contours of output and source"),
         MetricDisplay("f0_error", "Mean F0 error", "semitones", "down", "prosody", 2,
@@ -146,6 +155,8 @@ DISPLAYS = {
             "SECS after a 7 kHz low-pass and noise at 30 dB"),
         MetricDisplay("fragility", "Loss by degradation", "cosine", "down", "speaker_encoder", 3,
             "SECS − SECS after degradation; far above the bare codec's: an adversarial attack on the judge"),
+        MetricDisplay("distillmos_identity", "DistillMOS, identity", "MOS", "up", "identity", 2, f"naturalness {_OWN}"),
+        MetricDisplay("dnsmos_identity", "DNSMOS, identity", "MOS", "up", "identity", 2, f"naturalness {_OWN}"),
         MetricDisplay("stoi", "STOI", "0 to 1", "up", "identity", 3, f"intelligibility {_OWN}"),
         MetricDisplay("pesq", "PESQ", "MOS-LQO", "up", "identity", 2, f"perceived quality {_OWN}"),
         MetricDisplay("mel", "Mel distance", "log-mel L1", "down", "identity", 3, f"{_OWN} to the source"),

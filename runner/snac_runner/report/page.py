@@ -35,9 +35,10 @@ INTERVALS = (
 )
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
-    *("speaker", "comparisons", "content", "prosody", "identity", "speaker_encoder", "embeddings", "sexes", "other"),
-    *("codes", "taps", "cost", "settings", "failures"),
+    *("speaker", "comparisons", "content", "naturalness", "parallel", "prosody", "identity", "speaker_encoder"),
+    *("embeddings", "sexes", "other", "codes", "taps", "cost", "settings", "failures"),
 )
+QUALITY = ("naturalness", "identity")  # groups of metrics that speaker similarity is plotted against
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,10 @@ def _ranking(study: Study, numbers: StudyEstimates) -> tuple[list[Bar], list[tup
 
 
 def _trades(study: Study, numbers: StudyEstimates) -> list[TradeOff]:
-    """Speaker similarity against content, if it was judged, and against each measured metric of signal quality."""
+    """Speaker similarity against content, if it was judged, naturalness, and each measured metric of signal quality."""
     found = []
     content = [DISPLAYS["normalised_content"]] if numbers.content is not None else []
-    for metric in [*content, *(m for m in measured_metrics(study.results()) if m.group == "identity")]:
+    for metric in [*content, *(m for m in measured_metrics(study.results()) if m.group in QUALITY)]:
         points = []
         for mark, arm in enumerate(study.arms):
             x, y = numbers.arms.get((arm, metric.name)), numbers.arms.get((arm, numbers.score))
@@ -256,7 +257,11 @@ def summarise(study: Study) -> str:
     """Headline, ranked arms and cautions as plain text."""
     numbers = compute(study)
     text = verdict(study, numbers)
-    names = [n for n in ("normalised", "secs", "specificity", "gap", "stoi") if any(m == n for _, m in numbers.arms)]
+    names = [
+        n
+        for n in ("normalised", "secs", "specificity", "gap", "distillmos", "stoi")
+        if any(m == n for _, m in numbers.arms)
+    ]
     columns = [Column("arm", numeric=False), *(Column(DISPLAYS[n].label, arrow=DISPLAYS[n].arrow) for n in names)]
     columns += [Column("seconds"), Column("runs", numeric=False)]
     rows = []

@@ -165,6 +165,10 @@ def all_tables(study: Study, numbers: StudyEstimates) -> dict[str, Table]:
         metric_table(study, numbers, "embeddings", "SECS to the target under three embeddings", _by_embedding(groups)),
         comparison_table(numbers),
         metric_table(study, numbers, "content", "Content of the converted output", groups.get("content", [])),
+        metric_table(study, numbers, "naturalness", "Naturalness", groups.get("naturalness", [])),
+        metric_table(
+            study, numbers, "parallel", "Distance to the target's recording of the sentence", groups.get("parallel", [])
+        ),
         metric_table(study, numbers, "prosody", "Prosody of the converted output", groups.get("prosody", [])),
         metric_table(
             study,
