@@ -33,8 +33,9 @@ def resources(bench: Bench) -> StudyResources:
 
 
 def usable(resources: StudyResources) -> dict[str, Metric]:
-    """The metrics that can be measured here."""
-    return available(resources.catalogue)[0]
+    """The metrics that can be measured here, on crops: the targets have no recordings of the same words."""
+    metrics = available(resources.catalogue)[0]
+    return {name: metric for name, metric in metrics.items() if "parallel" not in metric.references}
 
 
 def planted(change: Any) -> systems.System:

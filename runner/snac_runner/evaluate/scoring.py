@@ -306,7 +306,7 @@ def _evaluated(item: Item, rendering: Rendering, conversions: Conversions) -> _E
 def _measured(conversion: Conversion, broken: frozenset[str], metrics: Mapping[str, Metric]) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for name, metric in metrics.items():
-        if any(getattr(conversion, name) is None for name in metric.references):
+        if any(getattr(conversion, reference) is None for reference in metric.references):
             continue
         if broken.intersection(metric.outputs):
             values[name] = metric.worst
