@@ -91,8 +91,18 @@ class Spread:
             return float(mean == 0)
         return min(1.0, 2 * self.exceeds(abs(mean)))
 
+    def power(self, mean: float, *, alpha: float = 0.05) -> float:
+        """Probability that the interval of level 1 - `alpha` excludes zero, on the side of the true mean `mean`.
+
+        It is computed from the noncentral t distribution.
+        """
+        if self.variance == 0:
+            return float(mean != 0)
+        quantile, df = self.half_width(alpha) / self.se, self._df_at(alpha)
+        return float(stats.nct.sf(quantile, df, abs(mean) / self.se))
+
     def detectable(self, *, alpha: float = 0.05, power: float = 0.8) -> float:
-        """The true mean that an interval of 1 - alpha separates from zero with probability `power` (noncentral t)."""
+        """Minimum detectable effect: the true mean at which the interval excludes zero with probability `power`."""
         if self.variance == 0:
             return 0.0
         quantile, df = self.half_width(alpha) / self.se, self._df_at(alpha)

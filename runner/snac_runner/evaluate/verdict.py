@@ -161,7 +161,7 @@ class Comparison:
         further: the difference by further judges of the speaker, in their own units.
         above: probability that A is above B in speaker similarity.
         needed: sizes (seeds, target speakers) with which a true speaker difference as large as the measured one is
-            found with a power of 80 %; see `needed_sizes`. Only for inconclusive pairs without a significant one.
+            found with a power of 80 %. Only the report fills them in, with `needed_sizes`.
     """
 
     a: str
@@ -252,8 +252,6 @@ def compare(
             judges_agree=all(value * speaker.mean > 0 for value in further.values()),
         )  # fmt: skip
         more: dict[str, Any] = {"further": further, "above": speaker.above_zero}
-        if decision.word == "inconclusive" and corrected[at] >= ALPHA:
-            more["needed"] = needed_sizes(speaker, comparisons=len(values))
         if content:
             more |= {"content": content, "content_p": float(p[at + 1]), "content_p_adjusted": float(corrected[at + 1])}
             more["content_detectable"] = content.detectable(len(values))
@@ -324,7 +322,7 @@ def needed_sizes(e: Estimate, *, comparisons: int = 1) -> tuple[tuple[int, int],
         more, larger = seeds / e.seeds, targets / e.targets
         parts = [(seed / more, seed_df * (seeds - 1) / (e.seeds - 1))]
         parts += [(v / larger, (df + 1) * larger - 1) for v, df in rest]
-        return Spread(tuple(parts)).detectable(alpha=ALPHA / comparisons) <= abs(e.mean)
+        return Spread(tuple(parts)).power(e.mean, alpha=ALPHA / comparisons) >= 0.8
 
     def targets_for(seeds: int, fewest: int) -> list[tuple[int, int]]:
         counts = range(fewest, MAX_TARGETS + 1)
@@ -335,8 +333,10 @@ def needed_sizes(e: Estimate, *, comparisons: int = 1) -> tuple[tuple[int, int],
     at = bisect_left(counts, True, key=lambda n: found(n, e.targets))
     one = [(counts[at], e.targets)] if at < len(counts) else []
     one += targets_for(e.seeds, e.targets + 1)
-    both = (targets_for(seeds, e.targets + 1) for seeds in counts)
-    return tuple(one or next((found for found in both if found), []))
+    if one:
+        return tuple(one)
+    enough = next((seeds for seeds in counts if found(seeds, MAX_TARGETS)), None)
+    return tuple(targets_for(enough, e.targets + 1)) if enough else ()
 
 
 @dataclass(frozen=True)

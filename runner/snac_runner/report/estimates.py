@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from snac_runner.evaluate.statistics import Array, Estimate, Labels, equal_error_rate, estimates, labels
-from snac_runner.evaluate.verdict import MIN_RANGE, ArmScores, Comparison, compare, is_dead
+from snac_runner.evaluate.verdict import ALPHA, MIN_RANGE, ArmScores, Comparison, compare, is_dead, needed_sizes
 from snac_runner.report.format import measured_metrics
 from snac_runner.report.listening import preferences
 from snac_runner.report.results import Result, Study, finite
@@ -439,7 +439,14 @@ def _compare(
         further = {name: arrays.arm(arm, name) for name in further_judges(arrays.study)}
         return ArmScores(arrays.seeds(arm), arrays.arm(arm, "secs"), errors, min(shares), further)
 
-    return compare(
+    found = compare(
         {arm: scores_of(arm) for arm in arms}, arrays.target, arrays.source, span=span,
         content_margin=content.margin if content else math.nan, obstacles=obstacles,
     )  # fmt: skip
+    comparisons = len(found) * len(primaries)
+    return tuple(
+        replace(c, needed=needed_sizes(c.difference, comparisons=comparisons))
+        if c.decision.word == "inconclusive" and c.p_adjusted >= ALPHA
+        else c
+        for c in found
+    )
