@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from snac_core import hub
 from snac_core.checkpoint import Description, Stored, load_state, read_tensors, save_strategies
 from snac_core.codec import SNAC
-from snac_core.codec.checks import check_finite
+from snac_core.codec.batches import checked_lengths, decode_each, encode_each
+from snac_core.codec.checks import check_audio, check_finite
 from snac_core.conditioning import Conditioning, EncoderIdentity
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
@@ -199,12 +200,19 @@ class ConditionedCodec(nn.Module):
         out = self.reconstruct(audio, None if speaker_embedding is None else _conditioning(speaker_embedding))
         return out.audio, out.codes
 
-    def encode(self, audio: Tensor, speaker_embedding: Tensor | Conditioning | None = None) -> list[Tensor]:
+    def encode(
+        self,
+        audio: Tensor,
+        speaker_embedding: Tensor | Conditioning | None = None,
+        *,
+        lengths: Sequence[int] | Tensor | None = None,
+    ) -> list[Tensor]:
         """Audio to codes, conditioned by the strategies that act before VQ.
 
         Args:
             audio: (B, 1, T) at the codec's sample rate.
             speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
+            lengths: of items of different lengths, in samples, as in `SNAC.encode`.
 
         Returns:
             one integer tensor (B, F / stride) per codebook, coarse first.
@@ -214,9 +222,14 @@ class ConditionedCodec(nn.Module):
         """
         cond = self.conditioning(speaker_embedding, before_vq=True)
         if cond is None:
-            return self.codec.encode(audio)
-        check_finite(audio)
-        return self.latents(audio, cond.expand(audio.shape[0])).codes
+            return self.codec.encode(audio, lengths=lengths)
+        check_audio(audio, next(self.codec.parameters()))
+        cond = cond.expand(audio.shape[0])
+        if lengths is None:
+            check_finite(audio)
+            return self.latents(audio, cond).codes
+        counts = checked_lengths(lengths, audio.shape[0], audio.shape[-1])
+        return encode_each(lambda part, rows: self.encode(part, cond[rows]), audio, counts, self.codec.padding_multiple)
 
     def decode(
         self,
@@ -224,6 +237,7 @@ class ConditionedCodec(nn.Module):
         speaker_embedding: Tensor | Conditioning | None = None,
         *,
         length: int | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
         """Codes to audio, conditioned by the strategies that act after VQ.
 
@@ -231,6 +245,7 @@ class ConditionedCodec(nn.Module):
             codes: one integer tensor (B, F / stride) per codebook, coarse first.
             speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
             length: number of samples to return; None: all, with the padding of `encode`.
+            lengths: of items of different lengths, in samples, as in `SNAC.decode`.
 
         Returns:
             (B, 1, T) at the codec's sample rate.
@@ -241,7 +256,13 @@ class ConditionedCodec(nn.Module):
         """
         cond = self.conditioning(speaker_embedding, before_vq=False)
         if cond is None:
-            return self.codec.decode(list(codes), length=length)
+            return self.codec.decode(list(codes), length, lengths=lengths)
+        if lengths is not None:
+            counts, rows = self.codec.item_lengths(codes, lengths, length), cond.expand(codes[0].shape[0])
+            return decode_each(
+                lambda part, index: self.decode(part, rows[index]), codes, counts,
+                [self.codec.hop_length * stride for stride in self.codec.vq_strides], self.codec.padding_multiple,
+            )  # fmt: skip
         self.codec.check_codes(codes)
         audio = self.decode_quantized(self.codec.quantizer.from_codes(list(codes)), cond.expand(codes[0].shape[0]))
         if length is not None and not 0 < length <= audio.shape[-1]:
@@ -270,7 +291,7 @@ class ConditionedCodec(nn.Module):
         cond = _conditioning(speaker_embedding)
         if self.encoder is not None:
             self.encoder.check(cond)
-        return cond
+        return cond.to(next(self.codec.parameters()))
 
     def decode_quantized(self, z_q: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The part of `reconstruct` after the quantizer.
@@ -360,6 +381,7 @@ class ConditionedCodec(nn.Module):
         """Check `cond` against this model; returns one row per output, and the number of outputs per item."""
         if self.encoder is not None:
             self.encoder.check(cond)
+        cond = cond.to(next(self.codec.parameters()))
         if multiple and len(cond) > rows and len(cond) % rows == 0:
             return cond, len(cond) // rows
         return cond.expand(rows), 1

@@ -43,6 +43,19 @@ class Conditioning:
     def __len__(self) -> int:
         return self.speaker.shape[0]
 
+    def __getitem__(self, rows: Tensor) -> Conditioning:
+        """These rows (b,)."""
+        return Conditioning(self.speaker[rows], {name: x[rows] for name, x in self.extras.items()}, self.encoder)
+
+    def to(self, like: Tensor) -> Conditioning:
+        """On the device and, for floating point, in the dtype of `like`."""
+
+        def moved(x: Tensor) -> Tensor:
+            return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+        extras = {name: moved(value) for name, value in self.extras.items()}
+        return Conditioning(moved(self.speaker), extras, self.encoder)
+
     def expand(self, rows: int) -> Conditioning:
         """One row for each of `rows` items; a single row is repeated.
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from snac_core import hub
+from snac_core.codec.batches import checked_lengths, decode_each, encode_each
 from snac_core.codec.checks import check_audio, check_codes, check_finite, resolved_config
 from snac_core.codec.layers import Decoder, Encoder, NoiseSource, WNConv1d, WNConvTranspose1d
 from snac_core.codec.pretrained import CodecFiles, load_weights, read_config, save_codec
+from snac_core.codec.tokens import TokenLayout
 from snac_core.codec.vq import ResidualVectorQuantize
 from snac_core.errors import UserError, nearest
 from snac_core.files import tensor_digest, write_text
@@ -172,8 +174,12 @@ class SNAC(nn.Module):
             UserError: unless `audio` is (B, 1, T), of the weights' dtype and device.
         """
         check_audio(audio, next(self.parameters()))
-        multiple = self.hop_length * math.lcm(self.vq_strides[0], self.attn_window_size or 1)
-        return nn.functional.pad(audio, (0, -audio.shape[-1] % multiple))
+        return nn.functional.pad(audio, (0, -audio.shape[-1] % self.padding_multiple))
+
+    @property
+    def padding_multiple(self) -> int:
+        """hop * lcm(first stride, attention window): the samples to a multiple of which audio is padded."""
+        return self.hop_length * math.lcm(self.vq_strides[0], self.attn_window_size or 1)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Encode and decode.
@@ -192,29 +198,42 @@ class SNAC(nn.Module):
         z_q, codes = self.quantizer(self.advance(padded, None, "latent"))
         return self.advance(z_q, "quantized", "audio")[..., : audio.shape[-1]], codes
 
-    def encode(self, audio: Tensor) -> list[Tensor]:
+    def encode(self, audio: Tensor, *, lengths: Sequence[int] | Tensor | None = None) -> list[Tensor]:
         """Audio to codes.
 
         Args:
             audio: (B, 1, T) at `sampling_rate`, full scale 1; padded as in `preprocess`.
+            lengths: of the items, in samples, for items of different lengths in one batch. Each item gets the codes
+                that it gets alone; -1 follows the codes of a shorter one. Items of equal padded length are encoded
+                together. None: all have length T.
 
         Returns:
             one integer tensor (B, F / stride) per codebook, coarse first, with F = padded T / hop_length.
 
         Raises:
-            UserError: for another shape, dtype or device, and for NaN or infinity.
+            UserError: for another shape, dtype or device, for NaN or infinity, and for lengths beyond T.
         """
+        if lengths is not None:
+            check_audio(audio, next(self.parameters()))
+            counts = checked_lengths(lengths, audio.shape[0], audio.shape[-1])
+            return encode_each(lambda part, _: self.encode(part), audio, counts, self.padding_multiple)
         padded = self.preprocess(audio)
         check_finite(audio)
         codes: list[Tensor] = self.quantizer(self.advance(padded, None, "latent"))[1]
         return codes
 
-    def decode(self, codes: Sequence[Tensor], length: int | None = None) -> Tensor:
+    def decode(
+        self, codes: Sequence[Tensor], length: int | None = None, *, lengths: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
         """Codes to audio.
+
+        The audio is longer than what was encoded, as in upstream, because `encode` pads: give `length` to cut it.
 
         Args:
             codes: one integer tensor (B, F / stride) per codebook, coarse first.
             length: number of samples to return; None: all, with the padding of `encode`.
+            lengths: of the items, in samples, for codes of `encode(audio, lengths=lengths)`. Each item is decoded
+                without the others' length; zeros follow a shorter one.
 
         Returns:
             (B, 1, T) at `sampling_rate`.
@@ -222,6 +241,11 @@ class SNAC(nn.Module):
         Raises:
             UserError: for codes that are not this codec's, or a `length` beyond them.
         """
+        if lengths is not None:
+            return decode_each(
+                lambda part, _: self.decode(part), codes, self.item_lengths(codes, lengths, length),
+                [self.hop_length * stride for stride in self.vq_strides], self.padding_multiple,
+            )  # fmt: skip
         self.check_codes(codes)
         samples = codes[0].shape[-1] * self.vq_strides[0] * self.hop_length
         if length is not None and not 0 < length <= samples:
@@ -269,6 +293,19 @@ class SNAC(nn.Module):
         """
         with self.noise.fixed(seed, first_frame):
             yield
+
+    def item_lengths(self, codes: Sequence[Tensor], lengths: Sequence[int] | Tensor, length: int | None) -> list[int]:
+        """The arguments `lengths` and `length` of `decode`, checked: samples of each item."""
+        if length is not None:
+            raise UserError("give length for all items, or lengths with one for each; got both")
+        if isinstance(codes, Tensor) or not codes or codes[0].dim() != 2:
+            self.check_codes(codes)
+        samples = codes[0].shape[1] * self.vq_strides[0] * self.hop_length
+        return checked_lengths(lengths, codes[0].shape[0], samples)
+
+    def token_layout(self, order: str = "frame", *, offsets: str = "level", first_token: int = 0) -> TokenLayout:
+        """How to `flatten` codes of this codec to one sequence of tokens, and back; arguments as in `TokenLayout`."""
+        return TokenLayout(self.vq_strides, self.codebook_size, order, offsets, first_token)
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
         """Raise UserError unless `codes` are (B, F / stride) integers in range, one per codebook."""

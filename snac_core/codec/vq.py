@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -13,8 +15,38 @@ from snac_core.codec.layers import WNConv1d
 from snac_core.errors import UserError
 
 
+def _in_float32(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A method that gets its tensor in float32 or wider and computes without autocast."""
+
+    @wraps(method)
+    def computed(self: Any, x: Tensor) -> Tensor:
+        x = _widened(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            return method(self, x)
+        with torch.autocast(x.device.type, enabled=False):
+            return method(self, x)
+
+    return computed
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _conv1x1(layer: WNConv1d, x: Tensor) -> Tensor:
+    """`layer(x)`, with the layer's weight computed in the dtype of x."""
+    if layer.bias is None or layer.bias.dtype == x.dtype:
+        return F.conv1d(x, layer.weight, layer.bias)
+    length, direction = (layer.get_parameter(f"parametrizations.weight.original{i}").to(x.dtype) for i in (0, 1))
+    weight = torch._weight_norm(direction, length, 0)
+    return F.conv1d(x, weight, layer.bias.to(x.dtype))
+
+
 class VectorQuantize(nn.Module):
     """One level: average-pool by `stride`, project to `codebook_dim`, nearest entry, project back, repeat frames.
+
+    It computes in float32 also with weights of half precision and under autocast: entries are so close to each other
+    that rounding a latent to half precision changes many codes.
 
     Args:
         input_dim: C of the latent.
@@ -34,20 +66,21 @@ class VectorQuantize(nn.Module):
         """(B, C, F) to the quantized (B, C, F) and codes (B, F / stride); straight-through gradient."""
         z_e = self.project(z)
         indices = self.nearest(z_e)
-        z_q = self.codebook(indices).transpose(1, 2)
+        z_q = _widened(self.codebook(indices)).transpose(1, 2)
         return self.expand(z_e + (z_q - z_e).detach()), indices
 
+    @_in_float32
     def project(self, z: Tensor) -> Tensor:
         """(B, C, F) to the encodings (B, D, F / stride) that are compared with the codebook."""
         if self.stride > 1:
             z = F.avg_pool1d(z, self.stride, self.stride)
-        projected: Tensor = self.in_proj(z)
-        return projected
+        return _conv1x1(self.in_proj, z)
 
+    @_in_float32
     def nearest(self, z_e: Tensor) -> Tensor:
         """Codes (B, F') of the nearest entries by squared distance of unit vectors, for z_e (B, D, F')."""
         encodings = F.normalize(rearrange(z_e, "b d t -> (b t) d"))
-        codebook = F.normalize(self.codebook.weight)
+        codebook = F.normalize(_widened(self.codebook.weight))
         # |e|^2 and |c|^2 are 1 up to rounding; they are kept so that ties have the same result as in upstream
         distance = (
             encodings.pow(2).sum(1, keepdim=True)
@@ -56,9 +89,10 @@ class VectorQuantize(nn.Module):
         )
         return rearrange((-distance).max(1)[1], "(b t) -> b t", b=z_e.shape[0])
 
+    @_in_float32
     def expand(self, z_q: Tensor) -> Tensor:
         """Code vectors (B, D, F / stride) to this level's part of the latent (B, C, F)."""
-        out: Tensor = self.out_proj(z_q)
+        out = _conv1x1(self.out_proj, z_q)
         return out.repeat_interleave(self.stride, dim=-1) if self.stride > 1 else out
 
 
@@ -91,20 +125,21 @@ class ResidualVectorQuantize(nn.Module):
                 f"a latent of shape {tuple(z.shape)}; expected (B, {self.input_dim}, F), F a multiple of "
                 f"{self.vq_strides[0]}"
             )
-        z_q, residual = torch.zeros_like(z), z
-        codes = []
+        residual = _widened(z)
+        z_q, codes = torch.zeros_like(residual), []
         for level in self.quantizers:
             part, indices = level(residual)
             z_q, residual = z_q + part, residual - part
             codes.append(indices)
-        return z_q, codes
+        return z_q.to(z.dtype), codes
 
     def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
-        """Codes, (B, F / stride) per level, to z_q (B, C, F); without gradient."""
+        """Codes, (B, F / stride) per level, to z_q (B, C, F), in the dtype of the codebooks; without gradient."""
         z_q: Tensor | None = None
         for level, indices in zip(self.quantizers, codes, strict=True):
             assert isinstance(level, VectorQuantize)
             part = level.expand(level.codebook(indices.long()).transpose(1, 2))
             z_q = part if z_q is None else z_q + part
         assert z_q is not None
-        return z_q
+        assert isinstance(level, VectorQuantize)
+        return z_q.to(level.codebook.weight.dtype)
