@@ -131,7 +131,7 @@ def check_codes(codes: Sequence[Tensor], strides: Sequence[int], size: int, wind
         if not torch.compiler.is_compiling():
             least, most = (int(bound) for bound in indices.aminmax())
             if least < 0 or most >= size:
-                padded = " (-1 pads short items: give lengths)" if least == -1 else ""
+                hint = " (-1 is padding: give lengths)" if least == -1 else ""
                 raise UserError(
-                    f"codes of level {level} reach from {least} to {most}{padded}; expected 0 to {size - 1}, its entries"
+                    f"codes of level {level} reach from {least} to {most}{hint}; expected 0 to {size - 1}, its entries"
                 )
