@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from snac_core.codec.streaming import ConversionStream as ConversionStream
     from snac_core.codec.streaming import DecoderStream as DecoderStream
     from snac_core.codec.streaming import EncoderStream as EncoderStream
+    from snac_core.codec.tokens import TokenLayout as TokenLayout
     from snac_core.conditioned import ConditionedCodec as ConditionedCodec
     from snac_core.conditioned import Latents as Latents
     from snac_core.conditioned import Reconstruction as Reconstruction
@@ -48,6 +49,7 @@ _HOMES = {
     "Strategy": "strategy",
     "Tap": "taps",
     "Taps": "taps",
+    "TokenLayout": "codec.tokens",
     "UserError": "errors",
     "discover": "plugins",
     "hookimpl": "hookspecs",

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from snac_core.augment import change_voice
@@ -21,10 +21,10 @@ from snac_core.codec.streaming import ConversionStream, DecoderStream, EncoderSt
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
-from snac_core.files import write_bytes
 from snac_core.plugins import Catalogue, discover
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.arm import CHECKPOINT, Progress
+from snac_runner.code_files import Item
 from snac_runner.console import SILENT, Console
 from snac_runner.console import Progress as Display
 from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
@@ -40,7 +40,6 @@ LONG_SECONDS = 60.0  # of a source: its progress is displayed
 MIXING_DB = -4.0  # dB: below, averaging the channels of a file removes sound; two unrelated channels give -3
 SYNTHETIC_SEMITONES, SYNTHETIC_FORMANTS = 2.0, 1.1  # pitch shift and formant factor of the synthetic stage
 EMBEDDING_SUFFIXES = (".npy", ".safetensors")
-_CODES_FORMAT = "snac-codes 1"
 
 
 class Converter:
@@ -117,7 +116,7 @@ class Converter:
             The files written.
         """
         audio_format = audio_format or AudioFormat()
-        _check_out(out, audio_format.suffix, [source])
+        check_out(out, audio_format.suffix, [source])
         with decodable(source) as path:
             check = self._check(path, "source", MIN_SECONDS)
             level, progress = Level(), self.console.progress(f"converting {source.name}")
@@ -177,9 +176,8 @@ class Converter:
         return self._conditioning(mean_embedding(self.encoder, usable))
 
     @torch.no_grad()
-    def encode(self, source: Path, target: Conditioning | None, out: Path) -> Path:
-        """Encode speech, conditioned on a target if there is one, and write the codes to a .safetensors file."""
-        _check_out(out, ".safetensors", [source])
+    def encode(self, source: Path, target: Conditioning | None = None) -> Item:
+        """The codes of a file, conditioned on a target if there is one."""
         stream, length, pieces = EncoderStream(self.model, target), 0, []
         with decodable(source) as path:
             self._check(path, "source", MIN_SECONDS)
@@ -187,19 +185,15 @@ class Converter:
                 pieces.append(stream.push(audio))
                 length += audio.shape[-1]
         codes = [torch.cat(level, dim=-1) for level in zip(*pieces, stream.flush(), strict=True)]
-        _write_codes(out, codes, self.model.codec.digest, length)
-        return out
+        return Item(codes, length, self.model.codec.digest, str(source))
 
     @torch.no_grad()
-    def decode(self, codes: Path, target: Conditioning | None, out: Path) -> Path:
-        """Decode a file of codes, conditioned on a target if there is one, and write the speech to a .wav file."""
-        _check_out(out, ".wav", [codes])
-        levels, length = _read_codes(codes, self.model.codec.digest)
-        codec, levels = self.model.codec, [level.to(self.device) for level in levels]
-        codec.check_codes(levels)
+    def decode(self, item: Item, target: Conditioning | None, out: Path) -> Path:
+        """Decode codes, conditioned on a target if there is one, and write the speech to a .wav file."""
+        codec, levels = self.model.codec, [level.to(self.device) for level in item.codes]
         with codec.fixed_noise(NOISE_SEED):
             stream = DecoderStream(self.model, target)
-        audio = (piece[0, 0].cpu() for piece in stream.run(split_codes(codec, levels), length))
+        audio = (piece[0, 0].cpu() for piece in stream.run(split_codes(codec, levels), item.length))
         AudioFormat().write(out, audio, codec.sampling_rate)
         return out
 
@@ -359,28 +353,7 @@ def _stage(out: Path, name: str) -> Path:
     return out.with_suffix(f".{name}{out.suffix}")
 
 
-def _write_codes(path: Path, codes: Sequence[Tensor], base: str, length: int) -> None:
-    """Write codes (1, F_i) per level, with the digest of their base and the length of the audio in samples."""
-    tensors = {f"codes_{level}": indices.to(torch.int32).cpu() for level, indices in enumerate(codes)}
-    write_bytes(path, save(tensors, metadata={"format": _CODES_FORMAT, "base": base, "length": str(length)}))
-
-
-def _read_codes(path: Path, base: str) -> tuple[list[Tensor], int]:
-    """The codes (1, F_i) per level and the length of the audio in samples, from a file for the base of this digest."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            levels = [file.get_tensor(name).long() for name in sorted(file.keys())]
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a file of codes as `runner encode` writes it: {error}") from error
-    if metadata.get("format") != _CODES_FORMAT or "base" not in metadata or not metadata.get("length", "").isdecimal():
-        raise UserError(f"{path} is not a file of codes as `runner encode` writes it")
-    if metadata["base"] != base:
-        raise UserError(f"{path} was encoded with a base of digest {metadata['base'][:12]}; this one has {base[:12]}")
-    return levels, int(metadata["length"])
-
-
-def _check_out(out: Path, suffix: str, inputs: Sequence[Path]) -> None:
+def check_out(out: Path, suffix: str, inputs: Sequence[Path]) -> None:
     """Refuse an output with another suffix, or one that would overwrite an input."""
     if str(out) == PIPE:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from snac_runner.cli.console import Disable, Plugin, Stopped, catalogue_of, say,
 if TYPE_CHECKING:
     from snac_core.conditioning import Conditioning
     from snac_runner.batch_convert import Job
+    from snac_runner.code_files import Item
     from snac_runner.convert import Converter
     from snac_runner.data.media import AudioFormat
 
@@ -128,35 +130,77 @@ def _convert_all(jobs: list[Job], converter: Converter, out: Path, audio_format:
 
 
 def encode(
-    source: Annotated[Path, typer.Option(help="Speech to encode.")],
-    out: Annotated[Path, typer.Option(help="File of codes to write (.safetensors).")],
+    source: Annotated[list[str], typer.Option(help="Speech to encode: files, a folder, or a pattern.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write: .safetensors, .npz, or .jsonl (several sources, one a line).")
+    ],
     run: Annotated[
         str | None, typer.Option(help="Trained run with a strategy that acts before VQ.", show_default=False)
     ] = None,
     target: Target = [],  # noqa: B006
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="Write one sequence of tokens in this order: coarse_to_fine, frame, interleaved.", show_default=False
+        ),
+    ] = None,
+    offsets: Annotated[str, typer.Option(help="With --order, tokens differ by: none, level, position.")] = "level",
+    first_token: Annotated[int, typer.Option(help="With --order, added to every token.")] = 0,
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
-    """Encode speech to a file of codes, with or without conditioning."""
-    from snac_runner.convert import Converter
+    """Encode speech to codes or tokens, with or without conditioning."""
+    from snac_runner.batch_convert import files_of
+    from snac_runner.code_files import check_suffix, write_items
+    from snac_runner.convert import Converter, check_out
+    from snac_runner.data.media import media_suffixes
 
+    check_suffix(out)
+    if order is None and (offsets != "level" or first_token):
+        raise UserError("--offsets and --first-token are of tokens; give --order too")
+    files = [file for name in source for file, _ in files_of(name, media_suffixes(), "source")]
+    if len(files) > 1 and out.suffix.lower() != ".jsonl":
+        raise UserError(f"{len(files)} sources into {out}; several are written to a .jsonl file, one a line")
+    check_out(out, out.suffix.lower(), files)
+    failed = 0
     with terminal() as console:
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
-        written = converter.encode(source, _target(converter, target), out)
-    say(str(written))
+        layout = None
+        if order is not None:
+            layout = converter.model.codec.token_layout(order, offsets=offsets, first_token=first_token)
+        aim, progress = _target(converter, target), console.progress("encoding")
+
+        def items() -> Iterator[Item]:
+            nonlocal failed
+            for number, file in enumerate(files, 1):
+                try:
+                    yield converter.encode(file, aim)
+                except UserError as error:
+                    failed += 1
+                    if failed == len(files):
+                        raise
+                    console.warning(f"{error}; left out")
+                if len(files) > 1:
+                    progress(number, len(files))
+
+        write_items(out, items(), layout)
+    say(str(out))
+    if failed:
+        raise UserError(f"{failed} of {len(files)} files were not encoded; the reasons are above")
 
 
 def decode(
-    codes: Annotated[Path, typer.Option(help="File of codes.")],
+    codes: Annotated[Path, typer.Option(help="File of codes or tokens, as runner encode writes it.")],
     out: Annotated[Path, typer.Option(help="Wav file to write.")],
     run: Annotated[
         str | None, typer.Option(help="Trained run with a strategy that acts after VQ.", show_default=False)
     ] = None,
     target: Target = [],  # noqa: B006
+    line: Annotated[int | None, typer.Option(help="Line of a .jsonl file, from 1.", show_default=False)] = None,
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
@@ -164,12 +208,15 @@ def decode(
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Decode a file of codes to speech, with or without conditioning."""
-    from snac_runner.convert import Converter
+    from snac_runner.code_files import read_item
+    from snac_runner.convert import Converter, check_out
 
+    check_out(out, ".wav", [codes])
     with terminal() as console:
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
-        written = converter.decode(codes, _target(converter, target), out)
+        item = read_item(codes, converter.model.codec, line)
+        written = converter.decode(item, _target(converter, target), out)
     say(str(written))
 
 
