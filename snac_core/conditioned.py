@@ -293,6 +293,24 @@ class ConditionedCodec(nn.Module):
             self.encoder.check(cond)
         return cond.to(next(self.codec.parameters()))
 
+    def encode_latent(self, audio: Tensor, cond: Conditioning | None = None) -> Tensor:
+        """The part of `reconstruct` before the quantizer.
+
+        Args:
+            audio: (B, 1, T), padded as by `SNAC.preprocess`.
+            cond: of B rows. None: the bare codec.
+
+        Returns:
+            the latent (B, C, F).
+        """
+        if cond is None:
+            return self.codec.advance(audio, None, "latent")
+        x, position = audio, None
+        for tap in self._edited(before_vq=True):
+            x = self.codec.advance(x, position, tap)
+            x, position = self._edit(x, tap, cond), tap
+        return self.codec.advance(x, position, "latent")
+
     def decode_quantized(self, z_q: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The part of `reconstruct` after the quantizer.
 

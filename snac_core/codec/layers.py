@@ -27,6 +27,7 @@ class NoiseSource:
     def __init__(self) -> None:
         self._seed: int | None = None
         self._first_frame = 0
+        self._given: Sequence[Tensor] | None = None
         self._drawn: dict[tuple[int, int, int, torch.device, torch.dtype], Tensor] = {}
 
     def __reduce__(self) -> tuple[type[NoiseSource], tuple[()]]:
@@ -56,6 +57,15 @@ class NoiseSource:
         finally:
             self._seed, self._first_frame = before
 
+    @contextmanager
+    def given(self, noise: Sequence[Tensor]) -> Iterator[None]:
+        """Inside the block, noise block i adds noise[i] (B, 1, T), or (1, 1, T) for all items."""
+        before, self._given = self._given, noise
+        try:
+            yield
+        finally:
+            self._given = before
+
     def draw(self, x: Tensor, block: int, samples_per_frame: int = 1) -> Tensor:
         """Standard normal noise for activations x (B, C, T): (B, 1, T), or (1, 1, T) for all items when fixed.
 
@@ -67,6 +77,8 @@ class NoiseSource:
             block: number of the noise block.
             samples_per_frame: positions of x per latent frame.
         """
+        if self._given is not None:
+            return self._given[block]
         if self._seed is None:
             return torch.randn((x.shape[0], 1, x.shape[-1]), device=x.device, dtype=x.dtype)
         first = self._first_frame * samples_per_frame
@@ -245,9 +257,9 @@ class LocalMHA(nn.Module):
             raise UserError(f"attention over {x.shape[-1]} frames; expected a multiple of {self.window_size}")
         windows = x.shape[-1] // self.window_size
         qkv = self.to_qkv(self.norm(x.transpose(1, 2))).chunk(3, dim=-1)
-        q, k, v = (rearrange(t, "b (w n) (h d) -> b h w n d", w=windows, h=self.heads) for t in qkv)
+        q, k, v = (rearrange(t, "b (w n) (h d) -> (b w) h n d", w=windows, h=self.heads) for t in qkv)
         out = nn.functional.scaled_dot_product_attention(self.rel_pos(q), self.rel_pos(k), v)
-        attended: Tensor = self.to_out(rearrange(out, "b h w n d -> b (w n) (h d)"))
+        attended: Tensor = self.to_out(rearrange(out, "(b w) h n d -> b (w n) (h d)", w=windows))
         return attended.transpose(1, 2) + x
 
 

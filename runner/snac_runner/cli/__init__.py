@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from snac_core.errors import UserError
-from snac_runner.cli import bench, convert, data, evaluate, index, plugins, pretrain, train
+from snac_runner.cli import bench, convert, data, evaluate, export, index, plugins, pretrain, train
 from snac_runner.cli.console import Stopped
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (train, evaluate, convert, plugins, pretrain, bench):
+for module in (train, evaluate, convert, export, plugins, pretrain, bench):
     module.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(index.app, name="index")
@@ -80,7 +80,7 @@ def _spread(arguments: list[str]) -> list[str]:
     spread: list[str] = []
     option = ""
     for position, argument in enumerate(arguments):
-        if arguments[0] not in ("convert", "encode", "decode"):
+        if arguments[0] not in ("convert", "encode", "decode", "export"):
             return arguments
         if argument.startswith("-") and argument != "-":
             option = argument

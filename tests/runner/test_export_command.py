@@ -1,0 +1,47 @@
+"""`runner export`, and the example that runs its files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from small_study import runner
+
+from snac_core import ConditionedCodec, Conditioning
+
+PROJECT = Path(__file__).parents[2]
+pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+
+
+def test_the_example_converts_with_onnxruntime_and_numpy_alone(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    speech, exported = tmp_path / "a.wav", tmp_path / "exported"
+    seconds = np.arange(24000) / 16000
+    voice = sum(np.sin(2 * np.pi * 120 * k * seconds) / k for k in range(1, 20)) * (1 + np.sin(20 * seconds))
+    soundfile.write(speech, 0.1 * voice, 16000)
+    assert runner("export", "--run", "phase4+6_tiny", "--target", speech, "--out", exported) == 0
+    alone = (
+        "import runpy, sys; sys.modules.update(torch=None, snac_core=None, snac_runner=None);"
+        "import numpy; numpy.random.seed(0);"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    )
+    example = PROJECT / "examples" / "onnx_convert.py"
+    command = [sys.executable, "-c", alone, example, exported, speech, tmp_path / "c.wav"]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    converted, source = soundfile.read(tmp_path / "c.wav")[0], soundfile.read(speech)[0]
+    model = ConditionedCodec.from_pretrained("phase4+6_tiny").eval()
+    speaker, audio = torch.from_numpy(np.load(exported / "speaker.npy")), torch.from_numpy(source).float()[None, None]
+    units = -(-audio.shape[-1] // model.codec.padding_multiple)
+    about = json.loads((exported / "export.json").read_text())["parts"]["decoder"]["inputs"]
+    np.random.seed(0)
+    noise = [np.random.randn(1, 1, units * about[f"noise_{block}"]["per_unit"]) for block in range(4)]
+    with torch.no_grad(), model.codec.noise.given([torch.from_numpy(values).float() for values in noise]):
+        expected = model.reconstruct(audio, Conditioning(speaker)).audio[0, 0]
+    np.testing.assert_allclose(converted, expected.clamp(-1, 1), atol=2 / 32768)
+    assert "not an empty folder" in refusal("export", "--out", exported)
