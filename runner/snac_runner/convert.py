@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from snac_runner.data.media import PIPE, AudioFormat, Level, decodable
 from snac_runner.embeddings import mean_embedding, weighted_mean
 from snac_runner.evaluate.systems import NOISE_SEED
 from snac_runner.resources import device_named
-from snac_runner.run_folder import read_result, result_status, stored_run
+from snac_runner.run_folder import read_config, read_result, result_status, stored_run
 
 MIN_SECONDS = 0.1  # of a source
 LONG_SECONDS = 60.0  # of a source: its progress is displayed
@@ -274,7 +273,7 @@ def _load_run(run: str | Path, base: str | None, catalogue: Catalogue) -> Condit
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "config.json").is_file():
         raise UserError(f"no trained model at {run}; expected a run folder with model/, or the model's folder")
-    if folder == path and "hash" in _config_of(path):  # a run that has not written its model
+    if folder == path and "hash" in read_config(path):  # a run that has not written its model
         raise UserError(_unfinished(path))
     return ConditionedCodec.from_pretrained(folder, codec=base or _base_of(folder.parent), plugins=catalogue)
 
@@ -316,17 +315,9 @@ def _checkpoint_of(run: Path) -> dict[str, Any]:
         raise UserError(f"{run / CHECKPOINT} is not a complete checkpoint ({type(error).__name__})") from error
 
 
-def _config_of(run: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def _base_of(run: Path) -> str | None:
     """The folder of the base that a run was trained on; None if the base is not a folder, or was moved."""
-    base = _config_of(run).get("study", {}).get("base")
+    base = read_config(run).get("study", {}).get("base")
     return base if isinstance(base, str) and Path(base).is_dir() else None
 
 

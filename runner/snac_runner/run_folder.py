@@ -153,8 +153,17 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """The folder's result.json; empty where there is no readable one."""
+    return _read_table(folder / "result.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, unchecked; empty where there is no readable one. See `stored_run`."""
+    return _read_table(folder / "config.json")
+
+
+def _read_table(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "result.json").read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
