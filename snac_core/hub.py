@@ -1,6 +1,7 @@
 """Download from and upload to the Hugging Face Hub, with errors in one line.
 
 Tokens, cache and offline mode are those of huggingface_hub: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`, `hf auth login`.
+huggingface_hub takes a third of a second to import, and is imported when something is on the hub.
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in its __all__
-
 from snac_core.errors import UserError
 
 
 def is_hub_id(name: str) -> bool:
     """Whether `name` can be a repository on the hub, `owner/name`, and is not a path."""
+    if "/" not in name:
+        return False
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in its __all__
+
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name
+    return True
 
 
 def fetch(repo_id: str, *wanted: Sequence[str], **options: Any) -> list[Path]:
@@ -50,6 +52,9 @@ def fetch(repo_id: str, *wanted: Sequence[str], **options: Any) -> list[Path]:
 
 
 def _first_of(repo_id: str, names: Sequence[str], options: dict[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
     missing: list[Exception] = []
     for name in names:
         try:
@@ -77,6 +82,8 @@ def push(
     Raises:
         UserError: without a network, a token, or write access.
     """
+    from huggingface_hub import HfApi
+
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)

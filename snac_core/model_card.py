@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
-
 from snac_core.hub import is_hub_id
 
 LIBRARY = "snac-conditioning"
@@ -82,6 +80,8 @@ codec = SNAC.from_pretrained("this folder or repository")
 
 
 def _front_matter(title: str, tags: list[str], evaluation: Mapping[str, Any] | None, **more: Any) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
     results = [
         EvalResult(
             task_type=TASK, dataset_type="speech", dataset_name=str(evaluation["about"].get("data") or "speech"),

@@ -10,9 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from snac_core import discover
 from snac_core.hookspecs import PROJECT, StrategyHooks
+from snac_core.testing.fixtures import speech_like
 from snac_runner.config import ArmSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -124,6 +126,26 @@ def test_the_commands_help_imports_no_torch() -> None:
         "except SystemExit as end:\n    assert not end.code, end.code\n"
     )
     assert not {"torch", "torchaudio", "scipy", "matplotlib", "huggingface_hub"} & loaded_by(code)
+
+
+def test_a_conversion_imports_nothing_of_training_judging_and_reports(tmp_path: Path) -> None:
+    """What takes long to import and is not needed: a conversion of a short file is mostly start-up."""
+    for number in (1, 2):
+        soundfile.write(tmp_path / f"{number}.wav", speech_like(16000, 1.0, number)[-1, 0].numpy(), 16000)
+    arguments = ["convert"]
+    for role, name in (("source", "1.wav"), ("target", "2.wav"), ("out", "c.wav")):
+        arguments += [f"--{role}", str(tmp_path / name)]
+    code = (
+        "from snac_runner.cli import main\n"
+        f"try:\n    main({arguments!r})\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "import sys\n"
+        "assert not {'snac_runner.resources', 'snac_runner.evaluate.judges'} & sys.modules.keys()\n"
+    )
+    loaded = loaded_by(code)
+    assert "torch" in loaded
+    assert not {"tensorboard", "faiss", "scipy", "matplotlib", "huggingface_hub", "jinja2", "onnx"} & loaded
+    assert (tmp_path / "c.wav").is_file()
 
 
 def test_the_core_tells_type_checkers_that_it_is_typed() -> None:

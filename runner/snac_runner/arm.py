@@ -22,10 +22,8 @@ from snac_core.step import TrainingContext
 from snac_core.strategy import DISCRIMINATOR
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
+from snac_runner.run_folder import CHECKPOINT
 from snac_runner.schedule import learning_rate
-
-CHECKPOINT = Path("checkpoint", "state.pt")
-"""The file in a run folder that its training resumes from."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ from snac_core.plugins import Catalogue
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import peak_memory
+from snac_runner.run_result import peak_memory
 from snac_runner.train import train_step
 
 SECONDS = 4.0  # of audio that the codecs are timed on

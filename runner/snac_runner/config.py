@@ -35,6 +35,9 @@ SYSTEMS = "systems"
 RESERVED = frozenset({"controls", SYSTEMS, "tables", "trials", "export", "votes", SHUFFLED, ".", ".."})
 """Names that an arm cannot have: folders of a study, and the control arm."""
 
+NOISE_SEED = 1
+"""Seed of the decoder's noise: the same in all decodes that are compared."""
+
 RENAMED = {
     "teacher": "speaker_encoder",
     "also": "extra_metrics",

@@ -18,7 +18,8 @@ from snac_runner.evaluate.scoring import Journal, Scores, available, journal_key
 from snac_runner.evaluate.verdict import MIN_RANGE
 from snac_runner.evaluate.whisper import BATCH, SAMPLE_RATE
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import Result, read_result, result_status, write_result
+from snac_runner.run_folder import read_result, result_status
+from snac_runner.run_result import Result, write_result
 
 CONTROLS: dict[str, Callable[[SNAC], systems.System]] = {
     "source": lambda codec: systems.source(),

@@ -22,17 +22,16 @@ from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
 from snac_core.plugins import Catalogue, discover
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
-from snac_runner.arm import CHECKPOINT, Progress
 from snac_runner.code_files import Item
+from snac_runner.config import NOISE_SEED
 from snac_runner.console import SILENT, Console
 from snac_runner.console import Progress as Display
 from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
 from snac_runner.data.audio import AudioCheck, audio_pieces, check_audio, load_audio, resampled
 from snac_runner.data.media import PIPE, AudioFormat, Level, decodable
+from snac_runner.devices import device_named
 from snac_runner.embeddings import mean_embedding, weighted_mean
-from snac_runner.evaluate.systems import NOISE_SEED
-from snac_runner.resources import device_named
-from snac_runner.run_folder import read_config, read_result, result_status, stored_run
+from snac_runner.run_folder import CHECKPOINT, read_config, read_result, result_status, stored_run
 
 MIN_SECONDS = 0.1  # of a source
 LONG_SECONDS = 60.0  # of a source: its progress is displayed
@@ -283,7 +282,7 @@ def _unfinished(run: Path) -> str:
     total = stored_run(run)[0].steps
     if not (run / CHECKPOINT).is_file():
         return f"{run} is a run without a trained model or checkpoint; train it with: runner train --resume {run}"
-    step = Progress(**_checkpoint_of(run)["progress"]).step
+    step = _checkpoint_of(run)["progress"]["step"]
     failure = read_result(run).get("error") if result_status(run) == "failed" else None
     return (
         f"{run} is at step {step} of {total} and has no finished model{f' ({failure})' if failure else ''}; "

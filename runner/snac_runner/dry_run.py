@@ -20,7 +20,7 @@ from snac_runner.evaluate.verdict import (
     shortfalls,
 )
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import peak_memory
+from snac_runner.run_result import peak_memory
 from snac_runner.train import preflight, train_step
 
 TRIED_STEPS = 3

@@ -21,7 +21,8 @@ from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import Rendering, System, conditioned
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import Result, check_folder, result_status, run_config, write_result, write_wav
+from snac_runner.run_folder import check_folder, result_status, run_config
+from snac_runner.run_result import Result, write_result, write_wav
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 _README = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into one

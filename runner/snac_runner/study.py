@@ -14,7 +14,7 @@ from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
 from snac_core.plugin_guard import describe_error
-from snac_runner.arm import CHECKPOINT, Arm
+from snac_runner.arm import Arm
 from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
 from snac_runner.controls import (
     CONTROLS,
@@ -30,16 +30,14 @@ from snac_runner.evaluate.systems import conditioned
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import (
-    Result,
+    CHECKPOINT,
     check_folder,
     check_study_schema,
-    evaluation,
-    peak_memory,
     read_result,
     result_status,
     run_config,
-    write_result,
 )
+from snac_runner.run_result import Result, evaluation, peak_memory, write_result
 from snac_runner.train import preflight, train_side_by_side
 
 WORST = 10  # conversions least like their target whose audio is kept for the report

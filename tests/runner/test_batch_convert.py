@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from small_study import PHASES, contents, runner
 
 from snac_core.errors import UserError
-from snac_runner.arm import CHECKPOINT
 from snac_runner.batch_convert import JOURNAL
 from snac_runner.convert import Converter
 from snac_runner.data import media
 from snac_runner.data.media import AudioFormat, decodable
+from snac_runner.run_folder import CHECKPOINT
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from small_study import PHASES, Bench, contents, runner
 
 from snac_core.augment import change_voice
 from snac_core.codec import SNAC
+from snac_runner.config import NOISE_SEED
 from snac_runner.convert import Converter
-from snac_runner.evaluate.systems import NOISE_SEED
 
 
 def read(path: Path) -> np.ndarray:

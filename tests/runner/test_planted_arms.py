@@ -24,7 +24,7 @@ from snac_runner.report.page import build
 from snac_runner.report.results import read
 from snac_runner.report.text import Verdict, verdict
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import Result, write_result
+from snac_runner.run_result import Result, write_result
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 parselmouth = pytest.importorskip("parselmouth", reason="needs praat-parselmouth (the judges extra)")

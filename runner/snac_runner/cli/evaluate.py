@@ -144,10 +144,10 @@ _ARROWS = {"up": "↑", "down": "↓"}
 def evaluate_files(paths: tuple[Path, Path, Path], judge: str, device: str, plugins: Plugins) -> None:
     """Print the scores of converted files, given the paths of source, conversion and target."""
     from snac_core.speakers.encoder import load_speaker_encoder
+    from snac_runner.devices import device_named
     from snac_runner.evaluate.files import matched, pooled, score_file
     from snac_runner.evaluate.scoring import available
     from snac_runner.report.format import display_of
-    from snac_runner.resources import device_named
 
     with terminal() as console:
         catalogue = catalogue_of(*plugins, console)
@@ -173,8 +173,8 @@ def calibrate_judge(judge: str, data: Path, base: str, splits: list[str], device
     from snac_core.codec import SNAC
     from snac_core.speakers.encoder import load_speaker_encoder
     from snac_runner.data.open_corpus import open_corpus
+    from snac_runner.devices import device_named
     from snac_runner.evaluate.judges import calibrate, described
-    from snac_runner.resources import device_named
 
     with terminal() as console:
         encoder = load_speaker_encoder(judge, plugins=catalogue_of(*plugins, console)).to(device_named(device))

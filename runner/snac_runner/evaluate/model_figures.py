@@ -10,9 +10,10 @@ import torch
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.metric import Metric
+from snac_runner.config import NOISE_SEED
 from snac_runner.evaluate.conversions import Conversions
 from snac_runner.evaluate.scoring import score_conversions
-from snac_runner.evaluate.systems import NOISE_SEED, conditioned, evaluating
+from snac_runner.evaluate.systems import conditioned, evaluating
 
 
 def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metric, *, items: int = 4) -> float:

@@ -11,10 +11,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchaudio.functional import create_dct
 
 from snac_core.metric import Conversion, Metric
 from snac_core.spectral import mel_filterbank, power_spectrum
@@ -119,8 +119,8 @@ def mel_cepstra(audio: Tensor, sample_rate: int) -> Array:
     wave = resample(audio, sample_rate, RATE)
     power = power_spectrum(wave[None].double(), torch.hann_window(WINDOW).double(), HOP, padding="constant")[0]
     mel = mel_filterbank(BANDS, 2 * (power.shape[0] - 1), RATE).double() @ power
-    logs = torch.log(mel + POWER_FLOOR).numpy().T  # (K, BANDS)
-    cepstra: Array = scipy.fft.dct(logs, axis=1)[:, : ORDER + 1] / (2 * BANDS)
+    logs = torch.log(mel + POWER_FLOOR).T  # (K, BANDS)
+    cepstra: Array = (logs @ create_dct(ORDER + 1, BANDS, norm=None).double() / (2 * BANDS)).numpy()
     return cepstra
 
 

@@ -18,13 +18,11 @@ from snac_core.codec import SNAC
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import Conditioning
 from snac_core.frozen import FrozenActivations
+from snac_runner.config import NOISE_SEED
 from snac_runner.data.pairs import Pair
 from snac_runner.data.references import normalize_text
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import HIGHEST, LOWEST, mean_log2
-
-NOISE_SEED = 1
-"""Seed of the decoder's noise: the same in all decodes that are compared."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from snac_runner.resources import device_named
+from snac_runner.devices import device_named
 
 
 @dataclass(frozen=True)

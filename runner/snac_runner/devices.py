@@ -1,0 +1,31 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+import torch
+
+from snac_core.errors import UserError
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
+
+def device_named(name: str) -> torch.device:
+    """A device by name; "auto" is the GPU where there is one (CUDA, else Apple's MPS), else the CPU.
+
+    Raises:
+        UserError: for an unknown device, or one that this machine does not have.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {name!r}; expected {DEVICES}")
+    if (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps):
+        raise UserError(f"device {name!r} asked for, but torch finds no such device on this machine; use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} asked for, but this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return device

@@ -1,0 +1,219 @@
+"""Results of runs, controls and other systems: what is written into result.json, and the machine it was measured on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import soundfile
+import torch
+
+from snac_core.checkpoint import digest_of
+from snac_core.conditioned import ConditionedCodec
+from snac_core.errors import UserError
+from snac_core.files import write_json, writing
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.config import SCHEMA, ArmSettings
+from snac_runner.evaluate.judges import ACCEPTANCE
+from snac_runner.evaluate.scoring import Scores
+from snac_runner.resources import StudyResources
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Result:
+    """The result of a run, of a control, or of another system; `write_result` writes it.
+
+    Attributes:
+        folder: where result.json is written.
+        arm: name of the arm, the control or the system.
+        kind: what it is.
+        seed, settings, config: of a run; see `run_config`.
+        status: "success", "failed" or "cancelled".
+        error: why it is not a success.
+        scores: pooled and per conversion.
+        cost: time in s, steps, parameters, bytes, memory.
+        noise_floor: metric to its standard deviation over decodes with different noise.
+        started: time in UTC at which the work started.
+    """
+
+    folder: Path
+    arm: str
+    kind: Literal["arm", "control", "system"]
+    seed: int | None = None
+    settings: ArmSettings | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    status: Literal["success", "failed", "cancelled"] = "success"
+    error: str | None = None
+    scores: Scores = field(default_factory=Scores)
+    cost: dict[str, Any] = field(default_factory=dict)
+    noise_floor: dict[str, float] = field(default_factory=dict)
+    started: str = field(default_factory=now)
+
+    @property
+    def journal(self) -> Path:
+        """File of the conversions that have been scored, so that scoring resumes after a stop."""
+        return self.folder / "judged.jsonl"
+
+
+def write_result(result: Result, resources: StudyResources) -> None:
+    """Write result.json, and the audio that the scores kept under samples/."""
+    settings, scores, pairs = result.settings, result.scores, resources.test_pairs
+    _write_samples(result.folder / "samples", scores, resources.codec.sampling_rate)
+    write_json(
+        result.folder / "result.json",
+        {
+            "schema": SCHEMA,
+            "study": resources.study.name,
+            "arm": result.arm,
+            "kind": result.kind,
+            "seed": result.seed,
+            "status": result.status,
+            "error": result.error,
+            "strategies": list(settings.strategies) if settings else [],
+            "objectives": list(settings.objectives) if settings else [],
+            "config": result.config,
+            "config_hash": result.config.get("hash", ""),
+            "speaker_encoder": _identity(resources.speaker_encoder),
+            "judges": [_identity(resources.judge)] if resources.evaluates else [],
+            "split": pairs.split,
+            "pairs": {"digest": pairs.digest, "n": len(pairs)},
+            "metrics": scores.pooled,
+            "missing": scores.missing,
+            "utterances": scores.utterances,
+            "cost": result.cost,
+            "codes": scores.codes,
+            "noise_floor": result.noise_floor,
+            "calibration": _calibration(resources) if resources.evaluates else {},
+            "versions": versions(resources, settings),
+            "hardware": hardware(),
+            "git": git_state(),
+            "digests": resources.digests,
+            "data": {"name": resources.corpus.name, "notes": list(resources.corpus.notes)},
+            "started": result.started,
+            "ended": now(),
+            "command": command_line(),
+        },
+    )
+
+
+def evaluation(
+    model: ConditionedCodec, scores: Scores, resources: StudyResources, *, seed: int, steps: int
+) -> dict[str, Any]:
+    """The pooled metrics of a run with the digest of its weights, as `ConditionedCodec.evaluation`."""
+    pairs = resources.test_pairs
+    return {
+        "weights": digest_of(model.attached),
+        "metrics": {
+            name: {key: figure[key] for key in ("mean", "n_ok", "n", "unit", "direction")}
+            for name, figure in scores.pooled.items()
+        },
+        "about": {
+            "data": resources.corpus.name,
+            "split": pairs.split,
+            "conversions": len(pairs),
+            "judge": f"{resources.judge.name} ({resources.judge.digest[:12]})",
+            "speaker_encoder": f"{resources.speaker_encoder.name} ({resources.speaker_encoder.digest[:12]})",
+            "seed": seed,
+            "steps": steps,
+            "version": importlib.metadata.version("snac-conditioning"),
+        },
+    }
+
+
+def _write_samples(folder: Path, scores: Scores, sample_rate: int) -> None:
+    for pair, rendering in scores.renderings.items():
+        for suffix, audio in ((".wav", rendering.converted), (".identity.wav", rendering.identity)):
+            if audio is not None:
+                write_wav(folder / f"{pair}{suffix}", audio, sample_rate)
+    for pair, parts in scores.worst.items():
+        for part, audio in parts.items():
+            write_wav(folder / "worst" / f"{pair}.{part}.wav", audio, sample_rate)
+
+
+def _identity(encoder: SpeakerEncoder) -> dict[str, str]:
+    return {"name": encoder.name, "family": encoder.family, "digest": encoder.digest}
+
+
+def _calibration(resources: StudyResources) -> dict[str, Any]:
+    """The judge's threshold for accepting an output as the target, and its equal error rate on real speech."""
+    found = resources.calibration
+    if found is None:
+        return {}
+    return {"threshold": found.threshold, "eer": found.kinds[ACCEPTANCE].eer, "splits": list(found.splits)}
+
+
+def write_wav(path: Path, audio: torch.Tensor | Iterable[torch.Tensor], sample_rate: int) -> None:
+    """Write mono audio, (T,) or pieces of it, as 16-bit PCM, atomically; samples beyond full scale are clipped."""
+    pieces = [audio] if isinstance(audio, torch.Tensor) else audio
+    with writing(path) as temporary:
+        try:
+            with soundfile.SoundFile(str(temporary), "w", sample_rate, 1, "PCM_16", format="WAV") as file:
+                for piece in pieces:
+                    file.write(piece.clamp(-1, 1).cpu().numpy())
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"cannot write {path}: {error.error_string}") from error
+
+
+def versions(resources: StudyResources, settings: ArmSettings | None) -> dict[str, Any]:
+    """Versions of this package, its main libraries, and the plugins that the run used."""
+    names = ("snac-conditioning", "torch", "torchaudio", "numpy")
+    found: dict[str, Any] = {name: importlib.metadata.version(name) for name in names}
+    origins = resources.catalogue.strategies.origins
+    found["python"] = platform.python_version()
+    found["plugins"] = {
+        name: {
+            "distribution": origins[name].distribution,
+            "version": origins[name].version,
+            **({"file": Path(str(origins[name].file)).name} if origins[name].file else {}),
+        }
+        for name in (settings.all_strategies if settings else ())
+    }
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine: architecture, operating system, threads of torch, GPU."""
+    found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system()}
+    found["threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the working folder's repository, and whether it has uncommitted changes."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def command_line() -> str:
+    """The command line, without the path of the program."""
+    return " ".join(["runner", *sys.argv[1:]])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory so far, in bytes: of the GPU where one is used, else of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
