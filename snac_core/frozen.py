@@ -24,18 +24,19 @@ class FrozenActivations:
     Args:
         codec: the frozen codec.
         audio: (B, 1, T), unpadded.
+        latent: the activation at "latent" (B, C, F), if it is known; the encoder then runs only for earlier taps.
 
     Attributes:
         seconds: computing time so far; it is shared by all arms, and reported apart from an arm's own time.
     """
 
-    def __init__(self, codec: SNAC, audio: Tensor) -> None:
+    def __init__(self, codec: SNAC, audio: Tensor, *, latent: Tensor | None = None) -> None:
         self.codec = codec
         self.audio = audio
         self.differentiable = audio.requires_grad and torch.is_grad_enabled()
         self.seconds = 0.0
         self._settings = torch_settings()
-        self._activations: dict[str, Tensor] = {}
+        self._activations: dict[str, Tensor] = {} if latent is None else {"latent": latent}
 
     def at(self, tap: str) -> Tensor:
         """The activation (B, C, F) at `tap`."""

@@ -129,6 +129,11 @@ class StudySettings(BaseModel):
     steps: int = Field(200, ge=1, description="Training steps.")
     batch_size: int = Field(8, ge=1, description="Crops in a batch.")
     crop_seconds: float = Field(1.28, gt=0.1, description="Length of a crop, in s.")
+    latent_cache: bool = Field(
+        False,
+        description="Read the codec's latents of the training speech from a cache on disk, which is built on first "
+        "use: the encoder does not run in training.",
+    )
     targets_per_item: int = Field(1, ge=1, description="Target speakers drawn for every crop at every step.")
     target_choice: Literal["random", "in_batch", "stratified"] = Field(
         "random", description="How targets are drawn: uniformly, from the batch, or by similarity (easy, medium, hard)."

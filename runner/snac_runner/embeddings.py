@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from snac_core.errors import UserError
 from snac_core.files import write_bytes
 from snac_core.speakers.bank import HEADER, open_bank
 from snac_core.speakers.encoder import SpeakerEncoder
-from snac_runner.data.audio import cache_folder, load_audio
+from snac_runner.data.audio import cache_folder, load_audio, one_thread
 from snac_runner.data.corpus import Corpus, Segment, Utterance, digest_of
 
 MAX_SECONDS = 8.0
@@ -111,20 +110,10 @@ def waveform_embedding(encoder: SpeakerEncoder, wave: Tensor) -> Tensor:
     """
     total = torch.zeros(encoder.dim)
     parts = max(1, -(-wave.shape[-1] // round(MAX_SECONDS * encoder.sample_rate)))
-    with _one_thread():
+    with one_thread():
         for part in wave.tensor_split(parts, dim=-1):
             total += encoder(part.unsqueeze(0).to(encoder.device), encoder.sample_rate)[0].cpu() * part.shape[-1]
         return torch.nn.functional.normalize(total, dim=0)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def segment_key(utterance: Utterance, segment: Segment) -> NDArray[np.uint8]:

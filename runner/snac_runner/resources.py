@@ -19,6 +19,7 @@ from snac_runner.config import StudySettings
 from snac_runner.console import SILENT, Console
 from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.data.crops import CropLoader, parallel_speech
+from snac_runner.data.latents import LatentCache
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.pairs import PairList, conversion_pairs
 from snac_runner.data.references import POSITIVES, References
@@ -144,8 +145,21 @@ class StudyResources:
 
     def batches(self, seed: int) -> CropLoader:
         """Batches of training crops for a seed."""
-        study = self.study
-        return CropLoader(self.corpus, "train", self.codec.sampling_rate, study.crop_seconds, study.batch_size, seed)
+        study, rate = self.study, self.codec.sampling_rate
+        return CropLoader(self.corpus, "train", rate, study.crop_seconds, study.batch_size, seed, latents=self.latents)
+
+    @cached_property
+    def latents(self) -> LatentCache | None:
+        """The latents of the training speech, built here if they are not on disk; None if the study has no cache."""
+        study, rate = self.study, self.codec.sampling_rate
+        if not study.latent_cache:
+            return None
+        utterances = self.corpus.split("train")
+        cache = LatentCache(utterances, self.codec, round(study.crop_seconds * rate))
+        size = f"{len(utterances)} utterances, {cache.size / 1e6:.0f} MB in {cache.folder}"
+        self.console.line(f"latent cache: {size}")
+        cache.build(self.console.progress("latents of the training speech"))
+        return cache
 
     def draw(self, index: int, batches: CropLoader, sampler: SpeakerSampler) -> TrainingBatch:
         """What every arm of a seed trains on at step `index`, from 1; a function of (seed, index)."""
@@ -153,7 +167,8 @@ class StudyResources:
         crops = batches.at(index)
         speakers = self.table.indices(crops.speakers)
         targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
-        frozen = FrozenActivations(self.codec, crops.audio.to(self.device))
+        latent = None if crops.latents is None else crops.latents.to(self.device)
+        frozen = FrozenActivations(self.codec, crops.audio.to(self.device), latent=latent)
         return TrainingBatch(index, frozen, speakers, targets, time.perf_counter() - started)
 
     def parallel(self, seed: int, step: int, targets: Tensor, items: int) -> tuple[Tensor, Tensor] | None:

@@ -147,6 +147,32 @@ def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
     assert of["decoder"] == {all_rows: len(arms)}  # identity and conversions of an arm in one batch
 
 
+def test_with_a_latent_cache_no_step_encodes_its_crops_and_a_run_does_not_depend_on_who_built_it(
+    bench: Bench, tmp_path: Path, passes: Counter[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = [arm(PHASES[2], weights={"voice_conversion/spk_vc": 1.0}), arm(PHASES[1])]
+    folders = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("SNAC_CACHE", str(tmp_path / "cache" / name))
+        study = bench.study(latent_cache=True)
+        resources = bench.resources(study)
+        trained = [Arm.new(one, 0, tmp_path / name / one.title, resources) for one in arms]
+        loader = resources.batches(0)  # builds the cache
+        passes.clear()
+        for index in (1, 2):
+            batch = resources.draw(index, loader, trained[0].sampler)
+            for one in trained:
+                train_step(one, batch)
+        assert passes["decoder", 2 * study.batch_size] == 4
+        assert not [rows for what, rows in passes if what == "encoder"]
+        folders.append(trained)
+    for one, other in zip(*folders, strict=True):
+        assert all(
+            torch.equal(a, b)
+            for (_, a), (_, b) in zip(*(m.model.trained_parameters() for m in (one, other)), strict=True)
+        )
+
+
 def test_targets_are_drawn_as_the_study_says(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     targets = SpeakerSampler.targets

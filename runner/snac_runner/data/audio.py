@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,14 +51,20 @@ def resample(audio: Tensor, source: int, target: int) -> Tensor:
     """
     if source == target:
         return audio
+    with one_thread(), torch.no_grad():
+        resampled: Tensor = _resampler(source, target)(audio)
+    return resampled[..., : round(audio.shape[-1] * target / source)].contiguous()
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Inside the block torch computes on one thread, in threads that start there too; yields the number before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.no_grad():
-            resampled: Tensor = _resampler(source, target)(audio)
+        yield threads
     finally:
         torch.set_num_threads(threads)
-    return resampled[..., : round(audio.shape[-1] * target / source)].contiguous()
 
 
 def load_audio(

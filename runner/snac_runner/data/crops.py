@@ -14,21 +14,22 @@ from snac_core.errors import UserError
 from snac_core.seeding import generator
 from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus, Utterance
+from snac_runner.data.latents import LatentCache
 
 _MAX_DRAWS = 8  # of a crop's start, before the loudest of them is taken
 _PAUSE_LEVEL = 0.1  # re the RMS of the utterance (-20 dB): a crop below this level is a pause
 
 
-def draw_start(audio: Tensor, length: int, draw: torch.Generator) -> int:
-    """Draw the start of a crop of `length` samples of audio (1, T): the first draw that is not a pause, else the
-    loudest of the draws."""
+def draw_start(audio: Tensor, length: int, draw: torch.Generator, *, grid: int = 1) -> int:
+    """Draw the start of a crop of `length` samples of audio (1, T), a multiple of `grid`: the first draw that is not a
+    pause, else the loudest of the draws."""
     last = audio.shape[-1] - length
     if last <= 0:
         return 0
     threshold = _PAUSE_LEVEL * _rms(audio)
     best, loudest = 0, -1.0
     for _ in range(_MAX_DRAWS):
-        start = int(torch.randint(last + 1, (), generator=draw))
+        start = grid * int(torch.randint(last // grid + 1, (), generator=draw))
         level = _rms(audio[:, start : start + length])
         if level >= threshold:
             return start
@@ -52,6 +53,7 @@ class Batch:
         utterances: B utterance ids.
         starts: B times, in s from the start of the utterance.
         lengths: B lengths in samples, without padding.
+        latents: (B, C, F) of the codec, if the loader has a cache of them.
     """
 
     audio: Tensor
@@ -59,6 +61,7 @@ class Batch:
     utterances: list[str]
     starts: list[float]
     lengths: list[int]
+    latents: Tensor | None = None
 
 
 class CropLoader:
@@ -74,6 +77,7 @@ class CropLoader:
         crop_seconds: length of a crop, in s.
         batch_size: B.
         seed: of every draw, together with the step.
+        latents: read the crops' latents from this cache; crops then start at whole latent frames.
         cache_bytes: size of the cache; 2 GB hold about 6 hours at 24 kHz.
 
     Attributes:
@@ -94,6 +98,7 @@ class CropLoader:
         batch_size: int,
         seed: int,
         *,
+        latents: LatentCache | None = None,
         cache_bytes: int = 2 * 10**9,
     ) -> None:
         if batch_size < 1 or crop_seconds <= 0:
@@ -103,6 +108,7 @@ class CropLoader:
         self.crop_samples = max(1, round(crop_seconds * sample_rate))
         self.batch_size = batch_size
         self.seed = seed
+        self.latents = latents
         self.steps_per_epoch = -(-len(utterances) // batch_size)
         self.speakers = corpus.speakers(split)
         self.utterances = {u.id: u for u in utterances}
@@ -121,19 +127,22 @@ class CropLoader:
             drawn += torch.randperm(len(self.speakers), generator=order).tolist()
         speakers = [self.speakers[i] for i in drawn[: self.batch_size]]
         audio = torch.zeros(self.batch_size, 1, self.crop_samples)
-        utterances, starts, lengths = [], [], []
+        grid = self.latents.codec.hop_length if self.latents else 1
+        utterances, starts, lengths, latents = [], [], [], []
         for row, speaker in enumerate(speakers):
             draw = generator(self.seed, step, "crops", row)
             choice = int(torch.multinomial(self._weights[speaker], 1, generator=draw))
             utterance = self.utterances_of[speaker][choice]
             whole = self.whole(utterance)
-            start = draw_start(whole, self.crop_samples, draw)
+            start = draw_start(whole, self.crop_samples, draw, grid=grid)
             crop = whole[:, start : start + self.crop_samples]
             audio[row, :, : crop.shape[-1]] = crop
             utterances.append(utterance.id)
             starts.append(start / self.sample_rate)
             lengths.append(crop.shape[-1])
-        return Batch(audio, speakers, utterances, starts, lengths)
+            if self.latents:
+                latents.append(self.latents.at(utterance, start))
+        return Batch(audio, speakers, utterances, starts, lengths, torch.stack(latents) if latents else None)
 
     def whole(self, utterance: Utterance) -> Tensor:
         """A whole utterance (1, T) at the loader's sample rate, from the cache if it is there."""

@@ -1,0 +1,169 @@
+"""Latents of whole utterances, computed once by the frozen codec and read from disk by every step, seed and study.
+
+A crop takes its frames from the latent of the utterance. The encoder has seen the speech around the crop, as it does
+when a whole utterance is converted, where the latent of the crop alone has the zero padding of the convolutions at its
+two ends. The frames in between are equal up to rounding. Crops start at whole frames.
+
+Files are shards of at most `SHARD_SECONDS` of one speaker, named by a digest of everything that they depend on, and
+never changed: they appear complete, by a rename. Processes that build the same cache share the work, and at worst
+compute a shard twice, with equal bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
+
+from snac_core.codec import SNAC
+from snac_core.codec.streaming import CHUNK_SECONDS, Windows, encoder_context
+from snac_core.conditioned import ConditionedCodec
+from snac_core.errors import UserError
+from snac_core.files import write_bytes
+from snac_runner.data.audio import cache_folder, load_audio, one_thread
+from snac_runner.data.corpus import Utterance, digest_of
+
+SHARD_SECONDS = 300.0
+"""Speech in a file, at most, unless one utterance is longer: about 45 MB of snac_24khz."""
+_VERSION = 1  # of the computation below; shards of other versions are not read
+
+
+class LatentCache:
+    """The latents of a frozen codec on the utterances of a split.
+
+    Each utterance is encoded alone and on one thread, so that the bits do not depend on other utterances, on the number
+    of threads or on what was cached before. Silence of one unit (`SNAC.padding_multiple`) follows each utterance, and
+    more if it is shorter than a crop.
+
+    Args:
+        utterances: of the split; those of one speaker follow each other.
+        codec: frozen.
+        crop_samples: length of a crop, at the codec's rate.
+
+    Attributes:
+        folder: of the shards.
+        size: bytes on disk of the whole cache, estimated from the lengths of the utterances.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], codec: SNAC, crop_samples: int) -> None:
+        self.codec = codec
+        self.crop_samples = crop_samples
+        self._device = next(codec.parameters()).device
+        self.folder = cache_folder() / "latents" / f"{codec.digest[:16]}-{self._device.type}"
+        self._context = encoder_context(ConditionedCodec(codec))
+        self._shards: dict[Path, list[Utterance]] = {}
+        self._shard_of: dict[str, Path] = {}
+        for _, of_speaker in groupby(utterances, key=lambda utterance: utterance.speaker):
+            shard: list[Utterance] = []
+            for utterance in of_speaker:
+                if shard and sum(u.seconds for u in shard) + utterance.seconds > SHARD_SECONDS:
+                    self._add(shard)
+                    shard = []
+                shard.append(utterance)
+            self._add(shard)
+        self.size = sum(map(self._bytes, self._shards))
+
+    def build(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compute the shards that are not on disk; an interrupted build continues where it stopped.
+
+        Args:
+            progress: called with (shards done, shards in all).
+
+        Raises:
+            UserError: if the disk has not enough space.
+        """
+        missing = [path for path in self._shards if not path.is_file()]
+        needed = sum(map(self._bytes, missing))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"the latent cache needs {needed / 1e9:.1f} GB more, and {self.folder} has {free / 1e9:.1f} GB free; "
+                "set the environment variable SNAC_CACHE to a larger disk, or latent_cache=false"
+            )
+        # processes that start together begin at different shards, and skip what the others have done
+        first = os.getpid() % len(missing) if missing else 0
+        with one_thread() as threads:
+            pool = ThreadPoolExecutor(max_workers=threads if self._device.type == "cpu" else 1)
+            try:
+                running = [pool.submit(self._write, path) for path in missing[first:] + missing[:first]]
+                for done, future in enumerate(as_completed(running), 1):
+                    future.result()
+                    if progress:
+                        progress(done, len(missing))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def at(self, utterance: Utterance, start: int) -> Tensor:
+        """The latent (C, F) of the crop of an utterance that starts at sample `start`, a whole number of frames.
+
+        F is the number of frames of the crop's audio, padded as by `SNAC.preprocess`.
+        """
+        path = self._shard_of[utterance.id]
+        try:
+            shard = _opened(path)
+        except (OSError, SafetensorError):  # deleted since, or damaged
+            with one_thread():
+                write_bytes(path, self._computed(path))
+            shard = _opened(path)
+        unit, hop = self.codec.padding_multiple, self.codec.hop_length
+        frames = -(-self.crop_samples // unit) * (unit // hop)
+        first = start // hop
+        latent: Tensor = shard.get_slice(self._key(utterance))[first : first + frames]
+        return latent.T.contiguous()
+
+    def _add(self, shard: list[Utterance]) -> None:
+        name = digest_of([_VERSION, self.codec.digest, CHUNK_SECONDS, [self._key(utterance) for utterance in shard]])
+        path = self.folder / f"{name[:32]}.safetensors"
+        self._shards[path] = shard
+        self._shard_of |= dict.fromkeys((utterance.id for utterance in shard), path)
+
+    def _key(self, utterance: Utterance) -> str:
+        """Identifies the audio that is encoded: the file's bytes, the position in it, and the least length."""
+        short = utterance.seconds * self.codec.sampling_rate < self.crop_samples
+        place = [utterance.digest, utterance.start, utterance.seconds, self.crop_samples if short else 0]
+        return hashlib.sha256(digest_of(place).encode()).hexdigest()[:32]
+
+    def _bytes(self, path: Path) -> int:
+        """Size of a shard, estimated."""
+        unit, rate = self.codec.padding_multiple, self.codec.sampling_rate
+        samples = (max(utterance.seconds * rate, self.crop_samples) for utterance in self._shards[path])
+        frames = sum((int(n / unit) + 2) * (unit // self.codec.hop_length) for n in samples)
+        return frames * self.codec.latent_dim * 4
+
+    def _write(self, path: Path) -> None:
+        if not path.is_file():  # another process may have written it by now
+            write_bytes(path, self._computed(path))
+
+    def _computed(self, path: Path) -> bytes:
+        return save({self._key(utterance): self._encoded(utterance) for utterance in self._shards[path]})
+
+    @torch.no_grad()
+    def _encoded(self, utterance: Utterance) -> Tensor:
+        """The latent (F, C) of an utterance and the silence after it; a long one is encoded in windows."""
+        audio = load_audio(utterance, self.codec.sampling_rate)
+        unit = self.codec.padding_multiple
+        silence = max(0, self.crop_samples - audio.shape[-1]) + unit
+        padded = self.codec.preprocess(F.pad(audio, (0, silence)).unsqueeze(0).to(self._device))
+        chunk = max(1, round(CHUNK_SECONDS * self.codec.sampling_rate / unit))
+        windows = Windows(lambda window, _: [self.codec.advance(window, None, "latent")], self._context, chunk)
+        parts = [*windows.push(padded), *windows.flush()]
+        return torch.cat([part for (part,) in parts], dim=-1)[0].T.contiguous().cpu()
+
+
+@lru_cache(maxsize=128)
+def _opened(path: Path) -> Any:
+    """A shard, memory-mapped."""
+    return safe_open(path, "pt")

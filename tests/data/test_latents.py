@@ -1,0 +1,188 @@
+"""The latent cache holds what the encoder computes on whole utterances, whoever builds it, and after damage."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from snac_core.codec import SNAC
+from snac_core.codec.streaming import encoder_context
+from snac_core.conditioned import ConditionedCodec
+from snac_core.errors import UserError
+from snac_core.seeding import generator
+from snac_runner.data import latents as module
+from snac_runner.data.corpus import Corpus, Utterance
+from snac_runner.data.crops import CropLoader
+from snac_runner.data.latents import LatentCache
+from snac_runner.data.open_corpus import open_corpus
+
+CODEC = {"sampling_rate": 16000, "encoder_dim": 4, "encoder_rates": [4, 5], "decoder_dim": 64, "decoder_rates": [5, 4],
+         "attn_window_size": None, "codebook_size": 32, "codebook_dim": 4, "vq_strides": [4, 2, 1]}  # fmt: skip
+HOP = 20
+CROP = 11200  # a whole number of units: 80 samples, with attention 160
+
+
+@pytest.fixture(params=[None, 8], ids=["without attention", "with attention"])
+def codec(request: pytest.FixtureRequest) -> SNAC:
+    torch.manual_seed(0)
+    return SNAC(**{**CODEC, "encoder_dim": 16, "attn_window_size": request.param}).freeze()
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Noise: unlike a tone, no two frames are equal. The last utterance is shorter than a crop."""
+    for number, seconds in enumerate([0.9, 1.4, 1.1, 0.53]):
+        place = tmp_path / "speech" / "ab"[number % 2] / f"{number}.wav"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        samples = 0.1 * torch.randn(round(seconds * 16000), generator=generator(number))
+        soundfile.write(place, samples.numpy(), 16000)
+    return open_corpus(tmp_path / "speech", dev=0.0, test=0.0)
+
+
+def cache_of(corpus: Corpus, codec: SNAC) -> LatentCache:
+    return LatentCache(corpus.split("train"), codec, CROP)
+
+
+def encoded(codec: SNAC, audio: torch.Tensor) -> torch.Tensor:
+    """The latent (C, F) of audio (1, T)."""
+    with torch.no_grad():
+        return codec.advance(codec.preprocess(audio.unsqueeze(0)), None, "latent")[0]
+
+
+def test_a_crop_has_the_frames_of_its_utterance_and_those_of_the_crop_alone_but_at_its_ends(
+    corpus: Corpus, codec: SNAC
+) -> None:
+    loader = CropLoader(corpus, "train", 16000, CROP / 16000, 2, 0, latents=cache_of(corpus, codec))
+    context = encoder_context(ConditionedCodec(codec))
+    ends = [int(units) * context.unit // HOP for units in (context.before, context.after)]
+    inner = slice(ends[0], CROP // HOP - ends[1])
+    assert inner.stop - inner.start > 100
+    for step in range(6):
+        batch = loader.at(step)
+        assert batch.latents is not None
+        assert batch.latents.shape == (2, 64, CROP // HOP)
+        for row, name in enumerate(batch.utterances):
+            first = round(batch.starts[row] * 16000) / HOP
+            assert first == int(first), "crops start at whole frames"
+            whole = loader.whole(corpus.utterance(name))
+            padded = torch.nn.functional.pad(whole, (0, CROP))
+            cut = encoded(codec, padded)[:, int(first) : int(first) + CROP // HOP]
+            assert torch.equal(batch.latents[row], cut)
+            if codec.attn_window_size is None or first % codec.attn_window_size == 0:
+                alone = encoded(codec, batch.audio[row])
+                torch.testing.assert_close(batch.latents[row, :, inner], alone[:, inner], rtol=1e-4, atol=1e-5)
+            if first == 0 and whole.shape[-1] <= CROP:
+                assert torch.equal(batch.latents[row], encoded(codec, batch.audio[row])), "the crop is the whole"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@given(start=st.integers(0, 100), crop=st.integers(9000, 20000))
+def test_a_crop_of_any_length_has_as_many_frames_as_its_padded_audio(corpus: Corpus, start: int, crop: int) -> None:
+    torch.manual_seed(0)
+    codec = SNAC(**CODEC).freeze()
+    utterance = corpus.split("train")[0]
+    last = max(0, round(utterance.seconds * 16000) - crop) // HOP
+    latent = LatentCache(corpus.split("train"), codec, crop).at(utterance, HOP * min(start, last))
+    assert latent.shape[-1] == codec.preprocess(torch.zeros(1, 1, crop)).shape[-1] // HOP
+
+
+def test_long_utterances_are_encoded_in_windows(corpus: Corpus, codec: SNAC, monkeypatch: pytest.MonkeyPatch) -> None:
+    utterance = max(corpus.split("train"), key=lambda u: u.seconds)
+    whole = cache_of(corpus, codec).at(utterance, 0)
+    monkeypatch.setattr(module, "CHUNK_SECONDS", 0.2)
+    torch.testing.assert_close(cache_of(corpus, codec).at(utterance, 0), whole, rtol=1e-4, atol=1e-5)
+
+
+def contents(cache: LatentCache) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.folder.iterdir()}
+
+
+def test_what_was_built_is_kept_and_what_is_missing_is_built(corpus: Corpus, codec: SNAC) -> None:
+    cache = cache_of(corpus, codec)
+    calls: list[tuple[int, int]] = []
+    cache.build(lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 2), (2, 2)], "a shard for each speaker"
+    built = contents(cache)
+    assert sum(map(len, built.values())) == pytest.approx(cache.size, rel=0.1)
+    next(cache.folder.iterdir()).unlink()
+    cache.build(lambda done, total: calls.append((done, total)))
+    assert calls[2:] == [(1, 1)]
+    cache.build(lambda done, total: calls.append((done, total)))
+    assert len(calls) == 3
+    assert contents(cache) == built
+
+
+def test_other_weights_other_audio_and_a_longer_crop_have_other_entries(corpus: Corpus, codec: SNAC) -> None:
+    cache = cache_of(corpus, codec)
+    cache.build()
+    with torch.no_grad():
+        codec.quantizer.quantizers[0].codebook.weight += 1
+    assert cache_of(corpus, codec).folder != cache.folder
+    utterances = corpus.split("train")
+    louder = Utterance(**{**vars(utterances[0]), "digest": "0" * 64})
+    files = set(cache._shards)
+    assert len(files & set(LatentCache([louder, *utterances[1:]], codec, CROP)._shards)) == 0, "other weights"
+
+
+def test_a_half_written_or_deleted_shard_is_computed_again(corpus: Corpus, codec: SNAC) -> None:
+    cache = cache_of(corpus, codec)
+    utterance = corpus.split("train")[0]
+    wanted = cache.at(utterance, HOP)
+    (path,) = cache.folder.iterdir()
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:-100]), path.unlink, lambda: path.write_bytes(b"")):
+        module._opened.cache_clear()
+        damage()
+        assert torch.equal(cache_of(corpus, codec).at(utterance, HOP), wanted)
+
+
+def test_an_interrupted_build_leaves_no_part_of_a_file(
+    corpus: Corpus, codec: SNAC, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_of(corpus, codec)
+    monkeypatch.setattr(module, "save", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        cache.build()
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(
+    corpus: Corpus, codec: SNAC, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
+    with pytest.raises(UserError, match=r"the latent cache needs 0\.0 GB more, .* has 0\.0 GB free; set .*SNAC_CACHE"):
+        cache_of(corpus, codec).build()
+
+
+def test_processes_that_build_at_once_give_the_bits_of_one(corpus: Corpus, cache: Path) -> None:
+    program = """
+import sys, torch
+from snac_core.codec import SNAC
+from snac_runner.data.latents import LatentCache
+from snac_runner.data.open_corpus import open_corpus
+torch.set_num_threads(int(sys.argv[2]))
+utterances = open_corpus(sys.argv[1], dev=0.0, test=0.0).split("train")
+cache = LatentCache(utterances, SNAC.from_pretrained("tiny").freeze(), 16000)
+cache.build()
+print(cache.folder)
+"""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(corpus.root), str(threads)],
+            env={**os.environ, "SNAC_CACHE": str(cache / "both")}, stdout=subprocess.PIPE, text=True,
+        )
+        for threads in (1, 2)
+    ]  # fmt: skip
+    alone = LatentCache(corpus.split("train"), SNAC.from_pretrained("tiny").freeze(), 16000)
+    alone.build()
+    (folder,) = {process.communicate()[0].strip() for process in running}
+    assert [process.returncode for process in running] == [0, 0]
+    assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == contents(alone)
