@@ -30,7 +30,7 @@ from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
 from snac_runner.data.audio import AudioCheck, audio_pieces, check_audio, load_audio, resampled
 from snac_runner.data.media import PIPE, AudioFormat, Level, decodable
 from snac_runner.devices import device_named
-from snac_runner.embeddings import mean_embedding, weighted_mean
+from snac_runner.embeddings import mean_embedding, two_voices, weighted_mean
 from snac_runner.run_folder import CHECKPOINT, read_config, read_result, result_status, stored_run
 
 MIN_SECONDS = 0.1  # of a source
@@ -160,17 +160,25 @@ class Converter:
             rows = [row for path in stored for row in _read_embeddings(path, self.encoder.dim)]
             return Conditioning(weighted_mean(rows, [1.0] * len(rows)).to(self.device))
         usable: list[Tensor] = []
+        names: list[Path] = []
         for path in files:
             try:
                 with decodable(path) as file:
                     self._check(file, "target")
                     usable.append(load_audio(file, self.encoder.sample_rate))
+                    names.append(path)
             except UserError as error:
                 if len(files) == 1:
                     raise
                 self.console.warning(f"{error}; left out")
         if not usable:
             raise UserError(f"none of the {len(files)} target files can be used, for example {files[:1]}")
+        if others := two_voices(self.encoder, usable):
+            where = ", ".join(str(names[i]) for i in others[:3]) + (" and others" if len(others) > 3 else "")
+            self.console.warning(
+                f"the target seems to contain two speakers (the second in {where}); expected speech of one. The "
+                "conversion has the mean of their embeddings"
+            )
         return self._conditioning(mean_embedding(self.encoder, usable))
 
     @torch.no_grad()

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_study import PHASES, Bench, contents, runner
 
 from snac_core.augment import change_voice
 from snac_core.codec import SNAC
+from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.config import NOISE_SEED
 from snac_runner.convert import Converter
+from snac_runner.embeddings import two_voices
 
 
 def read(path: Path) -> np.ndarray:
@@ -161,6 +165,51 @@ def test_audio_that_cannot_be_used_is_named(
     assert "short.wav" in refusal(*run, "--source", voices[0], "--target", tmp_path / "short.wav")
     assert "silent.wav" in refusal(*run, "--source", voices[0], "--target", tmp_path / "silent.wav")
     assert not (tmp_path / "c.wav").exists()
+
+
+class Constant(SpeakerEncoder):
+    """The embedding of a voice is the mean of its audio along one axis; samples beside the mean are noise."""
+
+    name, dim, sample_rate, min_samples = "constant", 202, 1000, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freeze()
+
+    def embed(self, audio: torch.Tensor) -> torch.Tensor:
+        voice = audio.mean(-1, keepdim=True).round()  # 0 or 1
+        return torch.cat([4 * voice, 4 * (1 - voice), audio[:, :200] - voice], dim=-1)
+
+
+def speech(rng: torch.Generator, voice: int, seconds: int) -> torch.Tensor:
+    """Audio of a voice (1, T) for the encoder above."""
+    return voice + 0.3 * torch.randn(1, 1000 * seconds, generator=rng)
+
+
+@given(seed=st.integers(0, 1000), seconds=st.sampled_from([8, 20, 80]))
+def test_speech_of_two_speakers_is_told_from_that_of_one(seed: int, seconds: int) -> None:
+    rng, encoder = torch.Generator().manual_seed(seed), Constant()
+    one, other = speech(rng, 0, seconds), speech(rng, 1, seconds)
+    assert two_voices(encoder, [one]) == []
+    assert two_voices(encoder, [one[:, :3000], other[:, :3000]]) == []  # too short to tell
+    assert two_voices(encoder, [one, other[:, :2000]]) == []  # one part that differs is not a speaker
+    assert two_voices(encoder, [one, other]) in ([0], [1])  # the halves are equally long
+    assert two_voices(encoder, [one, other, one]) == [1]
+    assert two_voices(encoder, [torch.cat([one, other], dim=-1)]) == [0]
+
+
+def test_a_target_of_two_speakers_is_converted_with_a_warning(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("snac_runner.convert.two_voices", lambda encoder, audio: [1])
+    command = ["convert", "--run", runs[PHASES[2]], "--source", voices[0], "--out", tmp_path / "c.wav"]
+    assert runner(*command, "--target", voices[1], "--target", voices[2]) == 0
+    said = capsys.readouterr().err
+    assert "two speakers" in said
+    assert str(voices[2]) in said
+    assert str(voices[1]) not in said
+    assert (tmp_path / "c.wav").is_file()
 
 
 def test_a_target_without_a_run_is_an_error(
