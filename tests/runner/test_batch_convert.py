@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +96,50 @@ def test_a_stopped_batch_continues_and_nothing_finished_is_written_again(
     assert convert(runs[PHASES[2]], *command[:2], "--target", voices[3], "--out", out) == 2
     assert "exists and is not the conversion" in capsys.readouterr().err
     assert contents(out) == done
+
+
+def test_a_disk_that_is_full_in_the_middle_ends_a_batch_and_keeps_what_is_done(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], sources: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for bad in ("text.wav", "silent.wav"):
+        (sources / bad).unlink()
+    out = tmp_path / "out"
+    command = ["--source", sources, "--target", voices[2], "--out", out]
+    encode, calls = AudioFormat._encode, []
+
+    def filling(self: AudioFormat, path: Path, pieces: Iterable[torch.Tensor], *rest: Any) -> None:
+        """The second file cannot grow past 2 kB, as if the disk were full."""
+        calls.append(path)
+        if len(calls) == 1:
+            encode(self, path, pieces, *rest)
+            return
+        whole = torch.cat(list(pieces))
+        with small_files(2000), monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+            encode(self, path, [whole], *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AudioFormat, "_encode", filling)
+        assert convert(runs[PHASES[2]], *command) == 2
+    assert "error: No space left on device" in capsys.readouterr().err
+    first = contents(out)
+    assert len(first) == 2  # a conversion and the journal: nothing half written
+    assert convert(runs[PHASES[2]], *command) == 0
+    done = contents(out)
+    assert len(done) == 4
+    assert all(done[name] == first[name] for name in first if name != JOURNAL)
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file may grow past `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_list_gives_each_source_its_target(

@@ -5,6 +5,7 @@ libsndfile decodes wav, flac, ogg, mp3 and opus. Other files (m4a, aac, video) a
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -85,7 +86,8 @@ class AudioFormat:
         Memory does not grow with the length. Samples beyond full scale are clipped unless they are 32-bit.
 
         Raises:
-            UserError: if the file cannot be written, for example on a full disk.
+            UserError: if the file cannot be written.
+            OSError: if the disk is full.
         """
         if self.suffix == ".opus" and sample_rate not in _OPUS_RATES:
             pieces, sample_rate = resampled(pieces, sample_rate, _OPUS_RATES[-1]), _OPUS_RATES[-1]
@@ -110,6 +112,8 @@ class AudioFormat:
                     for first in range(0, len(samples), _BLOCK):
                         file.write(samples[first : first + _BLOCK])
         except soundfile.LibsndfileError as error:
+            if shutil.disk_usage(path.parent).free < 4 * _BLOCK:  # libsndfile says only "System error"
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(name)) from error
             raise UserError(f"cannot write {name}: {error.error_string}") from error
 
 
