@@ -93,7 +93,7 @@ class Converter:
     def convert(
         self,
         source: Path,
-        target: Conditioning,
+        target: Conditioning | None,
         out: Path,
         *,
         stages: bool = False,
@@ -103,7 +103,7 @@ class Converter:
 
         Args:
             source: the speech to convert; "-" is standard input.
-            target: from `target`.
+            target: from `target`; None: the unconditioned codec.
             out: the file to write; "-" is standard output.
             stages: whether to write also <out>.source.wav, .bare.wav (unconditioned codec), .identity.wav (the source's
                 own embedding) and .synthetic.wav (the source with its pitch and formants changed, converted back to the
@@ -274,15 +274,24 @@ def best_adapter(base: str | None) -> str:
 
 
 def _load_run(run: str | Path, base: str | None, catalogue: Catalogue) -> ConditionedCodec:
-    path = Path(run)
-    if not path.is_dir():
+    if not Path(run).is_dir():
         return ConditionedCodec.from_pretrained(str(run), codec=base, plugins=catalogue)
-    folder = path / "model" if (path / "model").is_dir() else path
+    folder = model_folder(Path(run))
+    return ConditionedCodec.from_pretrained(folder, codec=base or _base_of(folder.parent), plugins=catalogue)
+
+
+def model_folder(run: Path) -> Path:
+    """The folder of the model of a run, given the folder of either.
+
+    Raises:
+        UserError: if there is no model; of an unfinished run, with the step it is at.
+    """
+    folder = run / "model" if (run / "model").is_dir() else run
     if not (folder / "config.json").is_file():
         raise UserError(f"no trained model at {run}; expected a run folder with model/, or the model's folder")
-    if folder == path and "hash" in read_config(path):  # a run that has not written its model
-        raise UserError(_unfinished(path))
-    return ConditionedCodec.from_pretrained(folder, codec=base or _base_of(folder.parent), plugins=catalogue)
+    if folder == run and "hash" in read_config(run):  # a run that has not written its model
+        raise UserError(_unfinished(run))
+    return folder
 
 
 def _unfinished(run: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from snac_core.errors import UserError
+from snac_runner.cli import app as app_page
 from snac_runner.cli import bench, convert, data, evaluate, export, index, plugins, pretrain, train
 from snac_runner.cli.console import Stopped
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (train, evaluate, convert, export, plugins, pretrain, bench):
+for module in (train, evaluate, convert, app_page, export, plugins, pretrain, bench):
     module.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(index.app, name="index")
@@ -75,16 +76,19 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+SEVERAL = {**dict.fromkeys(("convert", "encode", "decode", "export"), ("--source", "--target")), "app": ("--run",)}
+"""Commands to those of their options that take several values: a shell expands `--target b/*.wav`."""
+
+
 def _spread(arguments: list[str]) -> list[str]:
-    """Repeat --source and --target before each of their values: a shell expands `--target b/*.wav` to several."""
+    """Repeat an option of `SEVERAL` before each of its values."""
     spread: list[str] = []
     option = ""
+    repeated = SEVERAL.get(arguments[0], ()) if arguments else ()
     for position, argument in enumerate(arguments):
-        if arguments[0] not in ("convert", "encode", "decode", "export"):
-            return arguments
         if argument.startswith("-") and argument != "-":
             option = argument
-        elif option in ("--source", "--target") and arguments[position - 1] != option:
+        elif option in repeated and arguments[position - 1] != option:
             spread.append(option)
         spread.append(argument)
     return spread

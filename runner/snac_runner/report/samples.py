@@ -164,19 +164,19 @@ def encode_wav(mono: NDArray[np.float32], rate: int) -> bytes:
     return out.getvalue()
 
 
-def spectrogram_png(mono: NDArray[np.float32], rate: int) -> bytes:
-    """A log-frequency spectrogram of samples (T,) over 60 dB, as a PNG.
+def spectrogram_png(mono: NDArray[np.float32], rate: int, size: tuple[int, int] = IMAGE) -> bytes:
+    """A log-frequency spectrogram of samples (T,) over 60 dB, as a PNG of `size` (width, height) in pixels.
 
     Frames are spread evenly over the clip, one a column. The image is a transparency of one colour, so that it fits
     light and dark pages.
     """
-    width, height = IMAGE
-    size = 512 if rate <= 24_000 else 1024
-    padded = np.pad(mono.astype(np.float64), (size // 2, size))
+    width, height = size
+    window = 512 if rate <= 24_000 else 1024
+    padded = np.pad(mono.astype(np.float64), (window // 2, window))
     starts = np.linspace(0, max(0, len(mono) - 1), width).astype(int)
-    frames = padded[starts[:, None] + np.arange(size)] * np.hanning(size)
-    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2  # (width, size / 2 + 1)
-    edges = np.geomspace(80, rate / 2, height + 1) / rate * size
+    frames = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2  # (width, window / 2 + 1)
+    edges = np.geomspace(80, rate / 2, height + 1) / rate * window
     bands = np.stack([power[:, int(lo) : max(int(hi), int(lo) + 1)].mean(axis=1) for lo, hi in pairwise(edges)])
     level = 10 * np.log10(bands + 1e-12)
     shade = np.clip((level - level.max() + 60) / 60, 0, 1)

@@ -1,0 +1,1 @@
+"""The local page of `runner app`: conversions, folders, and the reports of studies, in a browser."""
