@@ -1,4 +1,4 @@
-"""Changes of pitch, formants and spectral balance that keep the words and the timing.
+"""Changes of pitch, formants and spectral balance that keep the words and the timing: random, or towards other speech.
 
 All functions take batches, with another amount for every item, and have no gradient.
 
@@ -25,6 +25,14 @@ _LOBES = 16  # zero crossings of the interpolating sinc on either side
 _PASSBAND = 0.95  # of the lower Nyquist frequency; the rest is the transition band of the windowed sinc
 _SMOOTH = 40.0  # Hz; standard deviation of the smoothing of spectra before prediction, to remove the harmonics
 _MAX_GAIN = math.log(10.0)  # of a bin: 20 dB
+FACTORS = tuple(0.82 + 0.03 * n for n in range(14))
+"""Factors of formants to choose from, 0.82 to 1.21: voices of adults differ by up to about 20 %."""
+_MAX_SHIFT = 14.0  # semitones
+_PITCHES = (60.0, 400.0)  # Hz
+_OCTAVE_COST = 0.03  # of the autocorrelation, per octave of the period
+_VOICED = 0.6  # least normalised autocorrelation of a voiced frame
+_LOUD = 1e-3  # of the energy of the loudest frame: -30 dB
+_QUEFRENCY = 1.5e-3  # s; the period of any voice is longer
 
 
 def change_voice(audio: Tensor, sample_rate: int, semitones: Tensor, formants: Tensor) -> Tensor:
@@ -104,6 +112,129 @@ def shift_formants(audio: Tensor, sample_rate: int, factor: Tensor) -> Tensor:
     changed = spectrum * (here - there).clamp(-_MAX_GAIN, _MAX_GAIN).exp()
     moved: Tensor = torch.istft(changed, n_fft, n_fft // 4, window=window, length=audio.shape[-1])
     return moved.unsqueeze(1)
+
+
+@torch.no_grad()
+def imitate(audio: Tensor, sample_rate: int, reference: Tensor) -> Tensor:
+    """Give speech the median pitch, formant range and long-term spectrum of other speech; timing and level stay.
+
+    The words are those of `audio`, so every frame of the result has a frame of `audio` that says the same. The formant
+    factor is that of `FACTORS` with which the long-term envelope of `audio` is most similar to that of `reference`; a
+    filter removes the remaining difference of the envelopes.
+
+    Args:
+        audio: (B, 1, T).
+        sample_rate: in Hz.
+        reference: (B, 1, T'), speech of the speakers to imitate, with other words.
+
+    Returns:
+        (B, 1, T). The pitch of an item does not change if it or its reference has no voiced frame.
+    """
+    pitch, wanted_pitch = median_pitch(audio, sample_rate), median_pitch(reference, sample_rate)
+    semitones = (12 * (wanted_pitch / pitch).log2()).nan_to_num(0.0).clamp(-_MAX_SHIFT, _MAX_SHIFT)
+    envelope, wanted = (long_term_envelope(x, sample_rate) for x in (audio, reference))
+    stretched = torch.stack([_stretch(envelope, factor) for factor in FACTORS])  # (factors, B, bins)
+    factors = torch.tensor(FACTORS).to(audio)[(wanted - stretched).square().mean(-1).argmin(0)]
+    changed = _resynthesize(audio, sample_rate, 2 ** (semitones / 12), factors)
+    gain = (wanted - long_term_envelope(changed, sample_rate)).clamp(-_MAX_GAIN, _MAX_GAIN)
+    filtered = _filtered(changed, gain.exp(), sample_rate)
+    level = (audio.square().mean(-1, keepdim=True) / filtered.square().mean(-1, keepdim=True).clamp(min=1e-9)).sqrt()
+    return filtered * level
+
+
+def _resynthesize(audio: Tensor, sample_rate: int, ratio: Tensor, formants: Tensor) -> Tensor:
+    """(B, 1, T) with the pitch times `ratio` (B,) and the formants times `formants` (B,), over the whole band.
+
+    Shifting a spectrum down leaves its top empty. Only the excitation, which is flat, is shifted here, and above
+    `ratio` times half the rate, where speech has little harmonic energy, the unshifted excitation stays.
+    """
+    n_fft, window = _frames(sample_rate, audio)
+
+    def spectrum_of(wave: Tensor) -> Tensor:
+        return stft(wave.squeeze(1), window, n_fft // 4, padding="reflect")
+
+    def wave_of(spectrum: Tensor) -> Tensor:
+        wave: Tensor = torch.istft(spectrum, n_fft, n_fft // 4, window=window, length=audio.shape[-1])
+        return wave.unsqueeze(1)
+
+    spectrum = spectrum_of(audio)
+    predictor = _predictor(spectrum, sample_rate, n_fft)
+    bins = torch.arange(spectrum.shape[1], device=audio.device).to(audio).expand(len(audio), -1)
+    excitation = spectrum * _log_response(predictor, bins * (2 * math.pi / n_fft)).exp()
+    shifted = spectrum_of(shift_frequencies(wave_of(excitation), sample_rate, ratio))
+    empty = bins > (_PASSBAND * n_fft / 2 * ratio)[:, None]
+    excitation = torch.where(empty.unsqueeze(-1), excitation, shifted)
+    place = (bins / formants[:, None]).clamp(max=n_fft / 2)
+    return wave_of(excitation * (-_log_response(predictor, place * (2 * math.pi / n_fft))).exp())
+
+
+@torch.no_grad()
+def median_pitch(audio: Tensor, sample_rate: int) -> Tensor:
+    """Median F0 (B,) of the voiced frames of (B, 1, T), in Hz; NaN without a voiced frame.
+
+    F0 is the highest peak of the autocorrelation divided by that of the window, between 60 and 400 Hz (Boersma 1993).
+    It is accurate to one sample of the period.
+    """
+    size = 2 ** math.ceil(math.log2(0.05 * sample_rate))
+    window = torch.hann_window(size, dtype=audio.dtype, device=audio.device)
+    wave = audio.squeeze(1)
+    frames = torch.nn.functional.pad(wave, (0, max(0, size - wave.shape[-1]))).unfold(-1, size, size // 4)
+
+    def autocorrelation(x: Tensor) -> Tensor:
+        lags: Tensor = torch.fft.irfft(torch.fft.rfft(x, 2 * size).abs().square())
+        return lags[..., :size]
+
+    shortest, longest = math.ceil(sample_rate / _PITCHES[1]), math.floor(sample_rate / _PITCHES[0])
+    lags = autocorrelation((frames - frames.mean(-1, keepdim=True)) * window)
+    of_window = autocorrelation(window)
+    correlation = lags / lags[..., :1].clamp(min=1e-9) * of_window[0] / of_window
+    number = torch.arange(shortest, longest + 1, device=audio.device)
+    strength = correlation[..., shortest : longest + 1]
+    best = (strength - _OCTAVE_COST * number.log2()).argmax(-1)  # without a cost, twice the period is as good
+    energy = lags[..., 0]
+    voiced = (strength.gather(-1, best.unsqueeze(-1)).squeeze(-1) > _VOICED) & (
+        energy > _LOUD * energy.amax(-1, keepdim=True)
+    )
+    pitch = (sample_rate / (best + shortest)).masked_fill(~voiced, math.nan)
+    return pitch.nanmedian(-1).values.to(audio)
+
+
+@torch.no_grad()
+def long_term_envelope(audio: Tensor, sample_rate: int) -> Tensor:
+    """Envelope (B, bins) of the mean log magnitude spectrum of the loud frames of (B, 1, T), in nats; its mean is 0.
+
+    Smoothed in the cepstral domain, so that harmonics do not remain.
+    """
+    n_fft, window = _frames(sample_rate, audio)
+    magnitude = stft(audio.squeeze(1), window, n_fft // 4, padding="reflect").abs()  # (B, bins, K)
+    energy = magnitude.square().sum(1)
+    loud = (energy > _LOUD * energy.amax(-1, keepdim=True)).unsqueeze(1)
+    mean = (magnitude.clamp(min=1e-5).log() * loud).sum(-1) / loud.sum(-1).clamp(min=1)
+    cepstrum = torch.fft.irfft(mean)
+    kept = round(_QUEFRENCY * sample_rate)
+    cepstrum[:, 0] = 0
+    cepstrum[:, kept + 1 : cepstrum.shape[1] - kept] = 0
+    envelope: Tensor = torch.fft.rfft(cepstrum).real
+    return envelope
+
+
+def _stretch(envelope: Tensor, factor: float) -> Tensor:
+    """(B, bins) stretched along frequency: bin k has the value of bin k / factor; constant above the last bin."""
+    place = (torch.arange(envelope.shape[1], device=envelope.device) / factor).clamp(max=envelope.shape[1] - 1)
+    left = place.long().clamp(max=envelope.shape[1] - 2)
+    part = place - left
+    return envelope[:, left] * (1 - part) + envelope[:, left + 1] * part
+
+
+def _filtered(audio: Tensor, response: Tensor, sample_rate: int) -> Tensor:
+    """(B, 1, T) filtered with zero phase by magnitude responses (B, bins), evenly spaced from 0 to half the rate."""
+    size = audio.shape[-1] + sample_rate // 10  # no circular convolution
+    spectrum = torch.fft.rfft(audio.squeeze(1), size)
+    response = torch.nn.functional.interpolate(
+        response.unsqueeze(1), spectrum.shape[-1], mode="linear", align_corners=True
+    ).squeeze(1)
+    filtered: Tensor = torch.fft.irfft(spectrum * response, size)
+    return filtered[:, : audio.shape[-1]].unsqueeze(1)
 
 
 def equalizer(frequency: Tensor, centre: Tensor, gain_db: Tensor, quality: Tensor) -> Tensor:

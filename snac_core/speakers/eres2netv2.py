@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from snac_core.speakers.encoder import SpeakerEncoder, load_checkpoint, load_str
 from snac_core.speakers.features import KaldiFbank
 
 FILE = "pretrained_eres2netv2w24s4ep4.ckpt"
+VARIABLE = "SNAC_ERES2NETV2"  # names the file for commands, which have no option for it
 BASE_WIDTH, SCALE, EXPANSION = 24, 4, 4
 BANDS = 80
 
@@ -121,7 +123,7 @@ class ERes2NetV2(SpeakerEncoder):
     size: ClassVar[int] = 192
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        """Load `weights`, 3D-Speaker's checkpoint.
+        """Load `weights`, 3D-Speaker's checkpoint; None: the file that the environment variable SNAC_ERES2NETV2 names.
 
         Raises:
             UserError: without weights, or if they do not fit.
@@ -130,10 +132,12 @@ class ERes2NetV2(SpeakerEncoder):
         self.dim = self.size
         self.sample_rate = 16000
         self.bands = KaldiFbank(BANDS, self.sample_rate)
+        weights = weights or os.environ.get(VARIABLE)
         if weights is None or not Path(weights).is_file():
             remedy = (
                 f"download {FILE} (iic/speech_eres2netv2w24s4ep4_sv_zh-cn_16k-common on modelscope.cn, or sv/ in "
-                f"lj1995/GPT-SoVITS on huggingface.co) and give its path as weights"
+                f"lj1995/GPT-SoVITS on huggingface.co) and give its path as weights, or in the environment variable "
+                f"{VARIABLE}"
             )
             missing_weights(self.name, weights or FILE, remedy, "'ecapa_tiny' or 'ge2e'")
         self.network = ERes2NetV2Network()

@@ -13,6 +13,9 @@ from torch import Tensor
 from snac_core.augment import (
     change_voice,
     equalizer,
+    imitate,
+    long_term_envelope,
+    median_pitch,
     random_equalization,
     resample_by,
     shift_formants,
@@ -151,3 +154,52 @@ def test_a_random_equaliser_stays_within_its_bounds_and_gives_every_item_its_own
     spectra = [torch.fft.rfft(x).abs().unfold(-1, 400, 400).square().mean(-1).sqrt() for x in (noise, made)]
     change = 20 * (spectra[1] / spectra[0]).log10()
     assert 1.5 < float(change.abs().max()) < 9
+
+
+@pytest.mark.parametrize("pitch", [70.0, 110.0, 190.0, 320.0])
+def test_the_median_pitch_is_accurate_to_a_sample_of_the_period(pitch: float) -> None:
+    assert abs(RATE / float(median_pitch(vowel(pitch)[None, None], RATE)) - RATE / pitch) < 1
+
+
+def test_noise_and_silence_have_no_pitch() -> None:
+    noise = 0.1 * torch.randn(1, 1, RATE, generator=torch.Generator().manual_seed(0))
+    assert torch.isnan(median_pitch(torch.cat([noise, torch.zeros_like(noise)]), RATE)).all()
+
+
+@pytest.mark.parametrize(("own", "wanted"), [((110.0, 1.0), (200.0, 1.15)), ((200.0, 1.15), (110.0, 1.0))])
+def test_an_imitation_has_the_pitch_of_the_reference_and_a_more_similar_envelope(
+    own: tuple[float, float], wanted: tuple[float, float]
+) -> None:
+    formants = (700.0, 1200.0, 2600.0, 3500.0)
+    audio, reference = (
+        vowel(pitch, tuple(factor * hz for hz in formants))[None, None]
+        for pitch, factor in (own, wanted)  # type: ignore[arg-type]
+    )
+    result = imitate(audio, RATE, reference)
+    assert result.shape == audio.shape
+    assert pitch_of(result[0, 0]) == pytest.approx(wanted[0], rel=0.02)
+    before, after = (
+        float((long_term_envelope(x, RATE) - long_term_envelope(reference, RATE)).square().mean())
+        for x in (audio, result)
+    )
+    assert after < before / 2
+    assert float(result.square().mean()) == pytest.approx(float(audio.square().mean()), rel=1e-3)
+
+
+def test_an_imitation_keeps_the_timing_and_does_not_mix_the_batch() -> None:
+    gated = vowel(120.0)
+    gated[: RATE // 4] = 0
+    gated[-RATE // 4 :] = 0
+    batch = torch.stack([gated, vowel(180.0)]).unsqueeze(1)
+    references = torch.stack([vowel(200.0), vowel(100.0)]).unsqueeze(1)
+    result = imitate(batch, RATE, references)
+    level = result[0, 0].square().unfold(0, RATE // 10, RATE // 10).mean(1)
+    assert level[[0, 1, -2, -1]].max() < 1e-3 * level.max()
+    torch.testing.assert_close(imitate(batch[:1], RATE, references[:1])[0], result[0], atol=1e-4, rtol=1e-3)
+
+
+def test_what_has_no_pitch_is_imitated_without_one() -> None:
+    noise = 0.1 * torch.randn(1, 1, RATE, generator=torch.Generator().manual_seed(1))
+    for audio, reference in ((noise, vowel(200.0)[None, None]), (vowel(120.0)[None, None], noise), (noise * 0, noise)):
+        assert imitate(audio, RATE, reference).isfinite().all()
+    assert pitch_of(imitate(vowel(120.0)[None, None], RATE, noise)[0, 0]) == pytest.approx(120, rel=0.02)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snac_core import ConditionedCodec, UserError, discover
+from snac_core.augment import long_term_envelope
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import code_entropy
 from snac_core.speakers.sampling import SpeakerSampler
@@ -94,6 +95,16 @@ def test_voices_that_are_not_moved_are_the_source(fixtures: Fixtures) -> None:
     objective: Any = step.model.attached["code_prediction"]
     for voice in objective.other_voices(step):
         assert float((voice - step.audio).abs().max()) < 0.05
+
+
+def test_an_imitated_voice_is_that_of_another_item_of_the_batch(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, imitate=True, equaliser_db=0.0)
+    objective: Any = step.model.attached["code_prediction"]
+    moved, disguised = objective.other_voices(step)
+    assert disguised is moved
+    distance = torch.cdist(*(long_term_envelope(x, step.sample_rate) for x in (moved, step.audio)))
+    assert distance.argmin(1).tolist() == [(row - 1) % ROWS for row in range(ROWS)]
+    assert set(terms_of(step)) == {"identity", "moved", "restored"}
 
 
 def test_parallel_wants_the_codes_of_the_targets_recording(fixtures: Fixtures) -> None:

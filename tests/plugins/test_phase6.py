@@ -67,10 +67,47 @@ def test_the_bound_must_leave_room() -> None:
     ("config", "said"),
     [
         ({"kernel": 4}, "kernel = 4; expected an odd number"),
-        ({"adapter_type": "film", "kernel": 3}, "bound and kernel belong to adapter_type = 'conv'"),
-        ({"adapter_type": "film", "bound": 1.0}, "bound and kernel belong to adapter_type = 'conv'"),
+        ({"adapter_type": "film", "kernel": 3}, "kernel belongs to adapter_type = 'conv' or 'dilated'"),
+        ({"adapter_type": "film", "bound": 1.0}, "bound belongs to adapter_type = 'conv'; 'film' has none"),
+        ({"adapter_type": "dilated", "bound": 1.0}, "bound belongs to adapter_type = 'conv'; 'dilated' has none"),
+        ({"adapter_type": "dilated", "num_layers": 3}, "'dilated' has one per dilation"),
+        ({"dilations": (1, 2)}, "dilations belong to adapter_type = 'dilated'; 'conv' has none"),
+        ({"adapter_type": "dilated", "dilations": ()}, "dilations"),
+        ({"adapter_type": "dilated", "dilations": (0,)}, "dilations"),
     ],
 )
 def test_settings_that_could_not_be_meant_are_refused(config: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         ConditionedCodec(small_codec(), [NAME], speaker_dim=SPEAKER_DIM, config={NAME: config})
+
+
+@pytest.mark.parametrize(("dilations", "kernel"), [((1,), 3), ((1, 2), 3), ((2, 3), 5)])
+def test_a_frame_of_the_dilated_type_sees_as_far_as_its_dilations_reach(
+    dilations: tuple[int, ...], kernel: int
+) -> None:
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)
+    model = adapted(fixtures, 1.0, adapter_type="dilated", hidden_dim=8, dilations=dilations, kernel=kernel)
+    strategy = model.attached[NAME]
+    adapter, speaker = strategy.adapters["latent"], torch.randn(1, SPEAKER_DIM)
+    latent = torch.randn(1, fixtures.codec.latent_dim, 41)
+    changed = latent.clone()
+    changed[..., 20] += 1
+    with torch.no_grad():
+        differs = (adapter(changed, speaker) - adapter(latent, speaker)).abs().amax((0, 1)) > 0
+    (tap,) = (tap for tap in fixtures.codec.taps if tap.name == "latent")
+    reach = int(strategy.receptive_field(tap))
+    assert differs.nonzero().flatten().sub(20).abs().max() == reach == sum(dilations) * (kernel // 2)
+
+
+def test_the_dilated_type_has_a_million_parameters_on_the_bundled_base_and_follows_the_speaker() -> None:
+    model = ConditionedCodec(
+        "tiny", [NAME], speaker_dim=192, config={NAME: {"adapter_type": "dilated", "hidden_dim": 208}}
+    )
+    assert 0.9e6 < sum(parameter.numel() for _, parameter in model.trained_parameters()) < 1.1e6
+    adapter = perturbed(model, seed=0).attached[NAME].adapters["latent"]
+    latent = torch.randn(1, model.codec.latent_dim, 8).expand(2, -1, -1)
+    speakers = torch.nn.functional.normalize(torch.randn(2, 192), dim=1)
+    with torch.no_grad():
+        there, back = adapter(latent, speakers), adapter(latent, speakers.flip(0))
+    assert not torch.allclose(there[0], there[1])
+    torch.testing.assert_close(there, back.flip(0))

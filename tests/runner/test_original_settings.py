@@ -19,15 +19,20 @@ from snac_runner.config import ArmSettings, StudySettings, compose, read_values
 from snac_runner.legacy_config import is_original, translated
 from snac_runner.resources import StudyResources
 
-ORIGINAL = Path(__file__).parent / "original"
-NATIVE = Path(__file__).parents[2] / "configs" / "native.toml"
-PHASES = ("phase3", "phase4", "phase6")
+CONFIGS = Path(__file__).parents[2] / "configs"
+NATIVE = CONFIGS / "native.toml"
+ORIGINAL = {
+    "phase3": Path(__file__).parent / "original" / "phase3.json",
+    "phase4": CONFIGS / "phase4_gan_semantic_negatives.json",
+    "phase6": CONFIGS / "phase6_adapters.json",
+}
+PHASES = tuple(ORIGINAL)
 STRATEGIES = discover().strategies
 
 
 def loaded(phase: str, **changes: Any) -> tuple[StudySettings, ArmSettings, list[str]]:
     """Study, arm and remarks of an original file, with changes."""
-    settings, remarks = translated({**read_values(ORIGINAL / f"{phase}.json"), **changes}, f"{phase}.json", STRATEGIES)
+    settings, remarks = translated({**read_values(ORIGINAL[phase]), **changes}, f"{phase}.json", STRATEGIES)
     arm = {key: settings.pop(key) for key in ("strategies", "objectives")}
     study, arms, _ = compose(settings, [arm], phase)
     return study, arms[0], remarks
@@ -143,7 +148,7 @@ def test_comments_of_json_are_left_out_and_strings_are_not_touched(tmp_path: Pat
 
 def small_original(folder: Path, bench: Bench) -> Path:
     """A phase 6 file on the small base, as somebody who adapts an old file would write it."""
-    values = read_values(ORIGINAL / "phase6.json") | {
+    values = read_values(ORIGINAL["phase6"]) | {
         "pretrained_model": str(bench.base), "train_data": str(bench.speech), "speaker_encoder_type": "simple",
         "segment_length": 0.4, "batch_size": 3, "adapter_hidden_dim": 8, "save_every_steps": 2,
         "gan_weight": 0.1, "n_ffts": [512],

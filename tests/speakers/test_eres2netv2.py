@@ -72,14 +72,18 @@ def test_the_shortest_audio_it_takes_has_an_embedding(tmp_path: Path, monkeypatc
     narrow = partial(ERes2NetV2Network, width=8, blocks=(1, 1, 1, 1))
     monkeypatch.setattr(eres2netv2, "ERes2NetV2Network", narrow)
     torch.save(narrow().state_dict(), tmp_path / "weights.ckpt")
-    encoder = load_speaker_encoder("eres2netv2", weights=tmp_path / "weights.ckpt")
+    monkeypatch.setenv("SNAC_ERES2NETV2", str(tmp_path / "weights.ckpt"))  # what commands, without a path, read
+    encoder = load_speaker_encoder("eres2netv2")
     assert encoder(0.1 * torch.randn(1, 1, 3200), 16000).isfinite().all()
     with pytest.raises(UserError, match=r"at least 0\.2 s"):
         encoder(torch.zeros(1, 1, 3000), 16000)
 
 
 @pytest.mark.parametrize("name", ["eres2netv2", "eres2netv2_map"])
-def test_without_weights_one_line_says_what_to_download_and_what_to_use_instead(name: str) -> None:
+def test_without_weights_one_line_says_what_to_download_and_what_to_use_instead(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SNAC_ERES2NETV2", raising=False)
     with pytest.raises(
         UserError, match=r"download pretrained_eres2netv2w24s4ep4\.ckpt .* use 'ecapa_tiny' or 'ge2e'"
     ) as e:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snac_core import Step, Strategy, hookimpl
-from snac_core.augment import change_voice, random_equalization
+from snac_core.augment import change_voice, imitate, random_equalization
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import alignment, code_entropy
 from snac_core.seeding import generator
@@ -23,7 +23,8 @@ class CodePrediction(Strategy):
 
     `identity`: the source with its own embedding; target codes: those of the bare codec.
     `moved`: the source with the embedding of a synthetic voice, the source with shifted pitch and formants; target
-    codes: those of the synthetic voice.
+    codes: those of the synthetic voice. The shifts are random, or with `imitate` those that give the source the pitch,
+    formants and long-term spectrum of another speaker of the batch.
     `restored`: the synthetic voice, also with another spectral balance, with the source's embedding; target codes:
     those of the source. These three terms work with any speech.
     `parallel`: the source with a target's embedding; target codes: those of the target's own recording of the same
@@ -40,8 +41,13 @@ class CodePrediction(Strategy):
         temperature: float = Field(
             0.1, gt=0, description="Temperature of the softmax over cosines to the entries of a codebook."
         )
-        semitones: float = Field(6.0, ge=0, description="Largest pitch shift up or down, in semitones.")
-        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest relative formant shift.")
+        imitate: bool = Field(
+            False,
+            description="In moved and restored, shift pitch, formants and long-term spectrum to those of another "
+            "speaker of the batch, instead of pitch and formants at random.",
+        )
+        semitones: float = Field(6.0, ge=0, description="Largest random pitch shift up or down, in semitones.")
+        formants: float = Field(0.2, ge=0, lt=0.5, description="Largest random relative formant shift.")
         equaliser_db: float = Field(
             6.0, ge=0, description="Largest gain of the random equalizer in restored, in dB; 0: none."
         )
@@ -73,14 +79,18 @@ class CodePrediction(Strategy):
         return terms
 
     def other_voices(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The batch (B, 1, T) with pitch and formants moved, uniformly within the settings, and that in other colours.
+        """The batch (B, 1, T) in other voices, and that with another spectral balance; each item by its own amounts.
 
-        Each item by amounts of its own.
+        The voice of an item is that of the next one in the batch, or has pitch and formants moved uniformly within the
+        settings.
         """
         draw = generator(step.sampler.seed, step.index, "other voices")
         pitch, formants = 2 * torch.rand(2, len(step.audio), generator=draw) - 1
         config, rate = self.config, step.sample_rate
-        moved = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
+        if config.imitate:
+            moved = imitate(step.audio, rate, step.audio.roll(1, 0))
+        else:
+            moved = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
         return moved, random_equalization(moved, rate, config.equaliser_db, draw) if config.equaliser_db else moved
 
     @torch.no_grad()
