@@ -38,6 +38,7 @@ from snac_runner.data.media import AudioFormat, decodable, media_suffixes
 from snac_runner.devices import device_named
 from snac_runner.embeddings import mean_embedding, waveform_embedding
 from snac_runner.evaluate.judges import check_judge
+from snac_runner.report.format import plural
 from snac_runner.report.samples import alpha_png, spectrogram_png
 
 SPECTROGRAM = (480, 120)  # in pixels
@@ -236,7 +237,8 @@ class Conversions:
             first = self._written(out / "source.wav", [load_audio(source, rate)], rate)
             last = self._written(out / "target.wav", [load_audio(path, rate) for path in targets], rate)
             samples = [self._sample("Source", first, reference), *bare, *converted, self._sample("Target", last, None)]
-            return Comparison(samples, changes, self.judge.name, [self.plain(line) for line in console.lines])
+            notes = [self.plain(line) for line in dict.fromkeys(console.lines)]
+            return Comparison(samples, changes, self.judge.name, notes)
 
     def convert_files(
         self, uploads: Sequence[Path], targets: Sequence[Path], adapter: str, suffix: str, console: ProgressConsole
@@ -254,9 +256,8 @@ class Conversions:
             UserError: if the target, or every file, is unusable, or a zip file is damaged or too large.
         """
         audio_format = AudioFormat(suffix)
-        with self._busy:
-            out = self._new_folder()
-            sources, converted = out / "sources", out / "converted"
+        with self._busy, tempfile.TemporaryDirectory(dir=self.folder) as temporary:
+            sources, converted = Path(temporary, "sources"), Path(temporary, "converted")
             sources.mkdir()
             converted.mkdir()
             for upload in uploads:
@@ -268,11 +269,11 @@ class Conversions:
             other = sorted(path.name for path in found if path.suffix.lower() not in media_suffixes())
             if len(other) == len(found):
                 raise UserError(
-                    f"none of the {len(found)} files is audio ({', '.join(other[:3])}); "
+                    f"no audio among {plural(len(found), 'file')} ({', '.join(other[:3])}); "
                     f"expected {', '.join(media_suffixes())}, or a zip file of them"
                 )
             if other:
-                console.line(f"{len(other)} files are not audio: {', '.join(other[:10])}")
+                console.line(f"{plural(len(other), 'file')} without audio: {', '.join(other[:10])}")
             converter = self._loaded(adapter, console)
             jobs = jobs_of_sources([str(sources)], [str(path) for path in targets], converted, suffix)
             accepted = [job for job in jobs if self._within(job.source, console)]
@@ -280,21 +281,19 @@ class Conversions:
                 convert_all(accepted, converter, converted, audio_format)
             done = sorted(job.out for job in accepted if job.out.exists())
             if console.stopped():
-                console.line(f"stopped after {len(done)} of {len(jobs)} files")
+                console.line(f"stopped after {len(done)} of {plural(len(jobs), 'file')}")
             lines = [self.plain(line).removeprefix("warning: ") for line in console.lines]
             if not done:
                 raise UserError(f"no file was converted: {'; '.join(lines[:5])}")
-            archive = out / "converted.zip"
+            archive = self._new_folder() / "converted.zip"
             with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
                 for path in done:
                     packed.write(path, path.relative_to(converted))
-            shutil.rmtree(sources)
-            shutil.rmtree(converted)
             return Batch(archive, len(done), lines)
 
     def plain(self, text: str) -> str:
         """A message without the temporary folders of the files that it names."""
-        folders = rf"{re.escape(str(self.folder))}/(?:[0-9a-f]{{16,}}/|results/[^/\s]+/(?:sources/|converted/)?)?"
+        folders = rf"{re.escape(str(self.folder))}/(?:[0-9a-f]{{16,}}/|tmp[^/\s]+/(?:sources/|converted/)?)?"
         return re.sub(folders, "", text)
 
     def _loaded(self, name: str, console: Console) -> Converter:
@@ -369,7 +368,7 @@ class Conversions:
                 megabytes = sum(entry.file_size for entry in entries) / 1e6
                 if megabytes > self.limits.megabytes or len(entries) > MAX_ENTRIES:
                     raise UserError(
-                        f"{upload} holds {len(entries)} files with {megabytes:.0f} MB; at most {MAX_ENTRIES} files "
+                        f"{upload} holds {plural(len(entries), 'file')} with {megabytes:.0f} MB; at most {MAX_ENTRIES} files "
                         f"with {self.limits.megabytes:g} MB are accepted (runner app --max-mb changes this)"
                     )
                 for entry in entries:

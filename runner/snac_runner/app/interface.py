@@ -6,6 +6,7 @@ import base64
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from snac_runner.app.adapters import REPORT, Offer
 from snac_runner.app.conversion import Conversions, ProgressConsole
 from snac_runner.convert import best_adapter
 from snac_runner.data.media import BITS, media_suffixes
+from snac_runner.report.format import plural
 
 _HERE = Path(__file__).parent
 CSS = _HERE / "page.css"
@@ -52,7 +54,7 @@ def build(conversions: Conversions) -> gr.Blocks:
             with gr.Row():
                 convert = gr.Button("Convert", variant="primary", scale=4)
                 stop = gr.Button("Stop", scale=1, min_width=80)
-            shown = gr.HTML(label="Comparison", min_height=80)
+            shown = gr.HTML(label="Comparison", elem_classes="result")
             with gr.Accordion("Files", open=False):
                 files = gr.File(label="Recordings of the comparison", file_count="multiple", interactive=False)
                 scores = gr.JSON(label="Scores")
@@ -69,7 +71,7 @@ def build(conversions: Conversions) -> gr.Blocks:
             with gr.Row():
                 convert_all = gr.Button("Convert all", variant="primary", scale=4)
                 stop_all = gr.Button("Stop", scale=1, min_width=80)
-            told = gr.Markdown(label="Summary", min_height=70)
+            told = gr.Markdown(label="Summary", elem_classes="result")
             archive = gr.DownloadButton("Download the results (zip)")
         with gr.Tab("Report"):
             if not offer.studies:
@@ -97,7 +99,7 @@ def build(conversions: Conversions) -> gr.Blocks:
                 sources = _all_given([Path(path) for path in uploads or ()], "source")
                 batch = conversions.convert_files(sources, [_given(target, "target")], adapter, f".{suffix}", console)
                 lines = "".join(f"\n- {_escaped(line)}" for line in batch.lines)
-                told = f"{batch.converted} {'file' if batch.converted == 1 else 'files'} converted.\n{lines}"
+                told = f"{plural(batch.converted, 'file')} converted.\n{lines}"
                 return told, str(batch.archive)
 
         def show_report(study: str | None) -> str:
@@ -162,13 +164,18 @@ def _errors_shown(conversions: Conversions) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise gr.Error(conversions.plain(str(error)), duration=None, print_exception=False) from error
+        raise _shown(conversions.plain(str(error))) from error
     except gr.Error:
         raise
     except Exception as error:
         _log.exception("a request failed")
         text = conversions.plain(" ".join(str(error).split()))[:300]
-        raise gr.Error(f"{type(error).__name__}: {text}", duration=None, print_exception=False) from error
+        raise _shown(f"{type(error).__name__}: {text}") from error
+
+
+def _shown(text: str) -> gr.Error:
+    """An error that is displayed until it is closed; Gradio renders its text as HTML."""
+    return gr.Error(escape(text, quote=False), duration=None, print_exception=False)
 
 
 def _frame(offer: Offer, study: str | None) -> str:

@@ -185,5 +185,6 @@ def serve(application: FastAPI, bound: socket.socket, started: Callable[[str], N
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), server.handle_exit)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # all addresses: this machine's own
     started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run(sockets=[bound])

@@ -54,7 +54,7 @@ def page(
                 judge=judge, device=device, catalogue=catalogue_of(plugin, disable_plugin, console),
             )  # fmt: skip
             if not is_loopback(host):
-                console.warning(f"everyone who can reach {host} can use this page; it has no password")
+                console.warning("everyone who can reach this machine can use the page; it has no password")
 
         def started(address: str) -> None:
             say(f"open {address} in a browser; Ctrl-C stops the page")
