@@ -368,8 +368,8 @@ class Conversions:
                 megabytes = sum(entry.file_size for entry in entries) / 1e6
                 if megabytes > self.limits.megabytes or len(entries) > MAX_ENTRIES:
                     raise UserError(
-                        f"{upload} holds {plural(len(entries), 'file')} with {megabytes:.0f} MB; at most {MAX_ENTRIES} files "
-                        f"with {self.limits.megabytes:g} MB are accepted (runner app --max-mb changes this)"
+                        f"{upload} holds {plural(len(entries), 'file')} with {megabytes:.0f} MB; at most {MAX_ENTRIES} "
+                        f"files with {self.limits.megabytes:g} MB are accepted (runner app --max-mb changes this)"
                     )
                 for entry in entries:
                     archive.extract(entry, folder)  # removes drive letters, leading slashes and ".."
