@@ -68,7 +68,7 @@ def main() -> None:
     corpus = open_corpus(given.folder)
     encoder = load_speaker_encoder("simple")  # no metric here uses an embedding
     pairs = conversion_pairs(corpus, given.split, n=given.pairs, seed=0)
-    conversions = Conversions(corpus, pairs, codec.sampling_rate, encoder, encoder)
+    conversions = Conversions(corpus, pairs, codec.sampling_rate, encoder, [encoder])
     seconds: dict[str, list[float]] = {metric.name: [] for metric in (DistillMOS, DNSMOS, MCD, F0RMSE)}
     metrics = {metric.name: timed(metric(), seconds[metric.name]) for metric in (DistillMOS, DNSMOS, MCD, F0RMSE)}
     rows: dict[str, System] = {

@@ -79,6 +79,8 @@ class Metric:
             metric. Of those whose controls are at least 30 points apart, the one with the smallest margin is used, then
             the one with the largest distance.
             "naturalness" for a mean opinion score ("up") that is not measured if it is low for the unchanged sources.
+            "speaker" for a similarity to the target ("up") by a further judge: a difference in speaker similarity
+            counts only if it has the same sign in all metrics with this role.
         margin: non-inferiority margin of a primary metric, in its unit.
     """
 
@@ -91,7 +93,7 @@ class Metric:
     requires: ClassVar[tuple[str, ...]] = ()
     on_request: ClassVar[bool] = False
     languages: ClassVar[tuple[str, ...]] = ()
-    role: ClassVar[Literal["", "content", "naturalness"]] = ""
+    role: ClassVar[Literal["", "content", "naturalness", "speaker"]] = ""
     margin: ClassVar[float] = 0.0
 
     @property

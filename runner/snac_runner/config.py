@@ -40,6 +40,7 @@ NOISE_SEED = 1
 
 RENAMED = {
     "teacher": "speaker_encoder",
+    "judge": "judges",
     "also": "extra_metrics",
     "without": "exclude_metrics",
     "targets": "targets_per_item",
@@ -116,8 +117,11 @@ class StudySettings(BaseModel):
     data: str = Field("", description="Folder of speech, or a manifest.")
     base: str = Field("tiny", description="Codec: a bundled name, a folder, or a hub id.")
     speaker_encoder: str = Field("ecapa_tiny", description="Speaker encoder for conditioning and losses.")
-    judge: str = Field(
-        "ge2e", description="Speaker encoder for evaluation; its family differs from the conditioning encoder's."
+    judges: tuple[str, ...] = Field(
+        ("ge2e",),
+        min_length=1,
+        description="Speaker encoders for evaluation, of other families than the conditioning encoder; NAME:FILE gives "
+        "weights. The first ranks the arms; verdicts need all of them to agree.",
     )
     whisper: str = Field(
         "",
@@ -167,6 +171,15 @@ class StudySettings(BaseModel):
                 f"set eval_every between 1 and {self.steps - 1}, got {self.eval_every}"
             )
         return self
+
+    @field_validator("judges")
+    @classmethod
+    def _no_judge_twice(cls, judges: tuple[str, ...]) -> tuple[str, ...]:
+        names = [judge.partition(":")[0] for judge in judges]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"judge {name!r} is listed twice; every further judge is another encoder")
+        return judges
 
     @field_validator("dev_pairs", "test_pairs")
     @classmethod

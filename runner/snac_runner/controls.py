@@ -14,6 +14,7 @@ from snac_runner.config import RENAMED_METRICS
 from snac_runner.data.audio import resample
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.content import WordErrors, transcripts, wrong_texts
+from snac_runner.evaluate.metrics import by_further_judges
 from snac_runner.evaluate.scoring import Journal, Scores, available, journal_key, score, worst_conversions
 from snac_runner.evaluate.verdict import MIN_RANGE
 from snac_runner.evaluate.whisper import BATCH, SAMPLE_RATE
@@ -43,6 +44,7 @@ class MetricSelection(NamedTuple):
 def run_controls(folder: Path, resources: StudyResources) -> None:
     """Evaluate the controls into `folder`/controls; finished ones are kept."""
     metrics, missing = wanted_metrics(resources)
+    check_versions(folder, metrics, resources)
     if any(result_status(folder / "controls" / name) != "success" for name in CONTROLS):
         check_speech(resources, metrics)
     content = {name: metric for name, metric in metrics.items() if metric.role == "content"}
@@ -62,6 +64,24 @@ def run_controls(folder: Path, resources: StudyResources) -> None:
             MetricSelection(selected, missing),
         )  # fmt: skip
         write_result(result, resources)
+
+
+def check_versions(folder: Path, metrics: Mapping[str, Metric], resources: StudyResources) -> None:
+    """Refuse to add to a study with controls that another recogniser has judged: its figures are not comparable.
+
+    Raises:
+        UserError: naming the metric, what judged it there, and what would judge it now.
+    """
+    for name in CONTROLS:
+        for metric, measured in read_result(folder / "controls" / name).get("metrics", {}).items():
+            there = measured.get("version") or ""
+            now = metrics[metric].version if metric in metrics else ""
+            if measured.get("role") == "content" and there != now and metric not in resources.study.exclude_metrics:
+                raise UserError(
+                    f"{folder} holds controls with {metric} by {there!r}, and here it "
+                    f"{f'is by {now!r}' if now else 'is not measured'}; use the same recogniser "
+                    "(--whisper, --language), or a new folder with --out"
+                )
 
 
 def check_metric_names(resources: StudyResources) -> None:
@@ -105,7 +125,7 @@ def check_speech(resources: StudyResources, metrics: Mapping[str, Metric]) -> No
     if language != recogniser.language and probability >= OTHER_LANGUAGE:
         console.warning(
             f"the speech is probably in {language!r} (probability {probability:.2f}), and is read as "
-            f"{recogniser.language!r}: set --set language={language}"
+            f"{recogniser.language!r}: give --language {language}"
         )
 
 
@@ -121,6 +141,7 @@ def wanted_metrics(resources: StudyResources) -> MetricSelection:
         resources.catalogue, study.extra_metrics, excluded=study.exclude_metrics, language=study.language,
         recogniser=lambda: resources.whisper,
     )  # fmt: skip
+    metrics |= by_further_judges(metrics, resources.judges)
     return MetricSelection(metrics, missing)
 
 

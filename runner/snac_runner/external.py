@@ -13,7 +13,14 @@ from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
 from snac_runner.config import SHUFFLED, SYSTEMS, ArmSettings
-from snac_runner.controls import CONTROLS, evaluate_system, informative_metrics, run_controls
+from snac_runner.controls import (
+    CONTROLS,
+    check_versions,
+    evaluate_system,
+    informative_metrics,
+    run_controls,
+    wanted_metrics,
+)
 from snac_runner.data.audio import resample
 from snac_runner.data.corpus import digest_of
 from snac_runner.data.pairs import PairList
@@ -157,6 +164,7 @@ def evaluate_on_other_speech(run: Path, arm: ArmSettings, out: Path, resources: 
         raise UserError(f"{run} has no model; expected the folder of a finished run")
     seed = resources.study.seeds[0]
     config = run_config(arm, seed, resources)
+    check_versions(out, wanted_metrics(resources).metrics, resources)
     if check_folder(out, config) == "success":
         resources.console.line(f"{out}: already evaluated")
         return

@@ -27,8 +27,11 @@ from snac_runner.devices import device_named
 from snac_runner.embeddings import speaker_embeddings
 from snac_runner.evaluate.codes import SpeakerProbe
 from snac_runner.evaluate.conversions import Conversions
-from snac_runner.evaluate.judges import Calibration, calibration_of, check_judge, check_scores
+from snac_runner.evaluate.judges import Calibration, calibrate, calibration_of, check_judges, load_judges
 from snac_runner.evaluate.whisper import NOT_FOUND, Whisper, find_whisper
+
+CALIBRATION_PARTS = 4
+"""Parts of 3 s of each dev speaker that judges are calibrated on, where `runner evaluate --calibrate` has not run."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ class StudyResources:
         return load_speaker_encoder(self.study.speaker_encoder, plugins=self.catalogue).to(self.device)
 
     @cached_property
+    def judges(self) -> tuple[SpeakerEncoder, ...]:
+        """The speaker encoders of the scores. They must be independent of what the arms learn from: it is checked."""
+        judges = tuple(judge.to(self.device) for judge in load_judges(self.study.judges, self.catalogue))
+        check_judges(judges, self.speaker_encoder, self.corpus, self.catalogue)
+        return judges
+
+    @property
     def judge(self) -> SpeakerEncoder:
-        """The speaker encoder of the scores. It must be independent of what the arms learn from; this is checked."""
-        judge = load_speaker_encoder(self.study.judge, plugins=self.catalogue).to(self.device)
-        check_judge(judge, self.speaker_encoder, self.catalogue)
-        check_scores(judge, self.speaker_encoder, self.corpus, self.catalogue)
-        return judge
+        """The first judge, which ranks the arms."""
+        return self.judges[0]
 
     @cached_property
     def whisper(self) -> Whisper | None:
@@ -140,7 +147,7 @@ class StudyResources:
             "data": self.corpus.digest,
             "base": self.codec.digest,
             "speaker_encoder": self.speaker_encoder.digest,
-            **({"judge": self.judge.digest} if self.evaluates else {}),
+            **({"judge": "+".join(judge.digest for judge in self.judges)} if self.evaluates else {}),
         }
 
     def batches(self, seed: int) -> CropLoader:
@@ -206,9 +213,25 @@ class StudyResources:
         return SpeakerProbe(self.codec, self.test)
 
     @cached_property
-    def calibration(self) -> Calibration | None:
-        """Stored result of `runner evaluate --calibrate` for this judge, speech and base; None if there is none."""
-        return calibration_of(self.judge, self.corpus, self.codec)
+    def calibrations(self) -> dict[str, Calibration]:
+        """Judge to its error rates on dev speakers, through the codec, as stored by `runner evaluate --calibrate`.
+
+        If there are several judges and two dev speakers, what is not stored is computed from a few parts of each.
+        """
+        corpus, codec, most = self.corpus, self.codec, CALIBRATION_PARTS
+        stored = {judge.name: calibration_of(judge, corpus, codec) for judge in self.judges}
+        found = {name: calibration for name, calibration in stored.items() if calibration}
+        if len(self.judges) == 1 or len(corpus.speakers("dev")) < 2:
+            return found
+        for judge in (judge for judge in self.judges if judge.name not in found):
+            try:
+                found[judge.name] = (
+                    calibration_of(judge, corpus, codec, most=most)
+                    or calibrate(judge, corpus, codec, base=self.study.base, most=most, console=self.console)[0]
+                )
+            except UserError as error:
+                self.console.warning(f"judge {judge.name} is not calibrated: {error}")
+        return found
 
     @cached_property
     def test_pairs(self) -> PairList:
@@ -244,7 +267,7 @@ class StudyResources:
         if study.test_pairs and not len(test):
             raise UserError(f"no conversion is possible in the test split of {self.corpus.root}")
         if self.evaluates:
-            _ = self.judge
+            _ = self.judges
 
     def _pairs(self, split: str, n: int) -> PairList:
         study = self.study
@@ -271,5 +294,5 @@ class StudyResources:
 
     def _conversions(self, pairs: PairList) -> Conversions:
         return Conversions(
-            self.corpus, pairs, self.codec.sampling_rate, self.speaker_encoder, self.judge, console=self.console
+            self.corpus, pairs, self.codec.sampling_rate, self.speaker_encoder, self.judges, console=self.console
         )

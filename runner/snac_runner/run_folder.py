@@ -24,7 +24,7 @@ _NOT_COMPARED = {
         "data",
         "base",
         "speaker_encoder",
-        "judge",
+        "judges",
         "whisper",
         "language",
         "seeds",

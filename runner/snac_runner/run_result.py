@@ -87,7 +87,7 @@ def write_result(result: Result, resources: StudyResources) -> None:
             "config": result.config,
             "config_hash": result.config.get("hash", ""),
             "speaker_encoder": _identity(resources.speaker_encoder),
-            "judges": [_identity(resources.judge)] if resources.evaluates else [],
+            "judges": [_judge(judge, resources) for judge in resources.judges] if resources.evaluates else [],
             "split": pairs.split,
             "pairs": {"digest": pairs.digest, "n": len(pairs)},
             "metrics": scores.pooled,
@@ -96,7 +96,6 @@ def write_result(result: Result, resources: StudyResources) -> None:
             "cost": result.cost,
             "codes": scores.codes,
             "noise_floor": result.noise_floor,
-            "calibration": _calibration(resources) if resources.evaluates else {},
             "versions": versions(resources, settings),
             "hardware": hardware(),
             "git": git_state(),
@@ -124,7 +123,7 @@ def evaluation(
             "data": resources.corpus.name,
             "split": pairs.split,
             "conversions": len(pairs),
-            "judge": f"{resources.judge.name} ({resources.judge.digest[:12]})",
+            "judge": ", ".join(f"{judge.name} ({judge.digest[:12]})" for judge in resources.judges),
             "speaker_encoder": f"{resources.speaker_encoder.name} ({resources.speaker_encoder.digest[:12]})",
             "seed": seed,
             "steps": steps,
@@ -147,12 +146,14 @@ def _identity(encoder: SpeakerEncoder) -> dict[str, str]:
     return {"name": encoder.name, "family": encoder.family, "digest": encoder.digest}
 
 
-def _calibration(resources: StudyResources) -> dict[str, Any]:
-    """The judge's threshold for accepting an output as the target, and its equal error rate on real speech."""
-    found = resources.calibration
+def _judge(judge: SpeakerEncoder, resources: StudyResources) -> dict[str, Any]:
+    """A judge, its threshold for accepting an output as the target, and its equal error rate on real speech."""
+    found = resources.calibrations.get(judge.name)
     if found is None:
-        return {}
-    return {"threshold": found.threshold, "eer": found.kinds[ACCEPTANCE].eer, "splits": list(found.splits)}
+        return _identity(judge)
+    of_codec = found.kinds[ACCEPTANCE]
+    calibration = {"threshold": of_codec.threshold, "eer": of_codec.eer, "trials": list(of_codec.trials)}
+    return {**_identity(judge), "calibration": {**calibration, "splits": list(found.splits)}}
 
 
 def write_wav(path: Path, audio: torch.Tensor | Iterable[torch.Tensor], sample_rate: int) -> None:

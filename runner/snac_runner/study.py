@@ -19,6 +19,7 @@ from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
 from snac_runner.controls import (
     CONTROLS,
     check_metric_names,
+    check_versions,
     evaluate_system,
     informative_metrics,
     run_controls,
@@ -104,7 +105,9 @@ def run_arms(
     resources.check()
     test = test and len(resources.test_pairs) > 0
     if test:
-        wanted_metrics(resources)  # a recogniser that cannot be used is an error before anything is trained
+        metrics, _ = wanted_metrics(resources)  # a recogniser that cannot be used is an error before any training
+        if controls is not None:
+            check_versions(controls, metrics, resources)
     by_title = {arm.title: arm for arm in arms}
     configs = {key: run_config(by_title[key[0]], key[1], resources) for key in runs}
     states = {key: check_folder(folder, configs[key]) for key, folder in runs.items()}
@@ -221,7 +224,15 @@ def check_study(folder: Path, arms: Sequence[ArmSettings], rates: Sequence[float
         raise UserError(f"{folder} holds a study of other conversions (pairs.json); give a new folder with --out")
     digests = resources.digests
     for name in CONTROLS:
-        found = read_result(folder / "controls" / name).get("digests", digests)
+        control = read_result(folder / "controls" / name)
+        found = control.get("digests", digests)
+        judges = [judge["name"] for judge in control.get("judges", [])]
+        asked = [judge.name for judge in resources.judges]
+        if control and judges != asked:
+            raise UserError(
+                f"{folder} holds a study judged by {', '.join(judges)}, and this one is judged by {', '.join(asked)}; "
+                "give a new folder with --out"
+            )
         for what in ("base", "speaker_encoder", "judge"):
             if found.get(what) != digests[what]:
                 raise UserError(
@@ -247,7 +258,7 @@ def write_study(folder: Path, arms: Sequence[ArmSettings], resources: StudyResou
             "seeds": list(study.seeds),
             "arms": [arm.title for arm in arms],
             "speaker_encoder": study.speaker_encoder,
-            "judge": study.judge,
+            "judges": list(study.judges),
             "pairs": {"digest": pairs.digest, "n": len(pairs)},
         },
     )

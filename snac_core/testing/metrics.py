@@ -89,13 +89,14 @@ def _declaration(trial: MetricTrial) -> str:
         raise RuleViolation(f"references = {cls.references!r}", f"list attributes of Conversion: {', '.join(known)}")
     if not isinstance(cls.unit, str):
         raise RuleViolation(f"unit = {cls.unit!r}", "give the unit as a string; '' for a pure number")
-    if cls.role not in ("", "content", "naturalness"):
+    if cls.role not in ("", "content", "naturalness", "speaker"):
         raise RuleViolation(
             f"role = {cls.role!r}",
-            "leave it empty, or say 'content' for an error rate of what is said, 'naturalness' for an opinion score",
+            "leave it empty, or say 'content' for an error rate of what is said, 'naturalness' for an opinion score, "
+            "'speaker' for a similarity to the target by a further judge",
         )
-    if cls.role == "naturalness" and cls.direction != "up":
-        raise RuleViolation("role 'naturalness' with direction 'down'", "a mean opinion score is better up")
+    if cls.role in ("naturalness", "speaker") and cls.direction != "up":
+        raise RuleViolation(f"role {cls.role!r} with direction 'down'", "an opinion score or a similarity is better up")
     if cls.role == "content" and not (cls.direction == "down" and cls.margin > 0):
         raise RuleViolation(f"role {cls.role!r} with direction {cls.direction!r} and margin {cls.margin!r}",
                      "a primary measure of content is an error rate, 'down', with a margin above 0")  # fmt: skip

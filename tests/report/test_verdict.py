@@ -30,10 +30,11 @@ from snac_runner.evaluate.verdict import (
     planned_detectable_effect,
     shortfalls,
 )
-from snac_runner.report.estimates import StudyEstimates, compute
+from snac_runner.report.estimates import Agreement, StudyEstimates, compute
 from snac_runner.report.format import number
-from snac_runner.report.page import summary
+from snac_runner.report.page import build, summary
 from snac_runner.report.results import Study, read
+from snac_runner.report.study_tables import all_tables
 from snac_runner.report.text import Verdict, _headline, verdict
 
 
@@ -330,26 +331,66 @@ def test_a_verdict_needs_the_same_sign_from_every_judge_of_the_speaker(further: 
     assert found.above < 0.001, "the probability that a is above b"
 
 
+OTHER = {"name": "other", "family": "pretend_cnn", "digest": "99" * 32,
+         "calibration": {"threshold": 0.2, "eer": 0.25, "splits": ["dev"]}}  # fmt: skip
+
+
+def judged_again(sign: float) -> Callable[[dict[str, Any]], None]:
+    """Adds a further judge with the cubed score of the first, or its opposite."""
+
+    def add(result: dict[str, Any]) -> None:
+        for row in result["utterances"]:
+            row["metrics"]["other_secs"] = sign * row["metrics"]["secs"] ** 3
+        n = len(result["utterances"])
+        result["metrics"]["other_secs"] = {"mean": 0.1, "n_ok": n, "n": n, "direction": "up", "role": "speaker"}
+        result["judges"] = [result["judges"][0], OTHER]
+
+    return add
+
+
 def test_the_agreement_of_the_judges_is_reported(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3}, samples=0)
-
-    def judged_again(sign: float) -> Callable[[dict[str, Any]], None]:
-        def add(result: dict[str, Any]) -> None:
-            for row in result["utterances"]:
-                row["metrics"]["other_secs"] = sign * row["metrics"]["secs"] ** 3
-            n = len(result["utterances"])
-            result["metrics"]["other_secs"] = {"mean": 0.1, "n_ok": n, "n": n, "direction": "up", "role": "speaker"}
-
-        return add
-
-    _changed(folder, "*/seed*/result.json", judged_again(1.0))
-    _, numbers, text = reported(folder)
-    assert numbers.agreement == {"other_secs": pytest.approx(1.0)}
+    for pattern in ("*/seed*/result.json", "controls/*/result.json"):
+        _changed(folder, pattern, judged_again(1.0))
+    study, numbers, text = reported(folder)
+    assert numbers.agreement == {"other": Agreement(pytest.approx(1.0), pytest.approx(1.0))}
     assert text.headline == "b has higher speaker similarity than a."
     assert text.next_step == "Keep b."
+    assert "(judge: pretend_judge and other)" in text.compared
+    assert any("other 1.00 over conversions (Spearman), 1.00 over arms (Kendall)" in line for line in text.cautions)
+    assert any("equal error rate): other (25 %)" in line for line in text.cautions)
+    tables = all_tables(study, numbers)
+    assert [cell.text for cell in tables["judges"].rows[1].cells] == ["other", "25.0", "0.200", "1.00", "1.00"]
+    floor, ceiling = (numbers.controls[end, "other_secs"].mean for end in ("floor", "ceiling"))
+    for arm in ("a", "b"):
+        expected = (numbers.arms[arm, "other_secs"].mean - floor) / (ceiling - floor)
+        assert numbers.arms[arm, "other_normalised"].mean == pytest.approx(expected)
+        assert 0 <= numbers.arms[arm, "other_accepted"].mean <= 1
+    assert [c.label for c in tables["speaker_other"].columns[1:5]] == ["Normalised SECS", "SECS", "Accepted", "EER"]
+    assert "Speaker similarity (further judge other)" in build(folder).read_text()
     _changed(folder, "*/seed*/result.json", judged_again(-1.0))
     _, numbers, text = reported(folder)
-    assert numbers.agreement == {"other_secs": pytest.approx(-1.0)}
+    assert numbers.agreement == {"other": Agreement(pytest.approx(-1.0), pytest.approx(-1.0))}
     assert text.headline.startswith("Inconclusive")
     assert "the judges of the speaker disagree" in text.next_step
     assert any("disagree on which arm is ahead for a and b" in line for line in text.cautions)
+
+
+@pytest.mark.parametrize("pattern", ["b/seed1/result.json", "controls/floor/result.json"])
+def test_a_study_judged_by_different_judges_gets_no_verdict(tmp_path: Path, pattern: str) -> None:
+    folder = write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3}, samples=0)
+    _changed(folder, pattern, lambda result: result.update(judges=[{**OTHER, "family": "pretend_tdnn"}]))
+    verdict = reported(folder)[2]
+    assert verdict.headline.startswith("No verdict")
+    said = " ".join([verdict.headline, *verdict.missing])
+    assert "judged by the same judges, here by pretend_judge (b2b2b2b2) and by other (99999999)" in said
+
+
+def test_runs_of_different_versions_are_named_and_missing_metrics_are_grouped_by_reason(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", gains={"a": 0.1, "b": 0.3}, samples=0)
+    reasons = {"wer": "no Whisper", "cer": "no Whisper", "pesq": "needs pesq", "insertions": "no Whisper"}
+    _changed(folder, "*/seed*/result.json", lambda result: result.update(missing=reasons))
+    _changed(folder, "b/seed1/result.json", lambda result: result["versions"].update({"snac-conditioning": "0.1"}))
+    cautions = reported(folder)[2].cautions
+    assert "Not measured: cer, insertions and wer (no Whisper); pesq (needs pesq)." in cautions
+    assert "The runs were evaluated by different versions of snac-conditioning: 0.0.0 and 0.1." in cautions

@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {
 }
 SMALL: dict[str, Any] = {
     "speaker_encoder": "simple",
-    "judge": "ge2e",
+    "judges": ("ge2e",),
     "steps": 4,
     "batch_size": 3,
     "crop_seconds": 0.4,
@@ -84,11 +84,11 @@ class Bench:
         resources = StudyResources(study, discover(files))
         if self.loaded is None:
             first = StudyResources(self.study(), discover())
-            for part in ("codec", "speaker_encoder", "judge", "corpus", "table", "dev", "test"):
+            for part in ("codec", "speaker_encoder", "judges", "corpus", "table", "dev", "test"):
                 getattr(first, part)
             self.loaded = first
         known = vars(self.loaded)
-        for part in ("codec", "speaker_encoder", "judge", "corpus", "table"):
+        for part in ("codec", "speaker_encoder", "judges", "corpus", "table"):
             vars(resources)[part] = known[part]
         small, pairs = self.study(), ("pair_seconds", "pair_seed", "dev_pairs", "test_pairs")
         if all(getattr(study, key) == getattr(small, key) for key in pairs):
@@ -123,7 +123,8 @@ class Bench:
         """The small study as options of the command line."""
         values = {**SMALL, **changes}
         options = ["--data", str(self.speech), "--base", str(self.base)]
-        for key in ("speaker_encoder", "judge", "steps", "save_every"):
+        options += ["--judge", ",".join(values.pop("judges"))]
+        for key in ("speaker_encoder", "steps", "save_every"):
             options += ["--" + key.replace("_", "-"), str(values.pop(key))]
         for key, value in values.items():
             options += ["--set", f"{key}={json.dumps(value)}"]

@@ -112,7 +112,7 @@ def test_a_shifted_source_is_farther_from_its_speaker_and_repeatable(
     assert pooled["spk_synth"]["mean"] > pooled["spk_id"]["mean"] + 0.02
     item = resources.test.items[0]
     again = Conversions(
-        resources.corpus, resources.test.pairs, resources.test.sample_rate, resources.speaker_encoder, resources.judge
+        resources.corpus, resources.test.pairs, resources.test.sample_rate, resources.speaker_encoder, resources.judges
     )
     assert torch.equal(again.shifted(again.items[0]), resources.test.shifted(item))
     assert again.shifted(item).shape == item.audio.shape
@@ -173,7 +173,7 @@ def test_the_other_speaker_is_neither_source_nor_target(bench: Bench, resources:
     from snac_runner.data.pairs import conversion_pairs
 
     pairs = conversion_pairs(resources.corpus, "train", n=12, seed=0, seconds=0.6)
-    wide = Conversions(resources.corpus, pairs, 16000, resources.speaker_encoder, resources.judge)
+    wide = Conversions(resources.corpus, pairs, 16000, resources.speaker_encoder, resources.judges)
     assert len({item.other for item in wide.items}) > 1
     for item in wide.items:
         assert item.other in resources.corpus.speakers("train")

@@ -52,9 +52,9 @@ def test_what_conditions_is_not_what_scores(bench: Bench) -> None:
 
 @pytest.mark.parametrize("names", [("simple", "simple"), ("ecapa_tiny", "ecapa_tiny")])
 def test_the_judge_is_never_the_speaker_encoder(bench: Bench, names: tuple[str, str]) -> None:
-    study = bench.study(speaker_encoder=names[0], judge=names[1])
+    study = bench.study(speaker_encoder=names[0], judges=(names[1],))
     resources = bench.resources(study)
-    for part in ("speaker_encoder", "judge"):
+    for part in ("speaker_encoder", "judges"):
         vars(resources).pop(part, None)
     with pytest.raises(
         UserError, match=r"ranking would only show what the arms were trained on; possible judges: .*ge2e"

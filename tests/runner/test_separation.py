@@ -41,9 +41,9 @@ def disguised(tmp_path: Path) -> Path:
 
 
 def test_a_renamed_conditioning_encoder_is_refused_with_possible_judges(bench: Bench, disguised: Path) -> None:
-    study = bench.study(speaker_encoder="ecapa_tiny", judge="disguised")
+    study = bench.study(speaker_encoder="ecapa_tiny", judges=("disguised",))
     resources = bench.resources(study, [disguised])
-    for part in ("speaker_encoder", "judge"):
+    for part in ("speaker_encoder", "judges"):
         vars(resources).pop(part, None)
     with pytest.raises(UserError) as refused:
         _ = resources.judge

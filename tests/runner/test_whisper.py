@@ -23,7 +23,17 @@ from snac_runner.controls import check_speech, wanted_metrics
 from snac_runner.data.audio import load_audio
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.evaluate import systems
-from snac_runner.evaluate.content import CER, PER, WER, error_rate, wrong_texts
+from snac_runner.evaluate.content import (
+    CER,
+    PER,
+    WER,
+    Deletions,
+    Insertions,
+    Substitutions,
+    WordErrors,
+    error_rate,
+    wrong_texts,
+)
 from snac_runner.evaluate.scoring import score
 from snac_runner.evaluate.whisper import (
     BATCH,
@@ -81,7 +91,7 @@ def constant(value: float, seconds: float = 0.5) -> Tensor:
     return torch.full((round(seconds * SAMPLE_RATE),), value)
 
 
-def judged(metric: type[WER | CER], recogniser: Whisper, **conversion: Any) -> float | None:
+def judged(metric: type[WordErrors], recogniser: Whisper, **conversion: Any) -> float | None:
     instance = metric()
     instance.recogniser = recogniser
     given = {"source": constant(0.1), "converted": constant(0.2), **conversion}
@@ -177,6 +187,31 @@ def test_without_any_reference_there_is_no_score() -> None:
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=6), st.lists(st.sampled_from("abc"), max_size=6))
 def test_jiwer_and_torchaudio_count_the_same_errors(wanted: list[str], found: list[str]) -> None:
     assert min(1.0, WER.rate(" ".join(wanted), " ".join(found))) == pytest.approx(error_rate(wanted, found))
+
+
+def kinds(reference: str, hypothesis: str) -> tuple[float, ...]:
+    return tuple(kind.rate(reference, hypothesis) for kind in (Insertions, Deletions, Substitutions))
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=6), st.lists(st.sampled_from("abc"), max_size=6))
+def test_the_kinds_of_word_errors_add_up_and_insertions_are_deletions_the_other_way_round(
+    wanted: list[str], found: list[str]
+) -> None:
+    reference, hypothesis = " ".join(wanted), " ".join(found)
+    insertions, deletions, substitutions = kinds(reference, hypothesis)
+    assert insertions + deletions + substitutions == pytest.approx(WER.rate(reference, hypothesis))
+    assert insertions - deletions == pytest.approx((len(found) - len(wanted)) / len(wanted))
+    assert deletions + substitutions <= 1
+
+
+def test_each_kind_of_word_error_is_measured_beside_the_word_error_rate() -> None:
+    assert kinds("the boat sank slowly", "the boat sank") == (0, 0.25, 0)
+    assert kinds("the boat sank", "the red boat sank") == (pytest.approx(1 / 3), 0, 0)
+    recogniser = saying({0.1: "", 0.2: "the goat sank"})
+    assert judged(Substitutions, recogniser, text="the boat sank") == pytest.approx(1 / 3)
+    assert judged(Deletions, saying({0.2: ""}), text="the boat sank") == Deletions.worst == 1
+    assert judged(Insertions, recogniser, source=constant(0.1)) is None
+    assert Insertions.role == "", "only the error rates are measures of a verdict"
 
 
 def test_a_block_of_conversions_is_read_in_one_batch(bench: Bench) -> None:
@@ -309,7 +344,7 @@ def test_a_study_warns_of_a_wrong_text_and_of_another_language() -> None:
     ]
     recogniser.spoken = {"de": 0.9, "en": 0.1}
     check_speech(resources, {"wer": metric})
-    assert lines[-1].endswith("in 'de' (probability 0.90), and is read as 'en': set --set language=de")
+    assert lines[-1].endswith("in 'de' (probability 0.90), and is read as 'en': give --language de")
     check_speech(resources, {"per": PER()})
     assert len(lines) == 3
 

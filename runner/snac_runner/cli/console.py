@@ -74,8 +74,25 @@ def say(text: str) -> None:
     print(text, file=sys.stdout)
 
 
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="Speaker encoders for evaluation, separated by commas; NAME:FILE gives the weights.", show_default=False
+    ),
+]
+WhisperName = Annotated[
+    str | None, typer.Option("--whisper", help="Whisper for word errors: a folder or a name.", show_default=False)
+]
+Language = Annotated[
+    str | None, typer.Option(help="Language of the speech, as a code such as en or de.", show_default=False)
+]
 Plugin = Annotated[list[str], typer.Option("--plugin", help="Python file with a plugin; may be repeated.")]
 Disable = Annotated[list[str], typer.Option("--disable-plugin", help="Installed plugin to leave out; may be repeated.")]
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list that is separated by commas."""
+    return [name.strip() for name in text.split(",")]
 
 
 def catalogue_of(files: Iterable[str], disable: Iterable[str], console: Console | None = None) -> Catalogue:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from snac_core.errors import UserError
-from snac_runner.cli.console import Disable, Plugin, catalogue_of, say, terminal
+from snac_runner.cli.console import Disable, Judge, Language, Plugin, WhisperName, catalogue_of, names_in, say, terminal
 
 if TYPE_CHECKING:
     from snac_runner.config import StudySettings
@@ -53,7 +53,9 @@ def evaluate(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the error rates of a judge on real speech.")
     ] = False,
-    judge: Annotated[str, typer.Option(help="Speaker encoder to calibrate, or to score files with.")] = "ge2e",
+    judge: Judge = None,
+    whisper: WhisperName = None,
+    language: Language = None,
     base: Annotated[
         str, typer.Option(help="Codec that resynthesizes the trials: tiny, a folder, or a hub id.")
     ] = "tiny",
@@ -66,7 +68,8 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run on other speech (RUN --data), another system's audio (--audio --pairs), or a judge.
 
-    --source, --converted and --target score files that belong to no study.
+    --source, --converted and --target score files that belong to no study. Runs and other systems are judged as their
+    study was, if --judge, --whisper and --language do not say otherwise; files and --calibrate by ge2e.
     """
     ways = (("RUN", run), ("--pairs", pairs), ("--converted", converted), ("--calibrate", calibrate))
     wanted = [what for what, given in ways if given]
@@ -78,7 +81,8 @@ def evaluate(
     if converted is not None:
         if source is None or target is None:
             raise UserError("--converted needs --source (what was converted) and --target (speech of the target)")
-        evaluate_files((source, converted, target), judge, device, (plugin, disable_plugin))
+        by = _given(judges=judge and names_in(judge), whisper=whisper, language=language, device=device)
+        evaluate_files((source, converted, target), by, (plugin, disable_plugin))
         return
     if pairs is None and data is None:
         raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
@@ -87,21 +91,32 @@ def evaluate(
             "--pairs needs one of --audio DIR (audio to evaluate) and --export DIR (folder for the audio to convert)"
         )
     plugins = (plugin, disable_plugin)
+    if calibrate:
+        for judged in names_in(judge or JUDGE):
+            calibrate_judge(judged, Path(str(data)), base, split, device, plugins)
+        return
+    changes = _given(judges=judge and tuple(names_in(judge)), whisper=whisper, language=language, device=device)
+    if data is not None:
+        changes["data"] = str(Path(data).resolve())
     if run is not None:
-        evaluate_run(run, str(data), out, device, plugins)
-    elif export is not None:
-        export_pairs(Path(str(pairs)), export, data, device, plugins)
+        evaluate_run(run, out, changes, plugins)
+        return
+    if judge is not None:
+        raise UserError("--judge: a system is compared with the arms by the judges of their study; leave it out")
+    if export is not None:
+        export_pairs(Path(str(pairs)), export, changes, plugins)
     elif audio is not None:
-        evaluate_audio(Path(str(pairs)), audio, name, data, device, plugins)
-    else:
-        calibrate_judge(judge, Path(str(data)), base, split, device, plugins)
+        evaluate_audio(Path(str(pairs)), audio, name, changes, plugins)
 
 
+JUDGE = "ge2e"  # of files, and to calibrate, if none is given
 Plugins = tuple[list[str], list[str]]
 """Plugin files, and installed plugins to leave out."""
+Changes = dict[str, Any]
+"""Settings that differ from those of the study."""
 
 
-def evaluate_run(run: Path, data: str, out: Path | None, device: str, plugins: Plugins) -> None:
+def evaluate_run(run: Path, out: Path | None, changes: Changes, plugins: Plugins) -> None:
     """Evaluate a trained run on other speech, into its own folder."""
     from snac_runner.cli.train import print_report
     from snac_runner.external import evaluate_on_other_speech
@@ -109,30 +124,30 @@ def evaluate_run(run: Path, data: str, out: Path | None, device: str, plugins: P
 
     study, arm = stored_run(run)
     with terminal() as console:
-        resources = _resources(study, data, device, plugins, console)
+        resources = _resources(study, changes, plugins, console)
         out = out or run / "elsewhere" / f"{resources.corpus.name}-{resources.corpus.digest[:8]}"
         evaluate_on_other_speech(run, arm, out, resources)
     print_report(out)
 
 
-def export_pairs(pairs: Path, out: Path, data: str | None, device: str, plugins: Plugins) -> None:
+def export_pairs(pairs: Path, out: Path, changes: Changes, plugins: Plugins) -> None:
     """Write what another system needs to convert a study's pairs."""
     from snac_runner.external import export
 
     with terminal() as console:
-        resources = _resources_of_pairs(pairs, data, device, plugins, console)
+        resources = _resources_of_pairs(pairs, changes, plugins, console)
         count = export(resources, out, str(pairs))
     say(f"{count} conversions to {out}; {out / 'README.txt'} explains how to evaluate the converted audio")
 
 
-def evaluate_audio(pairs: Path, audio: Path, name: str, data: str | None, device: str, plugins: Plugins) -> None:
+def evaluate_audio(pairs: Path, audio: Path, name: str, changes: Changes, plugins: Plugins) -> None:
     """Evaluate another system's output for a study's pairs."""
     from snac_runner import external
     from snac_runner.cli.train import print_report
 
     folder = pairs.resolve().parent
     with terminal() as console:
-        resources = _resources_of_pairs(pairs, data, device, plugins, console)
+        resources = _resources_of_pairs(pairs, changes, plugins, console)
         place = external.evaluate_audio(audio, name, folder, resources)
     say(f"evaluated: {place}")
     print_report(folder)
@@ -141,43 +156,53 @@ def evaluate_audio(pairs: Path, audio: Path, name: str, data: str | None, device
 _ARROWS = {"up": "↑", "down": "↓"}
 
 
-def evaluate_files(paths: tuple[Path, Path, Path], judge: str, device: str, plugins: Plugins) -> None:
-    """Print the scores of converted files, given the paths of source, conversion and target."""
-    from snac_core.speakers.encoder import load_speaker_encoder
+def evaluate_files(paths: tuple[Path, Path, Path], by: Changes, plugins: Plugins) -> None:
+    """Print the scores of converted files, given the paths of source, conversion and target, and what judges them."""
+    import torch
+
     from snac_runner.devices import device_named
     from snac_runner.evaluate.files import matched, pooled, score_file
+    from snac_runner.evaluate.judges import load_judges
     from snac_runner.evaluate.scoring import available
+    from snac_runner.evaluate.whisper import NOT_FOUND, find_whisper
     from snac_runner.report.format import display_of
 
+    device, language = device_named(by["device"]), by.get("language", "en")
     with terminal() as console:
         catalogue = catalogue_of(*plugins, console)
         conversions = matched(*paths)
-        encoder = load_speaker_encoder(judge, plugins=catalogue).to(device_named(device))
-        metrics, _ = available(catalogue)
-        rows, sources = [], []
+        judges = [judge.to(device) for judge in load_judges(by.get("judges", [JUDGE]), catalogue)]
+        whisper = find_whisper(by.get("whisper", ""), language, device, workers=torch.get_num_threads())
+        if whisper is None:
+            console.line(f"words are not judged: {NOT_FOUND}")
+        metrics, _ = available(catalogue, language=language, recogniser=lambda: whisper)
+        rows = []
         progress = console.progress("scoring")
         for number, files in enumerate(conversions, 1):
-            row, before = score_file(files, encoder, metrics)
-            rows.append(row)
-            sources.append(before)
+            rows.append(score_file(files, judges, metrics))
             progress(number, len(conversions), files.converted.name)
-    say(f"{len(conversions)} conversion(s), judged by {judge}; mean over the files that a metric applies to")
-    say(f"  {'similarity of the source to the target':42} {sum(sources) / len(sources):8.3f}  cosine, ↑")
-    for name, (mean, count) in pooled(rows).items():
-        unit = ", ".join(part for part in (metrics[name].unit, _ARROWS[metrics[name].direction]) if part)
-        say(f"  {display_of(name).label:42} {mean:8.3f}  {unit}" + (f"  ({count} files)" if count < len(rows) else ""))
+    named = ", ".join(judge.name for judge in judges)
+    say(f"{len(conversions)} conversion(s), judged by {named}; mean over the files that a metric applies to")
+    for (name, judge), (mean, count) in pooled(rows).items():
+        label = display_of(name).label if name in metrics else name
+        unit = (
+            ", ".join(part for part in (metrics[name].unit, _ARROWS[metrics[name].direction]) if part)
+            if name in metrics
+            else "cosine, ↑"
+        )
+        label += f" ({judge})" if judge and len(judges) > 1 else ""
+        say(f"  {label:42} {mean:8.3f}  {unit}" + (f"  ({count} files)" if count < len(rows) else ""))
 
 
 def calibrate_judge(judge: str, data: Path, base: str, splits: list[str], device: str, plugins: Plugins) -> None:
     """Measure a judge on real trials, keep the outcome, and print it."""
     from snac_core.codec import SNAC
-    from snac_core.speakers.encoder import load_speaker_encoder
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.devices import device_named
-    from snac_runner.evaluate.judges import calibrate, described
+    from snac_runner.evaluate.judges import calibrate, described, load_judges
 
     with terminal() as console:
-        encoder = load_speaker_encoder(judge, plugins=catalogue_of(*plugins, console)).to(device_named(device))
+        encoder = load_judges([judge], catalogue_of(*plugins, console))[0].to(device_named(device))
         codec = SNAC.from_pretrained(base).freeze()  # on the CPU, where its noise is reproducible
         corpus = open_corpus(data, warn=console.warning, progress=console.progress("reading the audio files"))
         found, path = calibrate(encoder, corpus, codec, base=base, splits=tuple(dict.fromkeys(splits)), console=console)
@@ -187,9 +212,11 @@ def calibrate_judge(judge: str, data: Path, base: str, splits: list[str], device
     say(f"kept in {path}")
 
 
-def _resources_of_pairs(
-    pairs: Path, data: str | None, device: str, plugins: Plugins, console: Console
-) -> StudyResources:
+def _given(**options: Any) -> Changes:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _resources_of_pairs(pairs: Path, changes: Changes, plugins: Plugins, console: Console) -> StudyResources:
     """Resources of the study with this list of pairs.
 
     Raises:
@@ -199,20 +226,19 @@ def _resources_of_pairs(
     from snac_runner.run_folder import study_of
 
     listed, folder = PairList.load(pairs), pairs.resolve().parent
-    resources = _resources(study_of(folder), data, device, plugins, console)
+    resources = _resources(study_of(folder), changes, plugins, console)
     listed.check(resources.corpus)
     if resources.test_pairs.digest != listed.digest:
         raise UserError(f"{pairs} is not the list of the study in {folder}: the study's settings give another list")
     return resources
 
 
-def _resources(
-    study: StudySettings, data: str | None, device: str, plugins: Plugins, console: Console
-) -> StudyResources:
-    """Resources of a study, with other data where given."""
+def _resources(study: StudySettings, changes: Changes, plugins: Plugins, console: Console) -> StudyResources:
+    """Resources of a study, with changed settings."""
+    from snac_core.settings import checked
+    from snac_runner.config import StudySettings
     from snac_runner.resources import StudyResources
 
-    place = {} if data is None else {"data": str(Path(data).resolve())}
-    study = study.model_copy(update={"device": device, **place})
+    study = checked(StudySettings, {**study.model_dump(exclude_unset=True), **changes}, "evaluate")
     files, disable = plugins
     return StudyResources(study, catalogue_of([*study.plugins, *files], disable, console), console=console)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snac_core.errors import UserError
-from snac_runner.cli.console import Disable, Plugin, Stopped, catalogue_of, say, terminal
+from snac_runner.cli.console import (
+    Disable,
+    Judge,
+    Language,
+    Plugin,
+    Stopped,
+    WhisperName,
+    catalogue_of,
+    names_in,
+    say,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from snac_core.plugins import Catalogue
@@ -23,10 +34,6 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write.", show_default=
 Data = Annotated[str | None, typer.Option(help="Folder of speech, or a manifest.", show_default=False)]
 Base = Annotated[str | None, typer.Option(help="Codec: tiny, a folder, or a hub id.", show_default=False)]
 Encoder = Annotated[str | None, typer.Option(help="Speaker encoder for conditioning and losses.", show_default=False)]
-Judge = Annotated[str | None, typer.Option(help="Speaker encoder for evaluation.", show_default=False)]
-WhisperName = Annotated[
-    str | None, typer.Option("--whisper", help="Whisper for word errors: a folder or a name.", show_default=False)
-]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
 SaveEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default=False)]
@@ -91,6 +98,7 @@ def train(
     speaker_encoder: Encoder = None,
     judge: Judge = None,
     whisper: WhisperName = None,
+    language: Language = None,
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=False)] = None,
     device: Device = None,
@@ -123,8 +131,8 @@ def train(
     from snac_runner.run_folder import run_config, stored_run
     from snac_runner.study import continue_longer, run_arms
 
-    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, whisper=whisper, steps=steps,
-                     device=device, save_every=save_every, start=start,
+    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judges=judge and names_in(judge),
+                     whisper=whisper, language=language, steps=steps, device=device, save_every=save_every, start=start,
                      seeds=None if seed is None else [seed])  # fmt: skip
     if not evaluation:
         options |= {"dev_pairs": 0, "test_pairs": 0}
@@ -194,6 +202,7 @@ def ablate(
     speaker_encoder: Encoder = None,
     judge: Judge = None,
     whisper: WhisperName = None,
+    language: Language = None,
     steps: Steps = None,
     device: Device = None,
     save_every: SaveEvery = None,
@@ -215,8 +224,8 @@ def ablate(
 
     if (study is None) == (not strategies):
         raise UserError("give a study file, or --strategies a,b,a+b (one of the two)")
-    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judge=judge, whisper=whisper, steps=steps,
-                     device=device, save_every=save_every,
+    options = _given(data=data, base=base, speaker_encoder=speaker_encoder, judges=judge and names_in(judge),
+                     whisper=whisper, language=language, steps=steps, device=device, save_every=save_every,
                      seeds=None if seeds is None else list(range(seeds)))  # fmt: skip
     with terminal() as console:
         if study is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torchaudio.functional import edit_distance
@@ -75,7 +76,7 @@ def _stored(path: Path) -> str | None:
 
 
 class WordErrors(Metric):
-    """Base of WER and CER.
+    """Base of WER, CER and the kinds of word errors.
 
     Attributes:
         recogniser: transcribes source and output; without one the metric does not apply.
@@ -83,7 +84,8 @@ class WordErrors(Metric):
 
     unit, direction, worst, requires = "share", "down", 1.0, whisper.PACKAGES
     outputs = ("converted",)
-    role, margin = "content", 0.01
+    role: ClassVar[Literal["", "content"]] = "content"
+    margin = 0.01
     recogniser: Whisper | None = None
 
     @property
@@ -98,6 +100,11 @@ class WordErrors(Metric):
             transcripts(self.recogniser, waves, judged[0].sample_rate)
 
     def __call__(self, conversion: Conversion) -> float | None:
+        compared = self._compared(conversion)
+        return min(1.0, self.rate(*compared)) if compared else None
+
+    def _compared(self, conversion: Conversion) -> tuple[str, str] | None:
+        """Reference and transcript of the output; None without a reference."""
         if self.recogniser is None or not conversion.same_words:
             return None
         recogniser, rate = self.recogniser, conversion.sample_rate
@@ -106,14 +113,14 @@ class WordErrors(Metric):
             return recogniser.normalize(transcripts(recogniser, [wave], rate)[0])
 
         reference = self._text(conversion) or said(conversion.source)
-        return min(1.0, self.rate(reference, said(conversion.converted))) if reference else None
+        return (reference, said(conversion.converted)) if reference else None
 
     def _text(self, conversion: Conversion) -> str:
         return self.recogniser.normalize(conversion.text) if self.recogniser and conversion.text else ""
 
-    @staticmethod
-    def rate(reference: str, hypothesis: str) -> float:
-        """Insertions, deletions and substitutions per unit of the reference."""
+    @classmethod
+    def rate(cls, reference: str, hypothesis: str) -> float:
+        """Errors per unit of the reference, which is not empty."""
         raise NotImplementedError
 
 
@@ -126,8 +133,8 @@ class WER(WordErrors):
 
     name = "wer"
 
-    @staticmethod
-    def rate(reference: str, hypothesis: str) -> float:
+    @classmethod
+    def rate(cls, reference: str, hypothesis: str) -> float:
         import jiwer
 
         return float(jiwer.wer(reference, hypothesis))
@@ -138,11 +145,47 @@ class CER(WordErrors):
 
     name = "cer"
 
-    @staticmethod
-    def rate(reference: str, hypothesis: str) -> float:
+    @classmethod
+    def rate(cls, reference: str, hypothesis: str) -> float:
         import jiwer
 
         return float(jiwer.cer(reference, hypothesis))
+
+
+class WordEdits(WordErrors):
+    """Base of the three kinds of word errors, which add up to WER where WER is below 1. None decides a verdict."""
+
+    role, margin, worst = "", 0.0, 0.0
+    kind: ClassVar[str]
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        compared = self._compared(conversion)
+        return self.rate(*compared) if compared else None
+
+    @classmethod
+    def rate(cls, reference: str, hypothesis: str) -> float:
+        import jiwer
+
+        counted = jiwer.process_words(reference, hypothesis)
+        return float(getattr(counted, cls.kind) / len(reference.split()))
+
+
+class Insertions(WordEdits):
+    """Words that were added, per word of the reference; see WER. It exceeds 1 for more added words than words."""
+
+    name = kind = "insertions"
+
+
+class Deletions(WordEdits):
+    """Words that are missing, per word of the reference; see WER."""
+
+    name, kind, worst = "deletions", "deletions", 1.0
+
+
+class Substitutions(WordEdits):
+    """Words that were replaced, per word of the reference; see WER."""
+
+    name = kind = "substitutions"
 
 
 def transcripts(recogniser: Whisper, audio: Sequence[Tensor], sample_rate: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,13 +46,13 @@ class Conversions:
         pairs: what to convert.
         sample_rate: of the codec, in Hz.
         speaker_encoder: the conditioning encoder.
-        judge: the encoder of the scores.
+        judges: the encoders of the scores, with different names; the first ranks the arms.
         console: where to report progress while embeddings are computed.
 
     Attributes:
         conditioning: speaker to the conditioning encoder's embedding (S,) of conditioning audio.
         speaker_encoder_reference: speaker to the conditioning encoder's embedding (S,) of scoring audio.
-        reference: speaker to the judge's embedding (S,) of scoring audio.
+        references: judge to its embeddings (S,) of scoring audio, by speaker.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Conversions:
         pairs: PairList,
         sample_rate: int,
         speaker_encoder: SpeakerEncoder,
-        judge: SpeakerEncoder,
+        judges: Sequence[SpeakerEncoder],
         *,
         console: Console = SILENT,
     ) -> None:
@@ -68,7 +69,7 @@ class Conversions:
         self.pairs = pairs
         self.sample_rate = sample_rate
         self.speaker_encoder = speaker_encoder
-        self.judge = judge
+        self.judges = {judge.name: judge for judge in judges}
         self._target_audio: dict[tuple[str, str], Tensor] = {}
         self._shifted: dict[str, Tensor] = {}
 
@@ -79,7 +80,7 @@ class Conversions:
 
         self.conditioning = embedded("conditioning", speaker_encoder)
         self.speaker_encoder_reference = embedded("scoring", speaker_encoder)
-        self.reference = embedded("scoring", judge)
+        self.references = {name: embedded("scoring", judge) for name, judge in self.judges.items()}
 
     @cached_property
     def items(self) -> list[Item]:
@@ -108,10 +109,9 @@ class Conversions:
         """Another, real utterance of the target (1, T), at the codec's rate."""
         return self.segment_audio(self.pairs.references[item.pair.target]["ceiling"][0])
 
-    @cached_property
-    def candidates(self) -> dict[str, Tensor]:
-        """The judge's embedding (S,) of every target speaker."""
-        return {pair.target: self.reference[pair.target] for pair in self.pairs.pairs}
+    def candidates(self, judge: str) -> dict[str, Tensor]:
+        """A judge's embedding (S,) of every target speaker."""
+        return {pair.target: self.references[judge][pair.target] for pair in self.pairs.pairs}
 
     def target_audio(self, speaker: str, role: str = "scoring") -> Tensor:
         """The first segment of a speaker's speech in that role (T,), at most 8 s, at the codec's rate."""

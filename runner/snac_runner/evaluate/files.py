@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from snac_core.errors import UserError
 from snac_core.metric import Conversion, Metric
@@ -14,6 +12,7 @@ from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.data.audio import check_audio, load_audio, resample
 from snac_runner.data.formats import AUDIO_SUFFIXES
 from snac_runner.embeddings import mean_embedding, waveform_embedding
+from snac_runner.evaluate.metrics import BY_EVERY_JUDGE
 from snac_runner.evaluate.scoring import degraded
 
 SAMPLE_RATE = 16_000
@@ -65,10 +64,13 @@ def _files(path: Path, what: str) -> dict[str, Path]:
     return {file.relative_to(path).with_suffix("").as_posix(): file for file in files}
 
 
-def score_file(
-    files: ConvertedFile, judge: SpeakerEncoder, metrics: Mapping[str, Metric]
-) -> tuple[dict[str, float | None], float]:
-    """The metrics of one conversion, and the judge's cosine similarity of the source to the target.
+BEFORE = "similarity of the source to the target"
+Row = dict[tuple[str, str], float | None]
+"""Metric and judge ("" for metrics that need none) to value."""
+
+
+def score_file(files: ConvertedFile, judges: Sequence[SpeakerEncoder], metrics: Mapping[str, Metric]) -> Row:
+    """The metrics of one conversion; those of speaker similarity, and `BEFORE`, by each judge.
 
     Metrics that need more than these files (such as the output under the source's own embedding) are left out; a metric
     that fails is None.
@@ -80,43 +82,50 @@ def score_file(
         if problem := check_audio(path).problem:
             raise UserError(f"{path} {problem}")
     source, converted = (load_audio(path, SAMPLE_RATE)[0] for path in (files.source, files.converted))
-    speech = [load_audio(path, judge.sample_rate) for path in files.targets]
-    reference = mean_embedding(judge, speech)
-
-    def embedded(path: Path) -> torch.Tensor:
-        return waveform_embedding(judge, load_audio(path, judge.sample_rate))
-
-    own = embedded(files.source)
-    low = degraded(converted, SAMPLE_RATE).unsqueeze(0)
     conversion = Conversion(
         pair=files.converted.stem,
         sample_rate=SAMPLE_RATE,
         source=source,
         converted=converted,
-        embeddings={
-            "converted": embedded(files.converted),
-            "degraded": waveform_embedding(judge, resample(low, SAMPLE_RATE, judge.sample_rate)),
-        },
-        references={"source": own, "target": reference},
         target=load_audio(files.targets[0], SAMPLE_RATE)[0],
     )
-    values: dict[str, float | None] = {}
+    low = degraded(converted, SAMPLE_RATE).unsqueeze(0)
+    row: Row = {}
+    for judge in judges:
+        own, output = (
+            waveform_embedding(judge, load_audio(p, judge.sample_rate)) for p in (files.source, files.converted)
+        )
+        after = waveform_embedding(judge, resample(low, SAMPLE_RATE, judge.sample_rate))
+        target = mean_embedding(judge, [load_audio(path, judge.sample_rate) for path in files.targets])
+        row[BEFORE, judge.name] = float(own.double() @ target.double())
+        conversion = replace(
+            conversion,
+            embeddings={"converted": output, "degraded": after},
+            references={"source": own, "target": target},
+        )
+        of_speaker = {name: metric for name, metric in metrics.items() if isinstance(metric, BY_EVERY_JUDGE)}
+        row |= {(name, judge.name): value for name, value in _values(conversion, of_speaker)}
+    rest = {name: metric for name, metric in metrics.items() if not isinstance(metric, BY_EVERY_JUDGE)}
+    return row | {(name, ""): value for name, value in _values(conversion, rest)}
+
+
+def _values(conversion: Conversion, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, float | None]]:
+    """The metrics that apply; None for one that fails."""
     for name, metric in metrics.items():
         try:
             value = metric(conversion)
         except Exception:  # a failure of a metric's own tool: other metrics are still measured
-            values[name] = None
+            yield name, None
             continue
         if value is not None:
-            values[name] = value
-    return values, float(own.double() @ reference.double())
+            yield name, value
 
 
-def pooled(rows: Sequence[Mapping[str, float | None]]) -> dict[str, tuple[float, int]]:
-    """Mean and number of values of every metric, over the conversions in which it could be measured."""
-    found: dict[str, list[float]] = {}
+def pooled(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
+    """Mean and number of values of every metric by every judge, over the conversions in which it could be measured."""
+    found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        for name, value in row.items():
+        for key, value in row.items():
             if value is not None:
-                found.setdefault(name, []).append(value)
-    return {name: (sum(values) / len(values), len(values)) for name, values in found.items()}
+                found.setdefault(key, []).append(value)
+    return {key: (sum(values) / len(values), len(values)) for key, values in found.items()}

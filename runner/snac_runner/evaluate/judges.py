@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,21 @@ from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_core.files import write_json
 from snac_core.plugins import Catalogue
-from snac_core.speakers.encoder import SpeakerEncoder
+from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.console import SILENT, Console
 from snac_runner.data.audio import cache_folder
 from snac_runner.data.corpus import SPLITS, Corpus, Segment, Utterance, digest_of
 from snac_runner.data.references import References
 from snac_runner.embeddings import segment_embedding, speaker_embeddings
 from snac_runner.evaluate.verification import (
+    LEAST,
+    PART,
     Part,
     Verification,
     after_codec,
     cut,
     embed_parts,
     pair_scores,
-    parts_of,
     reference_scores,
 )
 
@@ -44,6 +46,43 @@ CORRELATED = 0.98
 SPEAKERS, UTTERANCES = 40, 2  # of a corpus, and of each speaker, at most
 SECONDS = 4.0  # of an utterance, at most
 FEWEST = 15  # scores that a correlation needs
+
+
+def load_judges(names: Sequence[str], catalogue: Catalogue) -> tuple[SpeakerEncoder, ...]:
+    """Judges by name, or as NAME:FILE with the file of their weights.
+
+    Raises:
+        UserError: for an unknown name, weights that are missing or do not fit, or the same judge twice.
+    """
+    judges: list[SpeakerEncoder] = []
+    for given in names:
+        name, _, file = given.partition(":")
+        judge = load_speaker_encoder(name.strip(), weights=file.strip() or None, plugins=catalogue)
+        if judge.name in [other.name for other in judges]:
+            raise UserError(f"judge {judge.name!r} is listed twice; every further judge is another encoder")
+        judges.append(judge)
+    return tuple(judges)
+
+
+def check_judges(
+    judges: Sequence[SpeakerEncoder], speaker_encoder: SpeakerEncoder, corpus: Corpus, catalogue: Catalogue
+) -> None:
+    """Refuse a judge that arms learn from, under any name, and two judges that are one.
+
+    Raises:
+        UserError: see `check_judge` and `check_scores`; or if the scores of two judges have a correlation above
+            `CORRELATED`.
+    """
+    for judge in judges:
+        check_judge(judge, speaker_encoder, catalogue)
+        check_scores(judge, speaker_encoder, corpus, catalogue)
+    for one, other in combinations(judges, 2):
+        correlation = score_correlation(one, other, corpus)
+        if correlation is not None and correlation > CORRELATED:
+            raise UserError(
+                f"judges {one.name!r} and {other.name!r} score real trials of {corpus.name} alike (correlation "
+                f"{correlation:.4f}, above {CORRELATED}): their agreement would show nothing; leave one of them out"
+            )
 
 
 def check_judge(judge: SpeakerEncoder, speaker_encoder: SpeakerEncoder, catalogue: Catalogue) -> None:
@@ -190,6 +229,7 @@ def calibrate(
     *,
     base: str,
     splits: Sequence[str] = ("dev",),
+    most: int | None = None,
     console: Console = SILENT,
 ) -> tuple[Calibration, Path]:
     """Score real trials, as recorded and after the codec, and store the result under the digests of all inputs.
@@ -200,6 +240,8 @@ def calibrate(
         codec: resynthesizes the trials; frozen.
         base: name of the codec.
         splits: the splits of which the speakers are compared.
+        most: number of parts of each speaker that are compared, and that are embedded for its mean, for at most 40
+            speakers of a split; None: all of all.
         console: where to report progress.
 
     Returns:
@@ -209,14 +251,17 @@ def calibrate(
         UserError: if there are fewer than two speakers, no parts of 2 s, or no two parts of one speaker.
     """
     rate = judge.sample_rate
-    parts = parts_of(corpus, splits, rate)
+    parts: list[Part] = []
     references: dict[str, Tensor] = {}
     probes: list[Part] = []  # of audio that the mean embeddings are not computed from
     for split in splits:
         roles = References(corpus, split)
-        scoring = {speaker: roles.scoring(speaker) for speaker in roles.speakers}
+        speakers = roles.speakers if most is None else roles.speakers[:SPEAKERS]
+        whole = {s: [Segment(u.id, 0.0, u.seconds) for u in corpus.of_speaker(s)] for s in speakers}
+        parts += cut(corpus, (segment for s in speakers for segment in _few(whole[s], most)), rate)
+        scoring = {s: _few(roles.scoring(s), most) or roles.scoring(s) for s in speakers}
         references |= speaker_embeddings(corpus, scoring, judge)
-        probes += cut(corpus, (segment for speaker in roles.speakers for segment in roles.source(speaker)), rate)
+        probes += cut(corpus, (segment for s in speakers for segment in _few(roles.source(s), most)), rate)
     where = f"{corpus.root}, {' and '.join(splits)}"
     if not parts or not probes:
         raise UserError(f"{where}: no stretch of 2 s to compare speakers by; a judge is calibrated on real speech")
@@ -237,16 +282,16 @@ def calibrate(
     kinds = {kind: _trial_scores(*of, f"{where}: {kind} trials") for kind, of in scores.items()}
     digests = {"judge": judge.digest, "base": codec.digest, "data": corpus.digest}
     calibration = Calibration(judge.name, base, corpus.name, digests, tuple(splits), kinds)
-    path = _calibration_file(digests, splits)
+    path = _calibration_file(digests, splits, most)
     write_json(path, asdict(calibration))
     return calibration, path
 
 
 def calibration_of(
-    judge: SpeakerEncoder, corpus: Corpus, codec: SNAC, splits: Sequence[str] = ("dev",)
+    judge: SpeakerEncoder, corpus: Corpus, codec: SNAC, splits: Sequence[str] = ("dev",), *, most: int | None = None
 ) -> Calibration | None:
     """The stored calibration of this judge on this speech and codec; None if there is none."""
-    path = _calibration_file({"judge": judge.digest, "base": codec.digest, "data": corpus.digest}, splits)
+    path = _calibration_file({"judge": judge.digest, "base": codec.digest, "data": corpus.digest}, splits, most)
     try:
         stored = json.loads(path.read_text())
         stored["splits"] = tuple(stored["splits"])
@@ -302,7 +347,16 @@ def _with_tuples(stored: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
 
 
-def _calibration_file(digests: dict[str, str], splits: Sequence[str]) -> Path:
+def _few(segments: Sequence[Segment], most: int | None) -> list[Segment]:
+    """One part of each of the first `most` segments; of a single segment, up to `most` parts. None: all."""
+    if most is None:
+        return list(segments)
+    usable = [segment for segment in segments if segment.seconds >= LEAST]
+    seconds = PART if len(usable) > 1 else most * PART
+    return [segment._replace(seconds=min(segment.seconds, seconds)) for segment in usable[:most]]
+
+
+def _calibration_file(digests: dict[str, str], splits: Sequence[str], most: int | None) -> Path:
     """In a folder per judge."""
-    rest = digest_of([_VERSION, digests, list(splits)])
+    rest = digest_of([_VERSION, digests, list(splits), *([] if most is None else [most])])
     return cache_folder() / "calibrations" / digests["judge"][:16] / f"{rest[:32]}.json"

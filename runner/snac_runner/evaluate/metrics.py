@@ -5,7 +5,7 @@ A metric is called with one conversion; see `snac_core.metric.Conversion` for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from snac_core.hookspecs import hookimpl
 from snac_core.losses import MultiScaleSTFT, mel_distance
 from snac_core.metric import Conversion, Metric
-from snac_runner.evaluate.content import CER, PER, WER, PERAboveHalf
+from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.evaluate.content import CER, PER, WER, Deletions, Insertions, PERAboveHalf, Substitutions
 from snac_runner.evaluate.naturalness import DNSMOS, DistillMOS, DistillMOSIdentity, DNSMOSIdentity
 from snac_runner.evaluate.parallel import F0RMSE, MCD
 from snac_runner.evaluate.prosody import F0Correlation, F0Error, VoicingError
@@ -147,6 +148,40 @@ class Gap(Metric):
         return None if vc is None or identity is None else vc - identity
 
 
+BY_EVERY_JUDGE = (SECS, SECSSource, SECSOther, SECSDegraded, Specificity, Top1, SpkID, SpkVC, Gap)
+"""Metrics of speaker similarity that every judge measures."""
+
+
+class ByJudge(Metric):
+    """A metric of speaker similarity by a further judge: called with that judge's embeddings in the conversion.
+
+    Args:
+        judge: the further judge.
+        metric: one of `BY_EVERY_JUDGE`.
+    """
+
+    def __init__(self, judge: SpeakerEncoder, metric: Metric) -> None:
+        self.judge, self._metric, self._version = judge.name, metric, f"{judge.name} {judge.digest[:16]}"
+        vars(self).update(
+            name=f"{judge.name}_{metric.name}", unit=metric.unit, direction=metric.direction, worst=metric.worst,
+            outputs=metric.outputs, role="speaker" if isinstance(metric, SECS) else "",
+        )  # fmt: skip
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    def __call__(self, conversion: Conversion) -> float | None:
+        return self._metric(conversion)
+
+
+def by_further_judges(metrics: Mapping[str, Metric], judges: Sequence[SpeakerEncoder]) -> dict[str, Metric]:
+    """The speaker metrics among `metrics` by every judge but the first, which has the metrics' own names."""
+    of_speaker = [metric for metric in metrics.values() if type(metric) in BY_EVERY_JUDGE]
+    found = [ByJudge(judge, metric) for judge in judges[1:] for metric in of_speaker]
+    return {metric.name: metric for metric in found}
+
+
 class SpeakerEncoderSECS(Metric):
     """SECS by the conditioning encoder: far above the judge's, it shows a strategy that only fools this encoder."""
 
@@ -241,7 +276,8 @@ def register_metrics(register: Callable[[type], None]) -> None:
     """Register the built-in metrics."""
     for metric in (
         SECS, SECSSource, SECSOwn, SECSOther, SECSDegraded, Specificity, Top1, SpkID, SpkVC, SpkSynth, Gap,
-        SpeakerEncoderSECS, WER, CER, PER, PERAboveHalf, DistillMOS, DistillMOSIdentity, DNSMOS, DNSMOSIdentity,
+        SpeakerEncoderSECS, WER, CER, Insertions, Deletions, Substitutions, PER, PERAboveHalf,
+        DistillMOS, DistillMOSIdentity, DNSMOS, DNSMOSIdentity,
         F0Correlation, F0Error, VoicingError, MCD, F0RMSE, STOI, PESQ, Mel, STFT, SISDR,
     ):  # fmt: skip
         register(metric)

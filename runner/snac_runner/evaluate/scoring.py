@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,9 @@ from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.console import SILENT, Progress
 from snac_runner.evaluate.codes import SpeakerProbe, summary
-from snac_runner.evaluate.content import WordErrors
+from snac_runner.evaluate.content import WordEdits, WordErrors
 from snac_runner.evaluate.conversions import Conversions, Item
+from snac_runner.evaluate.metrics import ByJudge
 from snac_runner.evaluate.systems import Rendering, System
 from snac_runner.evaluate.whisper import NOT_FOUND, Whisper
 
@@ -137,7 +138,7 @@ def available(
     for name in catalogue.metrics:
         metric: Metric = catalogue.metrics[name]()
         lacking = [package for package in metric.requires if importlib.util.find_spec(package) is None]
-        if name in excluded:
+        if name in excluded or (isinstance(metric, WordEdits) and "wer" in excluded):
             missing[name] = "excluded by the study"
         elif metric.on_request and name not in requested:
             missing[name] = f"only when asked for: extra_metrics = [{json.dumps(name)}]"
@@ -248,13 +249,16 @@ def score_conversions(
 
     NaN or silent output gets a metric's worst value. A metric that does not apply is left out; one that fails is None.
     """
-    evaluated = [_evaluated(item, rendering, conversions) for item, rendering in zip(items, renderings, strict=True)]
+    further = {metric.judge for metric in metrics.values() if isinstance(metric, ByJudge)}
+    evaluated = [
+        _evaluated(item, rendering, conversions, further) for item, rendering in zip(items, renderings, strict=True)
+    ]
     for name, metric in metrics.items():
         try:
             metric.prefetch([e.conversion for e in evaluated if not e.broken.intersection(metric.outputs)])
         except Exception as error:  # a failure of a metric's own tool: its calls say for which conversion
             _log.warning("metric %s cannot prepare a block: %s: %s", name, type(error).__name__, error)
-    for item, (conversion, broken) in zip(items, evaluated, strict=True):
+    for item, one in zip(items, evaluated, strict=True):
         pair = item.pair
         yield {
             "pair": pair.id,
@@ -262,25 +266,38 @@ def score_conversions(
             "target_speaker": pair.target,
             "source": pair.source.utterance,
             "same_sex": pair.same_sex,
-            "metrics": _measured(conversion, broken, metrics),
+            "metrics": _measured(one, metrics),
         }
 
 
 class _Evaluated(NamedTuple):
-    """A conversion to measure, and its outputs that are NaN, silent or too short."""
+    """A conversion to measure, the same with the embeddings of further judges, and its outputs that cannot be judged.
+
+    Those outputs are NaN, silent or too short.
+    """
 
     conversion: Conversion
+    by_judge: dict[str, Conversion]
     broken: frozenset[str]
 
 
-def _evaluated(item: Item, rendering: Rendering, conversions: Conversions) -> _Evaluated:
+def _evaluated(item: Item, rendering: Rendering, conversions: Conversions, further: Collection[str]) -> _Evaluated:
     outputs = {name: audio for name in OUTPUTS if (audio := getattr(rendering, name)) is not None}
-    least = conversions.sample_rate * max(conversions.judge.min_seconds, conversions.speaker_encoder.min_seconds)
+    encoders = [conversions.speaker_encoder, *conversions.judges.values()]
+    least = conversions.sample_rate * max(encoder.min_seconds for encoder in encoders)
     valid = {name: audio for name, audio in outputs.items() if len(audio) >= least and _is_sound(audio)}
     for_judge = dict(valid)
     if "converted" in valid:
         for_judge["degraded"] = degraded(rendering.converted, conversions.sample_rate)
     pair = item.pair
+
+    def judged(name: str) -> dict[str, Any]:
+        return {
+            "embeddings": _embedded(for_judge, conversions.judges[name], conversions.sample_rate),
+            "references": _references(conversions.references[name], pair.source_speaker, pair.target),
+            "candidates": conversions.candidates(name),
+        }
+
     conversion = Conversion(
         pair=pair.id,
         sample_rate=conversions.sample_rate,
@@ -289,23 +306,24 @@ def _evaluated(item: Item, rendering: Rendering, conversions: Conversions) -> _E
         identity=rendering.identity,
         other=rendering.other,
         synthetic=rendering.synthetic,
-        embeddings=_embedded(for_judge, conversions.judge, conversions.sample_rate),
-        references=_references(conversions.reference, pair.source_speaker, pair.target),
         speaker_encoder_embeddings=_embedded(valid, conversions.speaker_encoder, conversions.sample_rate),
         speaker_encoder_references=_references(conversions.speaker_encoder_reference, pair.source_speaker, pair.target),
         text=pair.text,
         target=conversions.target_audio(pair.target),
         parallel=conversions.parallel_audio(pair),
         target_speaker=pair.target,
-        candidates=conversions.candidates,
         same_words=rendering.same_words,
+        **judged(next(iter(conversions.judges))),
     )
-    return _Evaluated(conversion, frozenset(outputs.keys() - valid.keys()))
+    by_judge = {name: replace(conversion, **judged(name)) for name in sorted(further)}
+    return _Evaluated(conversion, by_judge, frozenset(outputs.keys() - valid.keys()))
 
 
-def _measured(conversion: Conversion, broken: frozenset[str], metrics: Mapping[str, Metric]) -> dict[str, float | None]:
+def _measured(evaluated: _Evaluated, metrics: Mapping[str, Metric]) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
+    broken = evaluated.broken
     for name, metric in metrics.items():
+        conversion = evaluated.by_judge[metric.judge] if isinstance(metric, ByJudge) else evaluated.conversion
         if any(getattr(conversion, reference) is None for reference in metric.references):
             continue
         if broken.intersection(metric.outputs):

@@ -19,6 +19,8 @@ from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.evaluate.statistics import equal_error_rate
 
+PART, LEAST = 3.0, 2.0
+"""Length of a part, and of the shortest remainder that is a part, too, in s."""
 Embed = Callable[[Tensor, int], Tensor]
 """From audio (B, 1, T) and its sample rate in Hz to embeddings (B, S)."""
 
@@ -82,7 +84,7 @@ def trials_of(corpus: Corpus, splits: Sequence[str], sample_rate: int, *, codec:
 
 
 def parts_of(
-    corpus: Corpus, splits: Sequence[str], sample_rate: int, *, seconds: float = 3.0, least: float = 2.0
+    corpus: Corpus, splits: Sequence[str], sample_rate: int, *, seconds: float = PART, least: float = LEAST
 ) -> list[Part]:
     """The utterances of the splits, cut into parts; see `cut`."""
     utterances = (u for split in splits for u in corpus.splits.get(split, ()))
@@ -91,7 +93,7 @@ def parts_of(
 
 
 def cut(
-    corpus: Corpus, segments: Iterable[Segment], sample_rate: int, *, seconds: float = 3.0, least: float = 2.0
+    corpus: Corpus, segments: Iterable[Segment], sample_rate: int, *, seconds: float = PART, least: float = LEAST
 ) -> list[Part]:
     """The segments, cut into parts of `seconds`. A remainder of at least `least` seconds is a part, too."""
     parts: list[Part] = []
@@ -106,12 +108,12 @@ def cut(
 
 def after_codec(parts: Sequence[Part], codec: nn.Module, sample_rate: int, *, seed: int = 0) -> list[Part]:
     """The parts, resynthesized by the codec. `seed` fixes the codec's noise."""
-    codec_rate = cast(int, codec.sampling_rate)
+    codec_rate, device = cast(int, codec.sampling_rate), next(codec.parameters()).device
     coded = []
     for part in parts:
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(derive(seed, part.utterance, "codec noise"))
-            audio = codec(resample(part.audio, sample_rate, codec_rate)[None])[0][0]
+            audio = codec(resample(part.audio, sample_rate, codec_rate)[None].to(device))[0][0].cpu()
         coded.append(replace(part, audio=resample(audio.clone(), codec_rate, sample_rate)))
     return coded
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau, spearmanr
 
 from snac_runner.evaluate.statistics import Array, Estimate, Labels, equal_error_rate, estimates, labels
 from snac_runner.evaluate.verdict import ALPHA, MIN_RANGE, ArmScores, Comparison, compare, is_dead, needed_sizes
-from snac_runner.report.format import measured_metrics
+from snac_runner.report.format import further_judges, listed, measured_metrics
 from snac_runner.report.listening import preferences
 from snac_runner.report.results import Result, Study, finite
 
@@ -37,10 +37,12 @@ class MetricArrays:
         target, source: labels (P,) of target speaker and source utterance.
         targets: number of target speakers.
         same_sex: whether source and target are of the same sex (P,); None: unknown.
+        judges: "" for the first judge of the speaker, and what begins the names of each further judge's metrics.
     """
 
     def __init__(self, study: Study) -> None:
         self.study = study
+        self.judges = ["", *(f"{name}_" for name in further_judges(study.results()))]
         seen: dict[str, str] = {}
         sources = dict(study.sources)
         for result in study.results():
@@ -60,11 +62,13 @@ class MetricArrays:
         row = np.full(len(self.pairs), np.nan)
         for item in result.utterances:
             row[self.index[item.pair]] = value if (value := finite(item.metrics.get(name))) is not None else np.nan
-        if name in COUNTED and not np.isfinite(row).any():
-            of, counts = COUNTED[name]
-            values = self.row(result, of)
-            at = finite(result.calibration.get("threshold"))
-            if name == "accepted" and at is None:
+        place, judge = next(((n, j) for n, j in enumerate(self.judges) if j and name.startswith(j)), (0, ""))
+        base = name.removeprefix(judge)
+        if base in COUNTED and not np.isfinite(row).any():
+            of, counts = COUNTED[base]
+            values = self.row(result, judge + of)
+            at = finite(result.judges[place].calibration.threshold) if place < len(result.judges) else None
+            if base == "accepted" and at is None:
                 return row
             return np.where(np.isfinite(values), counts(values, at), np.nan)
         if name in DERIVED and not np.isfinite(row).any():
@@ -139,19 +143,37 @@ def content_judges(study: Study, arrays: MetricArrays) -> list[ContentJudge]:
     return sorted(found, key=lambda c: (c.range < MIN_RANGE, c.margin, -c.range))
 
 
-def further_judges(study: Study) -> list[str]:
+def further_similarities(study: Study) -> list[str]:
     """Metrics of further judges of the speaker: those that the results state with the role "speaker"."""
     return sorted({n for r in study.results() for n, m in r.metrics.items() if m.role == "speaker" and n != "secs"})
 
 
-def _agreement(study: Study, arrays: MetricArrays, arms: Sequence[str]) -> dict[str, float]:
-    """Rank correlation (Spearman's) of further judges' scores and the judge's, over the conversions of all arms."""
+@dataclass(frozen=True)
+class Agreement:
+    """How far a further judge of the speaker ranks as the first judge does.
+
+    Attributes:
+        conversions: Spearman's rank correlation of SECS, over the conversions of all arms.
+        arms: Kendall's rank correlation (tau-b) of the arms' mean SECS; NaN for one arm.
+    """
+
+    conversions: float
+    arms: float
+
+
+def _agreement(study: Study, arrays: MetricArrays, arms: Sequence[str]) -> dict[str, Agreement]:
+    """Further judge to its agreement with the first."""
     found = {}
-    for name in further_judges(study):
-        scores = [np.concatenate([arrays.arm(arm, n).ravel() for arm in arms]) for n in ("secs", name)]
-        both = np.isfinite(scores[0]) & np.isfinite(scores[1])
-        if both.sum() > 2:
-            found[name] = float(spearmanr(scores[0][both], scores[1][both]).statistic)
+    for name in further_similarities(study):
+        rows = [[arrays.arm(arm, n).ravel() for arm in arms] for n in ("secs", name)]
+        one, other = (np.concatenate(of) for of in rows)
+        both = np.isfinite(one) & np.isfinite(other)
+        if both.sum() < 3:
+            continue
+        means = [[float(np.nanmean(row)) for row in of if np.isfinite(row).any()] for of in rows]
+        tau = kendalltau(*means).statistic if len(means[0]) == len(means[1]) > 1 else math.nan
+        judge = name.removesuffix("_secs") if f"{name.removesuffix('_secs')}_" in arrays.judges else name
+        found[judge] = Agreement(float(spearmanr(one[both], other[both]).statistic), float(tau))
     return found
 
 
@@ -178,7 +200,7 @@ class StudyEstimates:
         targets, sources, pairs: numbers of target speakers, source utterances and pairs.
         content: the content judge of the verdicts.
         content_judges: all that were tried, the best first.
-        agreement: further judge of the speaker to Spearman's rank correlation of its scores and the judge's.
+        agreement: further judge of the speaker to its agreement with the first.
         noise: decoding noise: standard deviation of SECS over decodes with different noise, the largest of the arms.
     """
 
@@ -196,7 +218,7 @@ class StudyEstimates:
     content: ContentJudge | None = None
     content_judges: tuple[ContentJudge, ...] = ()
     noise: float = math.nan
-    agreement: dict[str, float] = field(default_factory=dict)
+    agreement: dict[str, Agreement] = field(default_factory=dict)
 
     @property
     def score(self) -> str:
@@ -209,7 +231,8 @@ def compute(study: Study) -> StudyEstimates:
     arrays = MetricArrays(study)
     arms = study.finished()
     names = [metric.name for metric in measured_metrics(study.results())]
-    wanted = [n for n in dict.fromkeys([*names, *DERIVED, *COUNTED]) if n != "normalised"]
+    accepted = [f"{judge}accepted" for judge in arrays.judges[1:]]
+    wanted = [n for n in dict.fromkeys([*names, *DERIVED, *COUNTED, *accepted]) if n != "normalised"]
     floor, ceiling = arrays.control("floor", "secs"), arrays.control("ceiling", "secs")
     judges = content_judges(study, arrays)
     content = primary_content(judges)
@@ -219,8 +242,10 @@ def compute(study: Study) -> StudyEstimates:
     arm_estimates = {key: e for key, e in found.items() if key[0] in arms}
     arm_estimates |= _pooled_only(study, arms, wanted, arm_estimates)
     control_estimates = _controls(study, arrays, wanted) | {k: e for k, e in found.items() if k[0] not in arms}
-    arm_estimates |= _eer(arrays, {arm: arrays.arm(arm, "secs") for arm in arms})
-    control_estimates |= _eer(arrays, {c: arrays.control(c, "secs") for c in study.controls if c not in ENDS})
+    for judge in arrays.judges:
+        others = {c: arrays.control(c, f"{judge}secs") for c in study.controls if c not in ENDS}
+        arm_estimates |= _eer(arrays, {arm: arrays.arm(arm, f"{judge}secs") for arm in arms}, judge)
+        control_estimates |= _eer(arrays, others, judge)
     preferred = preferences(study)
     arm_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name in arms}
     control_estimates |= {(name, "preferred"): e for name, e in preferred.items() if name not in arms}
@@ -296,9 +321,10 @@ class _Scale:
 
 
 def _scales(arrays: MetricArrays, content: ContentJudge | None) -> list[_Scale]:
-    """The normalised metrics that the controls allow: SECS by judge and conditioning encoder, and content."""
+    """The normalised metrics that the controls allow: SECS by judges and conditioning encoder, and content."""
     found = []
-    for name, of in (("normalised", "secs"), ("speaker_encoder_normalised", "speaker_encoder_secs")):
+    for who in (*arrays.judges, "speaker_encoder_"):
+        name, of = f"{who}normalised", f"{who}secs"
         floor = arrays.control("floor", of)
         span = arrays.control("ceiling", of) - floor
         if bool(np.isfinite(span).any()) and float(np.nanmean(span)) > 0:
@@ -316,15 +342,15 @@ def _effect_of_embedding(arrays: MetricArrays, arm: str, floor: Array) -> float:
     return math.nan
 
 
-def _eer(arrays: MetricArrays, scores: dict[str, Array]) -> dict[tuple[str, str], Estimate]:
-    """Equal error rate of the judge between real utterances of the target (the ceiling) and these outputs."""
-    nan, genuine = math.nan, arrays.control("ceiling", "secs")
+def _eer(arrays: MetricArrays, scores: dict[str, Array], judge: str) -> dict[tuple[str, str], Estimate]:
+    """Equal error rate of a judge between real utterances of the target (the ceiling) and these outputs."""
+    nan, genuine = math.nan, arrays.control("ceiling", f"{judge}secs")
     found = {}
     for name, values in scores.items():
         real, converted = genuine[np.isfinite(genuine)], values[np.isfinite(values)]
         if real.size and converted.size:
             rate, _ = equal_error_rate(real, converted)
-            found[name, "eer"] = Estimate(
+            found[name, f"{judge}eer"] = Estimate(
                 rate, nan, nan, nan, nan, "none", len(values), arrays.targets, 0, converted.size
             )
     return found
@@ -406,12 +432,19 @@ def _obstacles(
     if len({r.pairs.digest for r in good if r.pairs.digest}) > 1:
         found.append("needs one pair list, here arms have different ones")
     if content is not None:
-        judged = [r.metrics[content.name] for r in study.results() if content.name in r.metrics]
-        versions = sorted({measured.version or "an unnamed one" for measured in judged if measured.n})
+        measured = [r.metrics[content.name] for r in study.results() if content.name in r.metrics]
+        versions = sorted({m.version or "an unnamed one" for m in measured if m.n})
         if len(versions) > 1:
             found.append(f"needs {content.name} by one version of its recogniser, here {' and '.join(versions)}")
+    judged = [r for r in study.results() if r.status == "success" and r.judges]
+    by_judges = {tuple(j.digest for j in r.judges): listed([j.name for j in r.judges]) for r in judged}
+    if len(by_judges) > 1:
+        several = " and by ".join(
+            f"{names} ({'+'.join(d[:8] for d in digests)})" for digests, names in by_judges.items()
+        )
+        found.append(f"needs all runs and controls to be judged by the same judges, here by {several}")
     conditioning = {(t.family or t.name) for r in good if (t := r.speaker_encoder) is not None}
-    judges = {(j.family or j.name) for r in good for j in r.judges[:1]}
+    judges = {(j.family or j.name) for r in good for j in r.judges}
     if good and not judges:
         found.append("needs a judge: its name is not in the results")
     shared = sorted((conditioning & judges) - {""})
@@ -436,7 +469,7 @@ def _compare(
         of = sum(len(run.result.utterances) for run in arrays.study.arms[arm] if run.ok and run.result is not None)
         shares = [ok.get((arm, name), (0, 0))[0] / of if of else 0.0 for name in primaries]
         errors = arrays.arm(arm, content.name) if content else None
-        further = {name: arrays.arm(arm, name) for name in further_judges(arrays.study)}
+        further = {name: arrays.arm(arm, name) for name in further_similarities(arrays.study)}
         return ArmScores(arrays.seeds(arm), arrays.arm(arm, "secs"), errors, min(shares), further)
 
     found = compare(

@@ -135,6 +135,12 @@ DISPLAYS = {
             "of the converted output, by Whisper; the reference is the text, else Whisper's transcript of the source"),
         MetricDisplay("cer", "Character error rate", "share", "down", "content", 3,
             "as the word error rate, of characters"),
+        MetricDisplay("insertions", "Insertions", "share", "down", "content", 3,
+            "words added, per word of the reference; with deletions and substitutions, the word error rate"),
+        MetricDisplay("deletions", "Deletions", "share", "down", "content", 3,
+            "words missing, per word of the reference"),
+        MetricDisplay("substitutions", "Substitutions", "share", "down", "content", 3,
+            "words replaced, per word of the reference"),
         MetricDisplay("lost", "WER above 50 %", "share", "down", "content", 2,
             "utterances with more than half of the words wrong"),
         MetricDisplay("distillmos", "DistillMOS", "MOS", "up", "naturalness", 2,
@@ -176,8 +182,26 @@ DISPLAYS = {
 }  # fmt: skip
 
 
+BY_JUDGE = ("normalised", "secs", "secs_source", "specificity", "top1", "accepted", "eer", "spk_id", "spk_vc", "gap")
+"""Metrics in the table of a further judge."""
+
+
+def by_judge(metric: MetricDisplay, judge: str) -> MetricDisplay:
+    """A metric of speaker similarity as displayed for a further judge."""
+    return replace(metric, name=f"{judge}_{metric.name}", group=f"judge {judge}")
+
+
+def further_judges(results: Iterable[Result]) -> list[str]:
+    """Names of the judges of the speaker after the first."""
+    return list(dict.fromkeys(judge.name for result in results for judge in result.judges[1:]))
+
+
 def display_of(name: str, results: Iterable[Result] = ()) -> MetricDisplay:
     """How a metric is displayed: as listed, with the unit that the results state; else by what they state alone."""
+    results = list(results)
+    for judge in further_judges(results):
+        if (base := name.removeprefix(f"{judge}_")) != name and base in DISPLAYS:
+            return by_judge(DISPLAYS[base], judge)
     stated = next((r.metrics[name] for r in results if name in r.metrics), None)
     if name in DISPLAYS:
         return replace(DISPLAYS[name], unit=stated.unit) if stated is not None and stated.unit else DISPLAYS[name]

@@ -22,7 +22,16 @@ from snac_core.files import write_json, write_text
 from snac_runner.evaluate.statistics import Estimate
 from snac_runner.report import listening, plots, samples
 from snac_runner.report.estimates import ENDS, StudyEstimates, compute
-from snac_runner.report.format import DISPLAYS, MetricDisplay, bracket, measured_metrics, number, plural, short_label
+from snac_runner.report.format import (
+    DISPLAYS,
+    MetricDisplay,
+    bracket,
+    further_judges,
+    measured_metrics,
+    number,
+    plural,
+    short_label,
+)
 from snac_runner.report.plots import COLOURS, MAX_NAMED, Bar, Point, RankedMean, key_mark, pareto, ranking
 from snac_runner.report.results import Study, merge_studies, read
 from snac_runner.report.study_tables import all_tables, estimate_cell, failures_table, origin_table, settings_table
@@ -34,10 +43,18 @@ INTERVALS = (
     "not corrected for the number of comparisons."
 )
 TEMPLATES = Path(__file__).parent / "templates"
-SECTIONS = (
-    *("speaker", "comparisons", "content", "naturalness", "parallel", "prosody", "identity", "speaker_encoder"),
-    *("embeddings", "sexes", "other", "codes", "taps", "cost", "settings", "failures"),
+MEASURES = (
+    "content",
+    "naturalness",
+    "parallel",
+    "prosody",
+    "identity",
+    "speaker_encoder",
+    "embeddings",
+    "sexes",
+    "other",
 )
+SECTIONS = ("speaker", "comparisons", *MEASURES, "codes", "taps", "cost", "settings", "failures")
 QUALITY = ("naturalness", "identity")  # groups of metrics that speaker similarity is plotted against
 
 
@@ -88,6 +105,7 @@ def render(
         trades=_trades(study, numbers),
         max_named=MAX_NAMED,
         tables=dict.fromkeys(SECTIONS) | tables,
+        measures=["speaker", "judges", *(f"speaker_{judge}" for judge in further_judges(study.results())), *MEASURES],
         panels=plots.panels(study),
         groups=groups,
         more=more,
@@ -109,7 +127,8 @@ def facts(study: Study, numbers: StudyEstimates) -> list[str]:
     if first.split:
         found.append(f"{first.split} split")
     if first.judges:
-        found.append(f"judge {first.judges[0].name}")
+        names = [judge.name for judge in first.judges]
+        found.append(f"judge{'s' if len(names) > 1 else ''} {', '.join(names)}")
     if first.speaker_encoder is not None and first.speaker_encoder.name:
         found.append(f"conditioning encoder {first.speaker_encoder.name}")
     return found

@@ -27,7 +27,7 @@ class Measured(BaseModel):
     n: int | None = None
     unit: str = ""
     direction: Literal["up", "down", ""] = ""
-    role: str = ""  # "content" for a metric that can be the primary measure of content
+    role: str = ""  # "content": may be the primary measure of content; "speaker": by a further judge
     margin: float | None = None  # largest loss that counts as not inferior
     version: str = ""  # of the tool, if there may be several
 
@@ -48,12 +48,21 @@ class Conversion(BaseModel):
     metrics: dict[str, float | None] = Field(default_factory=dict)
 
 
+class Calibration(BaseModel):
+    """A judge on real speech through the codec: its threshold for accepting a speaker, and its equal error rate."""
+
+    threshold: float | None = None
+    eer: float | None = None
+    splits: list[str] = Field(default_factory=list)
+
+
 class Encoder(BaseModel):
-    """A speaker encoder."""
+    """A speaker encoder; a judge may be calibrated."""
 
     name: str = ""
     family: str = ""
     digest: str = ""
+    calibration: Calibration = Calibration()
 
 
 class Cost(BaseModel):
@@ -118,7 +127,6 @@ class Result(BaseModel):
     cost: Cost = Cost()
     codes: Codes = Codes()
     noise_floor: dict[str, float | None] = Field(default_factory=dict)
-    calibration: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     hardware: dict[str, Any] = Field(default_factory=dict)
     git: dict[str, Any] = Field(default_factory=dict)
@@ -135,7 +143,6 @@ class Result(BaseModel):
             "pairs",
             "metrics",
             "noise_floor",
-            "calibration",
             "versions",
             "hardware",
             "git",

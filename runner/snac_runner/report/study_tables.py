@@ -12,8 +12,18 @@ from typing import Any
 from snac_runner.evaluate.statistics import Estimate
 from snac_runner.evaluate.verdict import Comparison
 from snac_runner.report.estimates import StudyEstimates
-from snac_runner.report.format import DISPLAYS, MetricDisplay, bracket, called, measured_metrics, number
-from snac_runner.report.results import Run, Study, finite
+from snac_runner.report.format import (
+    BY_JUDGE,
+    DISPLAYS,
+    MetricDisplay,
+    bracket,
+    by_judge,
+    called,
+    further_judges,
+    measured_metrics,
+    number,
+)
+from snac_runner.report.results import Calibration, Run, Study, finite
 from snac_runner.report.tables import BLANK, EMPTY, Cell, Column, Row, Table, text_cell
 
 COMPUTED = (
@@ -79,7 +89,7 @@ def metric_table(
         if metrics[0].name == "normalised_content" and control in ("floor", "mismatched"):
             exact = 0.0 if control == "floor" else 1.0
             cells[0] = Cell(number(exact), exact)
-        if metrics[0].name == "normalised" and numbers.score == "normalised" and control in ("floor", "ceiling"):
+        if metrics[0].name.endswith("normalised") and control in ("floor", "ceiling"):
             exact = 0.0 if control == "floor" else 1.0
             cells[0] = Cell(number(exact), exact)
         if any(c.value is not None for c in cells):
@@ -134,6 +144,29 @@ def needed_words(c: Comparison) -> str:
     return " or ".join(f"{seeds} seeds and {targets} target speakers" for seeds, targets in c.needed)
 
 
+def judges_table(study: Study, numbers: StudyEstimates) -> Table | None:
+    """The judges of the speaker, if there are several: their error rates on real speech, and how far they agree."""
+    if not numbers.agreement:
+        return None
+    judges = {judge.name: judge for result in study.results() for judge in result.judges}
+    columns = [
+        Column("Judge", numeric=False),
+        Column("EER", "%", "↓", "equal error rate on real speech of dev speakers, through the codec"),
+        Column("Threshold", "cosine", "", "from which on it accepts a speaker, on the same trials"),
+        Column("Agreement over conversions", "Spearman", "↑", "rank correlation of SECS with that of the first judge"),
+        Column("Agreement over arms", "Kendall", "↑", "rank correlation of the arms' mean SECS with the first judge's"),
+    ]
+    rows = []
+    for name in dict.fromkeys([*judges, *numbers.agreement]):
+        known = judges[name].calibration if name in judges else Calibration()
+        eer = None if known.eer is None else 100 * known.eer
+        agreement = numbers.agreement.get(name)
+        ranks = (agreement.conversions, agreement.arms) if agreement else (None, None)
+        cells = [Cell(number(eer, 1), eer), Cell(number(known.threshold, 3), known.threshold)]
+        rows.append(Row([text_cell(name), *cells, *(Cell(number(rank), finite(rank)) for rank in ranks)]))
+    return Table("judges", "Judges of the speaker", columns, rows)
+
+
 def sex_table(study: Study, numbers: StudyEstimates) -> Table | None:
     """SECS by whether source and target are of the same sex."""
     if not numbers.by_sex:
@@ -162,6 +195,17 @@ def all_tables(study: Study, numbers: StudyEstimates) -> dict[str, Table]:
     speaker = groups["speaker"]
     tables = [
         metric_table(study, numbers, "speaker", "Speaker similarity (judge)", speaker),
+        judges_table(study, numbers),
+        *(
+            metric_table(
+                study,
+                numbers,
+                f"speaker_{judge}",
+                f"Speaker similarity (further judge {judge})",
+                [by_judge(DISPLAYS[name], judge) for name in BY_JUDGE],
+            )
+            for judge in further_judges(study.results())
+        ),
         metric_table(study, numbers, "embeddings", "SECS to the target under three embeddings", _by_embedding(groups)),
         comparison_table(numbers),
         metric_table(study, numbers, "content", "Content of the converted output", groups.get("content", [])),

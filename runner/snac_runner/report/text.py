@@ -19,6 +19,7 @@ from snac_runner.report.study_tables import needed_words
 
 SUSPICIOUS_EER = 0.02  # above one half
 OVERFITTED = 0.15  # of the gap between floor and ceiling: the conditioning encoder's normalised SECS above the judge's
+WEAK_EER = 0.2  # of a judge, on real speech through the codec
 FRAGILE = 0.05  # cosine: loss by degradation above the bare codec's
 GOAL_GAP, GOAL_SPK_ID, GOAL_NORMALISED, GOAL_CONTENT = 0.1, 0.03, 0.6, 0.15
 """The goal of a conversion: gap, spk_id above the bare codec's, normalised SECS and normalised content error."""
@@ -278,7 +279,7 @@ def cautions(study: Study, numbers: StudyEstimates) -> list[str]:
         *_fragile(numbers),
         *_overfitted(numbers),
         *_suspicious(numbers),
-        *_judges(numbers),
+        *_judges(study, numbers),
         *_others(study, numbers),
         *_content(numbers),
     ]
@@ -365,14 +366,26 @@ def _suspicious(numbers: StudyEstimates) -> list[str]:
     ]
 
 
-def _judges(numbers: StudyEstimates) -> list[str]:
-    """How far further judges of the speaker agree with the first one."""
-    if not numbers.agreement:
-        return []
-    told = [f"{name} {number(rho)}" for name, rho in numbers.agreement.items()]
-    split = [f"{c.a} and {c.b}" for c in numbers.comparisons if not c.judges_agree]
-    differing = f" They disagree on which arm is ahead for {listed(split)}, so no difference counts." if split else ""
-    return [f"Rank correlation of the further judges with the judge, over all conversions: {listed(told)}.{differing}"]
+def _judges(study: Study, numbers: StudyEstimates) -> list[str]:
+    """How far further judges of the speaker agree with the first one, and which judges are weak."""
+    judges = {judge.name: judge for result in study.results() for judge in result.judges}
+    weak = [
+        f"{name} ({number(100 * rate, 0)} %)"
+        for name, judge in judges.items()
+        if (rate := judge.calibration.eer) is not None and rate > WEAK_EER
+    ]
+    found = []
+    if weak:
+        found.append(f"Judges that often confuse real speakers through the codec (equal error rate): {listed(weak)}.")
+    if numbers.agreement:
+        told = [
+            f"{name} {number(a.conversions)} over conversions (Spearman), {number(a.arms)} over arms (Kendall)"
+            for name, a in numbers.agreement.items()
+        ]
+        split = [f"{c.a} and {c.b}" for c in numbers.comparisons if not c.judges_agree]
+        differing = f" They disagree on which arm is ahead for {listed(split)}: no difference counts." if split else ""
+        found.append(f"Rank correlation of further judges with the first one: {'; '.join(told)}.{differing}")
+    return found
 
 
 def _others(study: Study, numbers: StudyEstimates) -> list[str]:
@@ -392,9 +405,14 @@ def _others(study: Study, numbers: StudyEstimates) -> list[str]:
                      "number of comparisons, intervals are not.")  # fmt: skip
     notes = dict.fromkeys(str(n) for r in study.results() for n in r.data.get("notes") or [])
     found += [f"Data: {note}{'' if note.endswith('.') else '.'}" for note in notes]
-    lacking = {name: need for r in study.results() for name, need in r.missing.items()}
-    if lacking:
-        found.append(f"Not measured: {listed([f'{name} ({need})' for name, need in sorted(lacking.items())])}.")
+    versions = sorted({v for r in study.results() if (v := str(r.versions.get("snac-conditioning") or ""))})
+    if len(versions) > 1:
+        found.append(f"The runs were evaluated by different versions of snac-conditioning: {listed(versions)}.")
+    reasons: dict[str, list[str]] = {}
+    for name, need in sorted({name: need for r in study.results() for name, need in r.missing.items()}.items()):
+        reasons.setdefault(need, []).append(name)
+    if reasons:
+        found.append(f"Not measured: {'; '.join(f'{listed(names)} ({need})' for need, names in reasons.items())}.")
     return [*found, *study.notes]
 
 
