@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snac_runner.evaluate.verdict import (
     ArmScores,
     StandardDeviations,
     StudySize,
     compare,
+    largest_variance,
     noninferiority_power,
     planned_detectable_effect,
 )
@@ -110,6 +113,31 @@ def test_equal_arms_among_many_are_not_called_different_more_often() -> None:
         assert len(found) == 6
         false += any(c.decision.word in ("better", "worse") for c in found)
     assert false <= 8  # 5 % of 60 is 3; 9 or more has a probability of 0.2 %
+
+
+def test_an_announced_effect_is_found_among_six_arms_of_which_the_verdict_takes_the_largest_variance() -> None:
+    rng, arms, targets, studies = np.random.default_rng(7), 6, 20, 25
+    sds = StandardDeviations(0.1, SD_TARGET, SD_SOURCE, SD_REST)
+    size = StudySize(3, targets, SOURCES, PER_TARGET * targets, arms)
+    announced = planned_detectable_effect(size, sds, comparisons=arms * (arms - 1) // 2)
+    found = 0.0
+    for _ in range(studies):
+        drawn = [drawn_study(rng, seeds=3, targets=targets, sd_seed=0.1, effect=0.0, content=False) for _ in range(3)]
+        study = {f"{name}{i}": arm for i, (both, *_) in enumerate(drawn) for name, arm in both.items()}
+        ahead = ArmScores(study["a0"].seeds, study["a0"].speaker + announced)
+        words = [c.decision.word for c in compare({**study, "a0": ahead}, *drawn[0][1:]) if c.a == "a0"]
+        found += words.count("higher") / len(words)
+    assert found / studies >= 0.8 - 2 * np.sqrt(0.8 * 0.2 / studies)
+
+
+@given(st.integers(2, 8), st.integers(2, 8))
+def test_the_largest_variance_of_more_pairs_is_larger_and_of_more_seeds_is_nearer_the_truth(
+    arms: int, seeds: int
+) -> None:
+    here = largest_variance(arms, seeds)
+    assert here == pytest.approx(1, abs=0.1) if arms == 2 else here > 1.1
+    assert largest_variance(arms + 1, seeds) > here - 0.05
+    assert largest_variance(arms, seeds + 2) < here + 0.05
 
 
 def test_a_dry_run_announces_how_often_non_inferiority_of_content_is_shown() -> None:

@@ -26,6 +26,7 @@ from snac_runner.evaluate.verdict import (
     compare,
     decide,
     is_dead,
+    largest_variance,
     needed_sizes,
     planned_detectable_effect,
     shortfalls,
@@ -300,8 +301,8 @@ def test_content_by_several_versions_of_a_recogniser_gets_no_verdict(tmp_path: P
 
 
 def test_what_would_decide_a_pair_is_found_in_four_of_five_studies_of_that_size() -> None:
-    sds = StandardDeviations(0.01, 0.1, 0.0, 0.0)
-    parts = ((sds.seed**2 / 3, 4.0), (sds.target**2 / 12, 11.0))
+    sds = StandardDeviations(0.01 / largest_variance(3, 3) ** 0.5, 0.1, 0.0, 0.0)  # the estimate is an upper bound
+    parts = ((0.01**2 / 3, 4.0), (sds.target**2 / 12, 11.0))
     e = replace(made_up(-0.1, 0.3), mean=0.05, seeds=3, targets=12, spread=Spread(parts))
     ((seeds, targets),) = needed_sizes(e, comparisons=3)
     assert seeds == 3, "more seeds alone are not enough: the target speakers differ more"

@@ -14,6 +14,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any, Literal
 
@@ -394,12 +395,29 @@ def noninferiority_power(size: StudySize, sds: StandardDeviations, margin: float
     return float(stats.nct.sf(spread.half_width(ALPHA) / spread.se, spread.df, margin / spread.se))
 
 
+LARGEST_DRAWS = 4000  # studies that the expectation below is the mean of
+
+
+@lru_cache(maxsize=64)
+def largest_variance(arms: int, seeds: int) -> float:
+    """Expected largest sample variance between seeds of the differences of `arms` equal arms, per true variance.
+
+    `seed_variance` takes the largest of all pairs of arms; for two arms the ratio is 1.
+    """
+    drawn = np.random.default_rng(0).standard_normal((LARGEST_DRAWS, arms, seeds)) / math.sqrt(2)
+    one, other = np.triu_indices(arms, 1)
+    ratios = (drawn[:, one] - drawn[:, other]).var(axis=-1, ddof=1)
+    return float(ratios.max(axis=1).mean())
+
+
 def _planned_spread(size: StudySize, sds: StandardDeviations) -> Spread | None:
     """The expected sampling variances of such a study; None if no factor has two levels."""
     residual = sds.residual**2 / (size.seeds * size.pairs)
     parts: list[Part] = []
     if size.seeds > 1:
-        parts.append((sds.seed**2 / size.seeds + residual, (size.arms - 1.0) * (size.seeds - 1)))
+        largest = largest_variance(size.arms, size.seeds)
+        by_seed = largest * (sds.seed**2 / size.seeds + residual) - residual  # without the noise of single cells
+        parts.append((by_seed, (size.arms - 1.0) * (size.seeds - 1)))
     varied = [(sd**2 / n, n) for sd, n in ((sds.target, size.targets), (sds.source, size.sources)) if n > 1]
     if varied:
         parts.append((sum(v for v, _ in varied) + residual, min(n for _, n in varied) - 1.0))
