@@ -273,12 +273,30 @@ def random_equalizer(count: int, frequency: Tensor, gain_db: float, draw: torch.
 
 
 @torch.no_grad()
-def random_equalization(audio: Tensor, sample_rate: int, gain_db: float, draw: torch.Generator) -> Tensor:
-    """Filter (B, 1, T) with another `random_equalizer` for every item, with zero phase."""
+def random_equalization(
+    audio: Tensor,
+    sample_rate: int,
+    gain_db: float,
+    draw: torch.Generator,
+    *,
+    count: int | None = None,
+    rows: Tensor | slice = slice(None),
+) -> Tensor:
+    """Filter (B, 1, T) with another `random_equalizer` for every item, with zero phase.
+
+    Args:
+        audio: (B, 1, T).
+        sample_rate: in Hz.
+        gain_db: largest gain, in dB.
+        draw: the random generator.
+        count: number of equalizers to draw; B if None.
+        rows: which B of them to use.
+    """
     size = audio.shape[-1] + sample_rate // 10  # no circular convolution
     spectrum = torch.fft.rfft(audio.squeeze(1), size)
     frequency = torch.linspace(0, sample_rate / 2, spectrum.shape[-1], device=audio.device)
-    coloured: Tensor = torch.fft.irfft(spectrum * random_equalizer(len(audio), frequency, gain_db, draw), size)
+    responses = random_equalizer(len(audio) if count is None else count, frequency, gain_db, draw)[rows]
+    coloured: Tensor = torch.fft.irfft(spectrum * responses, size)
     return coloured[:, : audio.shape[-1]].unsqueeze(1)
 
 

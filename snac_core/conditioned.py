@@ -339,8 +339,9 @@ class ConditionedCodec(nn.Module):
 
     def _edit(self, x: Tensor, tap: str, cond: Conditioning) -> Tensor:
         edited = x
-        for edit in self.edits[tap]:
-            edited = edit(edited, cond)
+        with self.codec.autocast(x.device):
+            for edit in self.edits[tap]:
+                edited = edit(edited, cond)
         if self._on_edit is not None:
             self._on_edit(tap, x, edited)
         return edited

@@ -172,16 +172,23 @@ def adversarial_loss(fake: Sequence[Features]) -> Tensor:
     return -_at_least_float32(torch.stack([f[-1].mean() for f in fake])).mean()
 
 
-def feature_loss(real: Sequence[Features], fake: Sequence[Features]) -> Tensor:
+def feature_loss(real: Sequence[Features], fake: Sequence[Features], *, items: int = 1) -> Tensor:
     """Feature matching: L1 between hidden features of generated and real speech, relative to the mean of the real ones.
 
-    Relative as in EnCodec, eq. 2, so that all layers have equal weight; a scalar, the mean over layers.
+    Relative as in EnCodec, eq. 2, so that all layers have equal weight.
+
+    Args:
+        real, fake: features of the same number of rows.
+        items: the rows are divided into so many items, and each is relative to its own mean; 1: all rows together.
+
+    Returns:
+        a scalar, the mean over items and layers.
     """
-    terms = [
-        (a.detach() - b).abs().mean() / a.detach().abs().mean().clamp(min=1e-5)
-        for r, f in zip(real, fake, strict=True)
-        for a, b in zip(r[:-1], f[:-1], strict=True)
-    ]
+    terms = []
+    for r, f in zip(real, fake, strict=True):
+        for a, b in zip(r[:-1], f[:-1], strict=True):
+            wanted, got = (x.reshape(items, -1) for x in (a.detach(), b))
+            terms.append(((wanted - got).abs().mean(1) / wanted.abs().mean(1).clamp(min=1e-5)).mean())
     return _at_least_float32(torch.stack(terms)).mean()
 
 

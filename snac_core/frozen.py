@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch import Tensor
 from snac_core.codec.snac import SNAC
 from snac_core.plugin_guard import torch_settings, with_settings
 from snac_core.taps import is_before_vq
+from snac_core.timing import Stopwatch
 
 
 class FrozenActivations:
@@ -25,16 +25,16 @@ class FrozenActivations:
         codec: the frozen codec.
         audio: (B, 1, T), unpadded.
         latent: the activation at "latent" (B, C, F), if it is known; the encoder then runs only for earlier taps.
-
-    Attributes:
-        seconds: computing time so far; it is shared by all arms, and reported apart from an arm's own time.
+        stopwatch: measures the computing time, which all arms share.
     """
 
-    def __init__(self, codec: SNAC, audio: Tensor, *, latent: Tensor | None = None) -> None:
+    def __init__(
+        self, codec: SNAC, audio: Tensor, *, latent: Tensor | None = None, stopwatch: Stopwatch | None = None
+    ) -> None:
         self.codec = codec
         self.audio = audio
         self.differentiable = audio.requires_grad and torch.is_grad_enabled()
-        self.seconds = 0.0
+        self.stopwatch = stopwatch or Stopwatch(audio.device)
         self._settings = torch_settings()
         self._activations: dict[str, Tensor] = {} if latent is None else {"latent": latent}
 
@@ -83,8 +83,6 @@ class FrozenActivations:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
         # Often computed inside a hook of one arm: its changes to torch's settings must not affect the other arms.
-        with with_settings(self._settings), torch.set_grad_enabled(self.differentiable):
+        with self.stopwatch, with_settings(self._settings), torch.set_grad_enabled(self.differentiable):
             yield
-        self.seconds += time.perf_counter() - started

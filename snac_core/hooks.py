@@ -61,6 +61,8 @@ class Edit:
         else:
             with guarded(f"{self.hook} of strategy {self.strategy!r} at tap {self.tap.name!r}"):
                 edited = self.function(**arguments)
+        if isinstance(edited, Tensor) and torch.is_autocast_enabled(x.device.type):
+            edited = edited.to(x.dtype)
         if not isinstance(edited, Tensor) or edited.shape != x.shape or edited.dtype != x.dtype:
             if isinstance(edited, Tensor):
                 got = f"{tuple(edited.shape)} {edited.dtype}"

@@ -43,15 +43,15 @@ def contrastive(outputs: Tensor, positives: Tensor, negatives: Tensor, mask: Ten
 
 
 def margin_ranking(outputs: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor, *, margin: float) -> Tensor:
-    """Hinge loss: relu(margin + d(positive) - d(negative)), the mean over valid pairs; a scalar.
+    """Hinge loss: relu(margin + d(positive) - d(negative)), the mean over valid pairs, then over rows; a scalar.
 
     d is 1 - cosine: the loss is zero if every negative is farther than the positive by `margin`. Shapes as in
-    `contrastive`.
+    `contrastive`; rows without a valid negative count as zero.
     """
     positive = cosine_distance(outputs.unsqueeze(1), _several(positives).detach()).unsqueeze(2)  # (M, P, 1)
     negative = cosine_distance(outputs.unsqueeze(1), negatives.detach()).unsqueeze(1)  # (M, 1, N)
     hinge = F.relu(margin + positive - negative).mean(1)
-    return (hinge * mask).sum() / mask.sum().clamp(min=1)
+    return ((hinge * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
 def _several(positives: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def code_entropy(
 
 
 def commitment(quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Tensor]) -> Tensor:
-    """Squared distance between encodings and their codebook entries, relative to the entries' mean square.
+    """Squared distance between encodings and their codebook entries, relative to the mean square of an item's entries.
 
     The commitment term of van den Oord et al. 2017 (eq. 3), per level, for frozen codebooks. The straight-through
     gradient ignores the quantization error, so only this term keeps an edited latent near the codebooks.
@@ -105,7 +105,8 @@ def commitment(quantizer: ResidualVectorQuantize, z: Tensor, codes: Sequence[Ten
     for level, indices in zip(quantizer.quantizers, codes, strict=True):
         assert isinstance(level, VectorQuantize)
         entry = level.codebook(indices).transpose(1, 2).detach()
-        distances.append((level.project(residual) - entry).square().mean() / entry.square().mean())
+        error = (level.project(residual) - entry).square().mean((1, 2))  # (B,)
+        distances.append((error / entry.square().mean((1, 2))).mean())
         residual = residual - level.expand(entry).detach()
     return torch.stack(distances).mean()
 

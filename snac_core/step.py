@@ -22,9 +22,22 @@ class Step:
     Identity and converted outputs come from one batched pass through the model, and their embeddings from one batched
     pass through the conditioning encoder. Gradients flow from all of them to the strategies.
 
+    With several devices, or an accumulated gradient, a batch is divided into parts, and a step sees one of them. The
+    loss of the batch is the mean over its items, so every loss term is a mean of terms of single items. What looks
+    across the batch uses `batch_speaker_ids` and `batch_target_ids`; random numbers for items are drawn for the whole
+    batch, and `rows` selects those of this part.
+
+    Args:
+        speaker_ids, target_ids: of the whole batch, as `batch_speaker_ids` and `batch_target_ids`.
+        rows: which items of the batch `audio` has; all by default.
+
     Attributes:
         model: the conditioned codec that is trained.
-        audio: (B, 1, T) at the codec's sample rate.
+        audio: (B, 1, T) at the codec's sample rate; B items, all of the batch or a part of it.
+        batch_speaker_ids: rows (W,) of the speaker table, of all W items of the batch.
+        batch_target_ids: the same (N * W,), of their targets.
+        rows: positions (B,) of this part's items in the batch.
+        output_rows: positions (N * B,) of this part's targets in `batch_target_ids`.
         sample_rate: of `audio`, in Hz.
         speaker_ids: rows (B,) of the source speakers in the sampler's table.
         target_ids: rows (N * B,) of the target speakers: N targets per item; index n * B + b is target n of item b.
@@ -49,18 +62,25 @@ class Step:
         speaker_encoder: SpeakerEncoder,
         sampler: SpeakerSampler,
         index: int,
+        rows: slice = slice(None),
         frozen_activations: FrozenActivations | None = None,
         parallel: Callable[[], tuple[Tensor, Tensor] | None] | None = None,
+        batch_audio: Callable[[], Tensor] | None = None,
     ) -> None:
         self.model = model
         self.audio = audio
         self.sample_rate = sample_rate
-        self.speaker_ids = speaker_ids
-        self.target_ids = target_ids
+        self.batch_speaker_ids = speaker_ids
+        self.batch_target_ids = target_ids
+        self.rows = torch.arange(len(speaker_ids))[rows]
+        self.output_rows = torch.arange(len(target_ids)).view(-1, len(speaker_ids))[:, rows].flatten()
+        self.speaker_ids = speaker_ids = speaker_ids[self.rows]
+        self.target_ids = target_ids = target_ids[self.output_rows]
         self.speaker_encoder = speaker_encoder
         self.sampler = sampler
         self.index = index
         self._find_parallel = parallel
+        self._find_batch_audio = batch_audio
         self.frozen_activations = frozen_activations or FrozenActivations(model.codec, audio)
         table = sampler.table
         self.own = Conditioning(table.conditioning[speaker_ids].to(audio.device), encoder=table.encoder)
@@ -72,11 +92,14 @@ class Step:
     def conditioning_of(self, audio: Tensor) -> Conditioning:
         """Conditioning on the speakers of `audio` (B, 1, T) at `sample_rate`, B rows, from the conditioning encoder.
 
-        In an arm with shuffled speakers every row has the embedding of another item.
+        In an arm with shuffled speakers every row has the embedding of a speaker that was drawn at random.
         """
-        embeddings: Tensor = self.speaker_encoder(audio, self.sample_rate)
         table = self.sampler.table
-        return Conditioning(embeddings.roll(1, 0) if table.shuffled else embeddings, encoder=table.encoder)
+        if table.shuffled:
+            embeddings = self.target.speaker[: len(audio)]
+        else:
+            embeddings = self.speaker_encoder(audio, self.sample_rate)
+        return Conditioning(embeddings, encoder=table.encoder)
 
     @property
     def teacher(self) -> SpeakerEncoder:
@@ -122,6 +145,14 @@ class Step:
     def converted_embedding(self) -> Tensor:
         """(N * B, S), the conditioning encoder's embedding of `converted.audio`."""
         return self._embeddings[len(self.audio) :]
+
+    @cached_property
+    def batch_audio(self) -> Tensor:
+        """(W, 1, T), the audio of the whole batch; where this step sees a part of it, it is read on first use."""
+        if len(self.rows) == len(self.batch_speaker_ids):
+            return self.audio
+        assert self._find_batch_audio is not None
+        return self._find_batch_audio()
 
     @cached_property
     def parallel(self) -> tuple[Tensor, Tensor] | None:

@@ -110,7 +110,7 @@ class Phase3Contrastive(Strategy):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`contrastive`: the loss of the converted embeddings with positives and negatives; a scalar."""
         config, outputs = self.config, step.converted_embedding
-        rows = self._negatives(step)
+        rows = self._negatives(step)[step.output_rows]
         mask = (rows >= 0).to(outputs.device)
         table = step.sampler.table
         negatives = table.reference[rows.clamp(min=0)].to(outputs.device)
@@ -122,9 +122,9 @@ class Phase3Contrastive(Strategy):
         return {"contrastive": term}
 
     def _negatives(self, step: Step) -> Tensor:
-        """Indices (M, N) of the negatives of each of the M outputs in the sampler's table; -1: none."""
-        config, targets, reference = self.config, step.target_ids, step.sampler.table.reference
-        sources = step.speaker_ids.repeat(len(targets) // len(step.speaker_ids))
+        """Indices (M, N) of the negatives of each of the batch's M outputs in the sampler's table; -1: none."""
+        config, targets, reference = self.config, step.batch_target_ids, step.sampler.table.reference
+        sources = step.batch_speaker_ids.repeat(len(targets) // len(step.batch_speaker_ids))
         drawn = step.sampler.negatives(
             sources, targets, step.index, config.max_negatives, choice=config.negatives, strata=config.strata
         )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snac_core.checkpoint import Stored, load_state, read_tensors, state_of
 from snac_core.conditioned import ConditionedCodec
@@ -20,6 +19,7 @@ from snac_core.seeding import derive, generator
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import TrainingContext
 from snac_core.strategy import DISCRIMINATOR
+from snac_core.timing import Stopwatch
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import CHECKPOINT
@@ -37,6 +37,7 @@ class Progress:
         best_step: the step of that score.
         stale: dev evaluations since then.
         finished: whether training has ended, after all steps or because patience ran out.
+        peak_memory: largest memory in this arm's steps, in bytes; see `snac_runner.memory`.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     finished: bool = False
+    peak_memory: int = 0
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Arm:
     discriminator_optimizer: torch.optim.Optimizer | None
     progress: Progress = field(default_factory=Progress)
     best_state: dict[str, Tensor] = field(default_factory=dict)
+    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))  # of the current step
 
     @classmethod
     def new(cls, settings: ArmSettings, seed: int, folder: Path, resources: StudyResources) -> Arm:
@@ -82,6 +85,8 @@ class Arm:
             config=settings.settings,
             plugins=resources.catalogue,
         ).to(resources.device)
+        if resources.study.compile:
+            _compile(model)
         if settings.start:
             start_from(settings.start, model)
         table = resources.table
@@ -107,6 +112,7 @@ class Arm:
             discriminator_optimizer=torch.optim.AdamW(discriminators, lr=settings.discriminator_lr, **options)
             if discriminators
             else None,
+            stopwatch=Stopwatch(resources.device),
         )
 
     # ---------------------------------------------------------------- settings that a step reads
@@ -143,7 +149,12 @@ class Arm:
         return self.folder / CHECKPOINT
 
     def save(self) -> None:
-        """Write the exact state; the previous checkpoint is replaced once the new one is complete."""
+        """Write the exact state; the previous checkpoint is replaced once the new one is complete.
+
+        Of several processes, which all have the same state, the first writes.
+        """
+        if not self.resources.context.first:
+            return
         state = {
             "progress": vars(self.progress),
             "base": self.model.codec.digest,
@@ -158,15 +169,16 @@ class Arm:
         write_bytes(self.checkpoint, buffer.getvalue())
 
     def load(self) -> bool:
-        """Restore the state of the checkpoint; False if there is none.
+        """Restore the state of the checkpoint, which the first process reads for all; False if there is none.
 
         Raises:
             UserError: for a damaged checkpoint, or one that belongs to another base.
         """
-        if not self.checkpoint.is_file():
+        stored = self.resources.context.agree(self.checkpoint.read_bytes() if self.checkpoint.is_file() else None)
+        if stored is None:
             return False
         try:
-            state = torch.load(self.checkpoint, map_location=self.resources.device, weights_only=True)
+            state = torch.load(io.BytesIO(stored), map_location=self.resources.device, weights_only=True)
             base, progress = state["base"], Progress(**state["progress"])
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(
@@ -201,11 +213,15 @@ class Arm:
             if key.split(".")[0] == DISCRIMINATOR
         }
 
-    def clock(self) -> float:
-        """Seconds from an arbitrary start, after the device has finished its queued work."""
-        if self.resources.device.type == "cuda":
-            torch.cuda.synchronize(self.resources.device)
-        return time.perf_counter()
+
+def _compile(model: ConditionedCodec) -> None:
+    """Compile the modules of the strategies on their first use, without the discriminators."""
+    for strategy in model.attached.values():
+        for name, child in strategy.named_children():
+            of_list = isinstance(child, nn.ModuleDict | nn.ModuleList)
+            for module in child.children() if of_list else [child]:
+                if name != DISCRIMINATOR:
+                    module.compile()
 
 
 def start_from(source: str, model: ConditionedCodec) -> None:

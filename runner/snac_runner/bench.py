@@ -28,9 +28,9 @@ from snac_core.frozen import FrozenActivations
 from snac_core.plugins import Catalogue
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.memory import gibibytes
 from snac_runner.resources import StudyResources
-from snac_runner.run_result import peak_memory
-from snac_runner.train import train_step
+from snac_runner.train_step import train_step
 
 SECONDS = 4.0  # of audio that the codecs are timed on
 STREAM_SECONDS = (0.01, 0.16, 0.64)  # chunks of a stream; the first is rounded to the shortest that the codec has
@@ -97,9 +97,8 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
 
         def step(arms: Sequence[Arm], shared_seconds: list[float]) -> None:
             batch = resources.draw(next(numbers), batches, trained[0].sampler)
-            for arm in arms:
-                train_step(arm, batch)
-            shared_seconds.append(batch.shared_seconds)
+            train_step(arms, [batch], resources.context).checked()
+            shared_seconds.append(resources.shared_time.lap())
 
         works: dict[str, Callable[[], object]] = {}
         for name, group in {"all": trained, **{arm.settings.title: [arm] for arm in trained}}.items():
@@ -117,7 +116,9 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
         lines.append(f"  one step of all: {taken['all']:.3f} s = {taken['all'] / expected:.2f} x (shared + own)")
         lines.append(f"  against one after the other: {taken['all'] / alone:.2f} of {alone:.3f} s")
         lines += [f"  passes of a step of {arm.settings.title}: {passes(arm, resources)}" for arm in trained]
-        lines.append(f"peak memory of this process: {peak_memory(resources.device) / 2**30:.2f} GiB")
+        lines += [
+            f"  peak memory in a step of {arm.settings.title}: {gibibytes(arm.progress.peak_memory)}" for arm in trained
+        ]
     return lines
 
 
@@ -149,7 +150,7 @@ def passes(arm: Arm, resources: StudyResources) -> str:
     }
     batch = resources.draw(USUAL_STEP, resources.batches(0), arm.sampler)
     with counting(watched) as counts:
-        train_step(arm, batch)
+        train_step([arm], [batch], resources.context).checked()
     return ", ".join(f"{name} {len(rows)} ({sum(rows)} items)" for name, rows in counts.items())
 
 
@@ -231,7 +232,12 @@ def _with(adapter: str, resources: StudyResources, rounds: int) -> list[str]:
 
 def _step(arm: Arm, resources: StudyResources) -> Callable[[], object]:
     batch = resources.draw(USUAL_STEP, resources.batches(0), arm.sampler)
-    return lambda: train_step(arm, replace(batch, frozen=FrozenActivations(resources.codec, batch.frozen.audio)))
+
+    def step() -> None:
+        again = replace(batch, frozen=FrozenActivations(resources.codec, batch.frozen.audio))
+        train_step([arm], [again], resources.context).checked()
+
+    return step
 
 
 def _edits(strategy: Any) -> bool:

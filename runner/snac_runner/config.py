@@ -161,6 +161,18 @@ class StudySettings(BaseModel):
     extra_metrics: tuple[str, ...] = Field((), description="Metrics to add that are measured on request only.")
     samples: int = Field(4, ge=0, description="Number of conversions with audio in the report.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Of training: float32; with products rounded to TF32 on CUDA; or bfloat16 in codec and adapters, "
+        "with a float32 quantizer and losses.",
+    )
+    accumulate: int = Field(
+        1, ge=1, description="Parts in which each device computes its batch, one after the other: less memory."
+    )
+    checkpoint_decoder: bool = Field(
+        False, description="Compute the decoder's activations again for the gradient: less memory, more time."
+    )
+    compile: bool = Field(False, description="Compile codec and adapters with torch.compile; the first steps are slow.")
     plugins: tuple[str, ...] = Field((), description="Python files with plugins.")
 
     @model_validator(mode="after")

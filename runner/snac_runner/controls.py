@@ -44,13 +44,15 @@ class MetricSelection(NamedTuple):
 def run_controls(folder: Path, resources: StudyResources) -> None:
     """Evaluate the controls into `folder`/controls; finished ones are kept."""
     metrics, missing = wanted_metrics(resources)
-    check_versions(folder, metrics, resources)
-    if any(result_status(folder / "controls" / name) != "success" for name in CONTROLS):
+    context = resources.context
+    context.first_decides(lambda: check_versions(folder, metrics, resources))
+    done = context.agree([name for name in CONTROLS if result_status(folder / "controls" / name) == "success"])
+    if len(done) < len(CONTROLS) and context.first:
         check_speech(resources, metrics)
     content = {name: metric for name, metric in metrics.items() if metric.role == "content"}
     for name, system in CONTROLS.items():
         place = folder / "controls" / name
-        if result_status(place) == "success":
+        if name in done:
             continue
         if (need := NEEDS.get(name)) and find_spec(need) is None:
             resources.console.line(f"control {name} is left out: it needs {need}")
@@ -158,6 +160,7 @@ def informative_metrics(folder: Path | None, resources: StudyResources) -> Metri
     metrics, missing = wanted_metrics(resources)
     if folder is None:
         return MetricSelection(metrics, missing)
+    resources.context.wait()  # until the first process has written the controls
     source, bare, other = (
         read_result(folder / "controls" / name).get("metrics", {}) for name in ("source", "floor", "mismatched")
     )
@@ -200,11 +203,13 @@ def evaluate_system(
     title = f"evaluating {'the control ' if result.kind == 'control' else ''}{result.arm}"
     if result.seed is not None:
         title += f", seed {result.seed}"
-    journal = Journal(result.journal, journal_key(key, resources.test, selection.metrics))
+    context = resources.context
+    journal = Journal(result.journal, journal_key(key, resources.test, selection.metrics)) if context.first else None
     scores = score(
-        system, resources.test, selection.metrics, keep=resources.study.samples, journal=journal,
-        probe=resources.probe, progress=resources.console.progress(title),
+        system, resources.test, selection.metrics, keep=resources.study.samples if context.first else 0,
+        journal=journal, probe=resources.probe if context.first else None, context=context,
+        progress=resources.console.progress(title),
     )  # fmt: skip
-    scores.worst = worst_conversions(scores, system, resources.test, worst)
+    scores.worst = worst_conversions(scores, system, resources.test, worst if context.first else 0)
     scores.missing = selection.missing
     return scores

@@ -19,9 +19,10 @@ from snac_runner.evaluate.verdict import (
     planned_detectable_effect,
     shortfalls,
 )
+from snac_runner.memory import gibibytes
 from snac_runner.resources import StudyResources
-from snac_runner.run_result import peak_memory
-from snac_runner.train import preflight, train_step
+from snac_runner.train import preflight
+from snac_runner.train_step import train_step
 
 TRIED_STEPS = 3
 # Assumed standard deviations of a difference in normalised SECS between two arms, per factor. Only the estimates of a
@@ -42,18 +43,17 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
         own = arm.model_dump()
         diff = {k: v for k, v in own.items() if v != first[k] and k not in ("name", "strategies")}
         lines.append(f"  {arm.title}: " + (", ".join(f"{k} = {v}" for k, v in diff.items()) or "default settings"))
-    train, evaluation = _timed(arms, resources)
+    train, evaluation, memory = _timed(arms, resources)
     runs = len(study.seeds) * len(arms)
     seconds = train * study.steps * len(study.seeds) + evaluation * study.test_pairs * runs
     if rates:
         lines.append(f"  each arm tries lr {', '.join(f'{rate:g}' for rate in rates)} on seed {study.seeds[0]} first")
         seconds += (train * study.steps + evaluation * study.test_pairs * len(arms)) * len(rates)
-    memory = peak_memory(resources.device)
     lines.append(
         f"time: about {_duration(seconds)} here ({train:.2f} s a step side by side, {evaluation:.2f} s to evaluate a "
         "conversion)"
     )
-    lines.append(f"memory: about {memory / 2**30:.1f} GiB")
+    lines.append("memory: " + ", ".join(f"{gibibytes(peak)} in a step of {title}" for title, peak in memory.items()))
     pairs = resources.test_pairs
     targets = len({pair.target for pair in pairs.pairs})
     sources = len({pair.source.utterance for pair in pairs.pairs})
@@ -78,8 +78,11 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
     return "\n".join(lines)
 
 
-def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[float, float]:
-    """Seconds of one step of all arms, and of evaluating one conversion; every arm passes the preflight checks."""
+def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[float, float, dict[str, int]]:
+    """Seconds of one step of all arms, and of evaluating one conversion; peak memory by arm, in bytes.
+
+    Every arm passes the preflight checks.
+    """
     with TemporaryDirectory() as folder:
         seed = resources.study.seeds[0]
         trained = [Arm.new(arm, seed, Path(folder) / str(i), resources) for i, arm in enumerate(arms)]
@@ -90,8 +93,7 @@ def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[floa
             if index == 2:  # the first step warms caches
                 started = time.perf_counter()
             batch = resources.draw(index, batches, trained[0].sampler)
-            for arm in trained:
-                train_step(arm, batch)
+            train_step(trained, [batch], resources.context).checked()
         step = (time.perf_counter() - started) / (TRIED_STEPS - 1)
 
         metrics, _ = wanted_metrics(resources)
@@ -100,7 +102,8 @@ def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[floa
             started = time.perf_counter()
             rendering = conditioned(trained[0].model)(resources.test, item)
             list(score_conversions([item], [rendering], resources.test, metrics))
-        return step, time.perf_counter() - started
+        memory = {arm.settings.title: arm.progress.peak_memory for arm in trained}
+        return step, time.perf_counter() - started, memory
 
 
 def _duration(seconds: float) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -15,6 +14,7 @@ from snac_core.frozen import FrozenActivations
 from snac_core.plugins import Catalogue
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
+from snac_core.timing import Stopwatch
 from snac_runner.config import StudySettings
 from snac_runner.console import SILENT, Console
 from snac_runner.data.corpus import Corpus, Segment
@@ -23,7 +23,8 @@ from snac_runner.data.latents import LatentCache
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.pairs import PairList, conversion_pairs
 from snac_runner.data.references import POSITIVES, References
-from snac_runner.devices import device_named
+from snac_runner.devices import device_named, to_device
+from snac_runner.distributed import DistributedContext
 from snac_runner.embeddings import speaker_embeddings
 from snac_runner.evaluate.codes import SpeakerProbe
 from snac_runner.evaluate.conversions import Conversions
@@ -36,26 +37,26 @@ CALIBRATION_PARTS = 4
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What all arms of a seed train on at one step.
+    """What all arms of a seed train on at one step, or the part of it that is computed at once on this device.
 
     Attributes:
         index: number of the step, from 1.
-        frozen: the audio (B, 1, T), and the frozen codec's activations of it, computed once for all arms.
-        speakers: rows of the speaker table, of the items (B,).
+        frozen: the audio (b, 1, T), and the frozen codec's activations of it, computed once for all arms.
+        speakers: rows of the speaker table, of all items (B,) of the batch.
         targets: rows of the speaker table, of their targets (N * B,).
-        seconds_to_draw: time that drawing the batch took, in s.
+        rows: which items of the batch `frozen` has.
     """
 
     index: int
     frozen: FrozenActivations
     speakers: Tensor
     targets: Tensor
-    seconds_to_draw: float = 0.0
+    rows: slice = field(default_factory=lambda: slice(None))
 
     @property
-    def shared_seconds(self) -> float:
-        """Time of the work that all arms share, up to now, in s."""
-        return self.seconds_to_draw + self.frozen.seconds
+    def share(self) -> float:
+        """This part's share of the batch, 0 to 1."""
+        return len(self.frozen.audio) / len(self.speakers)
 
 
 class StudyResources:
@@ -65,6 +66,7 @@ class StudyResources:
         study: the shared settings.
         catalogue: the plugins.
         console: where long work reports.
+        context: this process among all that train together; by default, it is the only one.
     """
 
     def __init__(
@@ -73,18 +75,26 @@ class StudyResources:
         catalogue: Catalogue,
         *,
         console: Console = SILENT,
+        context: DistributedContext | None = None,
     ) -> None:
         if not study.data:
             raise UserError("no data: give a folder of speech with --data DIR (`runner data synth` makes one)")
         self.study = study
         self.catalogue = catalogue
         self.console = console
-        self.device = device_named(study.device)
+        self.context = context or DistributedContext(device_named(study.device))
+        self.device = self.context.device
+        self._loaders: dict[int, CropLoader] = {}
+        self.shared_time = Stopwatch(self.device)  # of the work that all arms of a step share
 
     @cached_property
     def codec(self) -> SNAC:
         """The base codec, frozen."""
-        return SNAC.from_pretrained(self.study.base).freeze().to(self.device)
+        codec = SNAC.from_pretrained(self.study.base).freeze().to(self.device)
+        if self.study.compile:
+            for layer in (*codec.encoder.block, *codec.decoder.model):
+                layer.compile()
+        return codec
 
     @cached_property
     def speaker_encoder(self) -> SpeakerEncoder:
@@ -124,7 +134,10 @@ class StudyResources:
 
     @cached_property
     def table(self) -> SpeakerTable:
-        """The conditioning encoder's embeddings of the training speakers."""
+        """The conditioning encoder's embeddings of the training speakers; the first process computes them for all."""
+        return self.context.agree(self._table() if self.context.first else None)  # type: ignore[return-value]
+
+    def _table(self) -> SpeakerTable:
         references = References(self.corpus, "train")
 
         def embedded(segments: dict[str, list[Segment]]) -> dict[str, Tensor]:
@@ -168,34 +181,66 @@ class StudyResources:
         cache.build(self.console.progress("latents of the training speech"))
         return cache
 
-    def draw(self, index: int, batches: CropLoader, sampler: SpeakerSampler) -> TrainingBatch:
-        """What every arm of a seed trains on at step `index`, from 1; a function of (seed, index)."""
-        started = time.perf_counter()
-        crops = batches.at(index)
-        speakers = self.table.indices(crops.speakers)
-        targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
-        latent = None if crops.latents is None else crops.latents.to(self.device)
-        frozen = FrozenActivations(self.codec, crops.audio.to(self.device), latent=latent)
-        return TrainingBatch(index, frozen, speakers, targets, time.perf_counter() - started)
+    @property
+    def parts(self) -> list[slice]:
+        """The rows of a batch that this process trains on, in the parts that are computed at once.
 
-    def parallel(self, seed: int, step: int, targets: Tensor, items: int) -> tuple[Tensor, Tensor] | None:
-        """Speech of the targets with the words of a step's first items; see `snac_core.step.Step`.
+        Raises:
+            UserError: if the batch has fewer items than all processes have parts.
+        """
+        size, accumulate, context = self.study.batch_size, self.study.accumulate, self.context
+        count = context.world * accumulate
+        if count > size:
+            raise UserError(
+                f"a batch of {size} items cannot be divided into {count} parts ({context.world} device(s) x accumulate "
+                f"= {accumulate}); expected a batch_size of at least {count}"
+            )
+        bounds = [size * part // count for part in range(count + 1)]
+        mine = range(context.rank * accumulate, (context.rank + 1) * accumulate)
+        return [slice(bounds[part], bounds[part + 1]) for part in mine]
+
+    def draw(
+        self, index: int, batches: CropLoader, sampler: SpeakerSampler, rows: slice = slice(None)
+    ) -> TrainingBatch:
+        """What every arm of a seed trains on at step `index`, from 1; a function of (seed, index).
+
+        Args:
+            index: number of the step.
+            batches: of the seed.
+            sampler: of the targets.
+            rows: which items of the batch to read; targets are drawn for all.
+        """
+        table = self.table
+        with self.shared_time:
+            crops = batches.at(index, rows)
+            speakers = table.indices(batches.speakers_at(index))
+            targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
+            audio = to_device(crops.audio, self.device)
+            latent = None if crops.latents is None else to_device(crops.latents, self.device)
+        frozen = FrozenActivations(self.codec, audio, latent=latent, stopwatch=self.shared_time)
+        return TrainingBatch(index, frozen, speakers, targets, rows)
+
+    def parallel(self, seed: int, step: int, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:
+        """Speech of the targets with the words of items of a batch; see `snac_core.step.Step`.
 
         Args:
             seed, step: of the batch.
-            targets: rows of the table (N * items,).
-            items: number of items.
+            targets: rows of the table (N * b,), of the items' targets.
+            rows: the b items.
         """
+        names = [self.table.names[row] for row in targets.tolist()]
+        found = parallel_speech(self._loader(seed), step, names, rows)
+        return found and (to_device(found[0], self.device), to_device(found[1], self.device))
+
+    def audio(self, seed: int, step: int) -> Tensor:
+        """The audio (B, 1, T) of a whole batch."""
+        return to_device(self._loader(seed).at(step).audio, self.device)
+
+    def _loader(self, seed: int) -> CropLoader:
+        """One loader per seed, for speech beside the crops."""
         if seed not in self._loaders:
             self._loaders[seed] = self.batches(seed)
-        names = [self.table.names[row] for row in targets.tolist()]
-        found = parallel_speech(self._loaders[seed], step, names, items)
-        return found and (found[0].to(self.device), found[1].to(self.device))
-
-    @cached_property
-    def _loaders(self) -> dict[int, CropLoader]:
-        """One loader per seed, for parallel speech."""
-        return {}
+        return self._loaders[seed]
 
     @cached_property
     def dev(self) -> Conversions:

@@ -31,6 +31,9 @@ _NOT_COMPARED = {
         "save_every",
         "samples",
         "device",
+        "accumulate",
+        "checkpoint_decoder",
+        "compile",
         "plugins",
         "shuffled_control",
         "exclude_metrics",
@@ -47,7 +50,7 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
         for name in arm.all_strategies
     }
     config: dict[str, Any] = {
-        "study": resources.study.model_dump(mode="json"),
+        "study": resources.study.model_dump(mode="json", exclude=_left_out(resources.study)),
         "arm": {**arm.model_dump(mode="json", exclude=set() if arm.start else {"start"}), "settings": strategies},
         "seed": seed,
         "digests": resources.digests,
@@ -56,6 +59,11 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
     compared = {**config, **{part: _without(config[part], names) for part, names in _NOT_COMPARED.items()}}
     config["hash"] = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
     return {"schema": SCHEMA, **config}
+
+
+def _left_out(study: StudySettings) -> set[str]:
+    """Settings that are not written out with their default, so that runs of earlier versions stay the same runs."""
+    return {"precision"} if study.precision == StudySettings().precision else set()
 
 
 def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -69,7 +68,9 @@ class Result:
 
 
 def write_result(result: Result, resources: StudyResources) -> None:
-    """Write result.json, and the audio that the scores kept under samples/."""
+    """Write result.json, and the audio that the scores kept under samples/; of several processes, the first does it."""
+    if not resources.context.first:
+        return
     settings, scores, pairs = result.settings, result.scores, resources.test_pairs
     _write_samples(result.folder / "samples", scores, resources.codec.sampling_rate)
     write_json(
@@ -210,11 +211,3 @@ def git_state() -> dict[str, Any]:
 def command_line() -> str:
     """The command line, without the path of the program."""
     return " ".join(["runner", *sys.argv[1:]])
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory so far, in bytes: of the GPU where one is used, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from snac_runner.controls import (
     wanted_metrics,
 )
 from snac_runner.data.pairs import PairList
+from snac_runner.distributed import ProcessLost
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import conditioned
 from snac_runner.logs import read_metrics
@@ -38,7 +40,7 @@ from snac_runner.run_folder import (
     result_status,
     run_config,
 )
-from snac_runner.run_result import Result, evaluation, peak_memory, write_result
+from snac_runner.run_result import Result, evaluation, versions, write_result
 from snac_runner.train import preflight, train_side_by_side
 
 WORST = 10  # conversions least like their target whose audio is kept for the report
@@ -67,8 +69,13 @@ def run_study(
         KeyboardInterrupt: on Ctrl-C; what was done so far is kept.
     """
     resources.check(choose_rates=bool(rates))
-    check_study(folder, arms, rates, resources)
-    write_study(folder, arms, resources, text)
+    check_processes(arms, resources)
+
+    def begin() -> None:
+        check_study(folder, arms, rates, resources)
+        write_study(folder, arms, resources, text)
+
+    resources.context.first_decides(begin)
     if rates:
         arms = choose_rates(arms, rates, folder, resources)
     study = resources.study
@@ -107,10 +114,13 @@ def run_arms(
     if test:
         metrics, _ = wanted_metrics(resources)  # a recogniser that cannot be used is an error before any training
         if controls is not None:
-            check_versions(controls, metrics, resources)
+            resources.context.first_decides(partial(check_versions, controls, metrics, resources))
     by_title = {arm.title: arm for arm in arms}
+    context = resources.context
+    check_processes(arms, resources)
+    _ = resources.parts  # a batch that cannot be divided among the processes is an error
     configs = {key: run_config(by_title[key[0]], key[1], resources) for key in runs}
-    states = {key: check_folder(folder, configs[key]) for key, folder in runs.items()}
+    states = context.first_decides(lambda: {key: check_folder(folder, configs[key]) for key, folder in runs.items()})
     for (title, seed), state in states.items():
         if state in ("success", "failed"):
             resources.console.line(f"{title}, seed {seed}: already finished ({state})")
@@ -127,7 +137,8 @@ def run_arms(
         ]  # fmt: skip
         trained = [_prepared(settings, seed, runs[settings.title, seed], resources) for settings in unfinished]
         for arm, result in zip(trained, results, strict=True):
-            write_json(arm.folder / "config.json", result.config)
+            if context.first:
+                write_json(arm.folder / "config.json", result.config)
         try:
             failures = train_side_by_side(trained, resources)
         except KeyboardInterrupt:
@@ -143,7 +154,8 @@ def run_arms(
             if result.arm in failures:
                 result.status, result.error = "failed", failures[result.arm]
             else:
-                arm.model.save_pretrained(arm.folder / "model")
+                if context.first:
+                    arm.model.save_pretrained(arm.folder / "model")
                 if test:
                     evaluate_arm(arm, result, controls)
             if result.status == "failed":
@@ -157,7 +169,7 @@ def _prepared(settings: ArmSettings, seed: int, folder: Path, resources: StudyRe
         arm = Arm.new(settings, seed, folder, resources)
         if not arm.load():
             preflight(arm)
-    except (UserError, OSError):
+    except (UserError, OSError, ProcessLost):
         raise
     except Exception as error:  # raised by a plugin
         raise UserError(f"arm {settings.title!r} cannot start: {describe_error(error)}") from error
@@ -172,9 +184,11 @@ def evaluate_arm(arm: Arm, result: Result, controls: Path | None) -> None:
             result, conditioned(arm.model), {"run": result.config["hash"]}, resources,
             informative_metrics(controls, resources), worst=WORST if resources.study.samples else 0,
         )  # fmt: skip
+        if not resources.context.first:
+            return
         floor = noise_floor(arm.model, resources.test, resources.catalogue.metrics["secs"]())
         speed = times_real_time(arm.model, resources.test)
-    except OSError:
+    except (OSError, ProcessLost):
         raise
     except Exception as error:  # e.g. a strategy that cannot process the length of a test utterance
         result.status, result.error = "failed", f"in evaluation: {describe_error(error)}"
@@ -194,9 +208,27 @@ def cost_of(arm: Arm) -> dict[str, Any]:
         "steps": progress.step,
         "parameters": sum(parameter.numel() for _, parameter in arm.model.trained_parameters()),
         "bytes": len(save(state_of(arm.model.attached))),
-        "peak_memory_bytes": peak_memory(arm.resources.device),
+        "peak_memory_bytes": progress.peak_memory or None,
         "times_real_time": None,
     }
+
+
+def check_processes(arms: Sequence[ArmSettings], resources: StudyResources) -> None:
+    """Raise UserError unless all processes that train together have the same data, versions and settings."""
+    config = run_config(arms[0], resources.study.seeds[0], resources)
+    settings = [config["study"], *(arm.model_dump(mode="json") for arm in arms)]
+    files = {f"plugin file of {name}": str(digest) for name, digest in config["plugin_files"].items()}
+    of_arm = versions(resources, arms[0])
+    plugins = {f"version of {name}": str(about["version"]) for name, about in of_arm.pop("plugins").items()}
+    resources.context.check_equal(
+        {
+            **{f"version of {name}": str(version) for name, version in of_arm.items()},
+            **plugins,
+            **files,
+            **{f"digest of {name}": digest for name, digest in resources.digests.items()},
+            "settings": json.dumps(settings, sort_keys=True),
+        }
+    )
 
 
 def shuffled_arm(arm: ArmSettings) -> ArmSettings:
@@ -291,6 +323,7 @@ def choose_rates(
             on_dev = [record["dev"]["score"] for record in read_metrics(place / "metrics.jsonl") if "dev" in record]
             if result_status(place) == "success" and on_dev:
                 scores[rate] = min(on_dev) if study.select == "best" else on_dev[-1]
+        scores = resources.context.agree(scores)
         if not scores:
             raise UserError(
                 f"arm {arm.title!r} failed with every learning rate of {list(rates)}; see {folder / 'trials'}"
@@ -299,7 +332,8 @@ def choose_rates(
         listed = ", ".join(f"{rate:g}: {value:.4f}" for rate, value in scores.items())
         resources.console.line(f"{arm.title}: lr {best:g} by dev score ({listed})")
         chosen.append(arm.model_copy(update={"lr": best}))
-        _adopt(runs[trials[arm.title, best].title, seed], folder / arm.title / f"seed{seed}", chosen[-1])
+        if resources.context.first:
+            _adopt(runs[trials[arm.title, best].title, seed], folder / arm.title / f"seed{seed}", chosen[-1])
     return chosen
 
 

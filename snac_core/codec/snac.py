@@ -7,13 +7,14 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from snac_core import hub
 from snac_core.codec.batches import checked_lengths, decode_each, encode_each
@@ -157,6 +158,8 @@ class SNAC(nn.Module):
             self.latent_dim, decoder_dim, decoder_rates, self.noise if noise else None, depthwise, attn_window_size
         )
         self._frozen = False
+        self._autocast: torch.dtype | None = None
+        self._checkpoint_decoder = False
         self._path = SignalPath(self.config, len(self.encoder.block), len(self.decoder.model))
         self._digest: tuple[object, str] | None = None
 
@@ -269,16 +272,42 @@ class SNAC(nn.Module):
             UserError: for an unknown tap, taps on two sides of the quantizer or in the wrong order, and an `x` of
                 another shape than that at `after`.
         """
-        layers = self.layers(after, upto)
+        layers, dtype = self.layers(after, upto), x.dtype
         self._path.check(x, after)
-        for layer in layers:
-            x = layer(x)
-        return x
+        recompute = self._checkpoint_decoder and not is_before_vq(upto)
+        with self.autocast(x.device):
+            for layer in layers:
+                if recompute and x.requires_grad:
+                    x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    x = layer(x)
+        return x.to(dtype)
 
     def layers(self, after: str | None, upto: str) -> list[nn.Module]:
         """The layers from tap `after` to tap `upto`; arguments and errors as in `advance`."""
         side, first, last = self._path.between(after, upto)
         return list(islice(self.encoder.block if side == "encoder" else self.decoder.model, first, last))
+
+    @contextmanager
+    def computing(self, *, autocast: torch.dtype | None = None, checkpoint_decoder: bool = False) -> Iterator[None]:
+        """Inside the block, `advance` and the edits of strategies compute as these settings say.
+
+        Args:
+            autocast: lower precision for convolutions and products, as `torch.autocast` chooses them. Activations at
+                taps keep their dtype, and the quantizer computes in float32.
+            checkpoint_decoder: keep only the input of each decoder block for the gradient, and compute the rest again.
+                Inside `fixed_noise`, the gradient is the same.
+        """
+        before = self._autocast, self._checkpoint_decoder
+        self._autocast, self._checkpoint_decoder = autocast, checkpoint_decoder
+        try:
+            yield
+        finally:
+            self._autocast, self._checkpoint_decoder = before
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The precision of `computing` on a device, as a block for other modules."""
+        return nullcontext() if self._autocast is None else torch.autocast(device.type, self._autocast)
 
     @contextmanager
     def fixed_noise(self, seed: int, first_frame: int = 0) -> Iterator[None]:

@@ -24,7 +24,7 @@ from snac_runner.bench import objectives
 from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.data.synth import synthesize
 from snac_runner.resources import StudyResources
-from snac_runner.train import loss_terms, make_step, weighted_sum
+from snac_runner.train_step import loss_terms, make_step, weighted_sum
 
 CATALOGUE = discover()
 OBJECTIVES = objectives(CATALOGUE)

@@ -13,9 +13,9 @@ from torch import Tensor
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_runner.data.corpus import Corpus
+from snac_runner.distributed import DistributedContext
 from snac_runner.pretrain.cuda_graph import CudaGraphStep, StepInputs
 from snac_runner.pretrain.data import SpeechMix
-from snac_runner.pretrain.distributed import DistributedContext
 from snac_runner.pretrain.optimizer import adamw, load_optimizer_state, set_learning_rate
 from snac_runner.pretrain.pretrain import pretrain
 from snac_runner.pretrain.settings import Augmentation

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from snac_core.errors import UserError
-from snac_runner.pretrain.distributed import DistributedContext, distributed_context
+from snac_runner.distributed import DistributedContext, distributed_context
 
 SCRIPT = """
 import json, sys, torch
 torch.set_num_threads(1)
 from snac_runner.pretrain.settings import PretrainSettings
-from snac_runner.pretrain.distributed import distributed_context
+from snac_runner.distributed import distributed_context
 from snac_runner.pretrain.step import TrainingState
 from snac_core.codec import SNAC
 from snac_core.seeding import generator

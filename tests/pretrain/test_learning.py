@@ -6,8 +6,8 @@ import torch
 
 from snac_core.codec import SNAC
 from snac_runner.data.corpus import Corpus
+from snac_runner.distributed import DistributedContext
 from snac_runner.pretrain.data import SpeechMix
-from snac_runner.pretrain.distributed import DistributedContext
 from snac_runner.pretrain.quantizer import CodeUsage
 from snac_runner.pretrain.settings import Augmentation, PretrainSettings, QuantizerTraining
 from snac_runner.pretrain.step import TrainingState

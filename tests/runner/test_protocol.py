@@ -16,10 +16,12 @@ from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
 from snac_runner.arm import Arm
+from snac_runner.distributed import ALONE
 from snac_runner.evaluate.scoring import Scores
 from snac_runner.logs import read_metrics
 from snac_runner.resources import TrainingBatch
 from snac_runner.study import choose_rates
+from snac_runner.train_step import train_step
 
 
 def test_speakers_of_dev_and_test_are_never_trained_on(bench: Bench) -> None:
@@ -157,7 +159,7 @@ def test_the_base_and_the_speaker_encoder_are_frozen_whatever_the_mode(bench: Be
     for index in (1, 2):
         frozen_codec = FrozenActivations(resources.codec, batch.audio)
         targets = one.sampler.targets(speakers, index, 1)
-        train.train_step(one, TrainingBatch(index, frozen_codec, speakers, targets))
+        train_step([one], [TrainingBatch(index, frozen_codec, speakers, targets)], ALONE).checked()
     optimised = {id(p) for group in one.optimizer.param_groups for p in group["params"]}
     for name, module in frozen.items():
         assert not any(part.training for part in module.modules())

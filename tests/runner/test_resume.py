@@ -21,7 +21,9 @@ from small_study import PHASES, Bench, arm, contents, plugin, records, result, r
 from snac_core import files
 from snac_core.errors import UserError
 from snac_runner.arm import Arm
-from snac_runner.train import Interrupted, train_step
+from snac_runner.distributed import ALONE
+from snac_runner.train import Interrupted
+from snac_runner.train_step import train_step
 
 ARMS = [arm(PHASES[2]), arm(PHASES[0])]
 
@@ -216,7 +218,7 @@ def test_a_discriminator_with_running_statistics_resumes_exactly(bench: Bench, t
 
     def advanced(one: Arm, until: int) -> Arm:
         for index in range(one.progress.step + 1, until + 1):
-            train_step(one, resources.draw(index, resources.batches(0), one.sampler))
+            train_step([one], [resources.draw(index, resources.batches(0), one.sampler)], ALONE).checked()
         return one
 
     straight = advanced(Arm.new(settings, 0, tmp_path / "a", resources), 4)

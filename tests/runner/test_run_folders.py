@@ -193,7 +193,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert f"{PHASES[1]}: default settings" in told
     assert "each arm tries lr 0.001, 0.01 on seed 0 first" in told
     assert re.search(r"time: about \d+", told)
-    assert re.search(r"memory: about [\d.]+ GiB", told)
+    assert re.search(r"memory: [\d.]+ GiB in a step of", told)
     assert re.search(r"minimum detectable effect in normalised SECS, .*: about \d", told)
     assert contents(tmp_path) == before
     assert not out.exists()

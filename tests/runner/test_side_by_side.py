@@ -18,8 +18,9 @@ from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.speakers.simple import Simple
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings
+from snac_runner.distributed import ALONE
 from snac_runner.resources import TrainingBatch
-from snac_runner.train import train_step
+from snac_runner.train_step import train_step
 
 
 def judged(folder: Path) -> list[dict[str, Any]]:
@@ -81,10 +82,10 @@ def test_arms_side_by_side_keep_discriminators_of_their_own_clipped_by_a_bound_o
     assert not {id(parameter) for parameter in loose} & {id(parameter) for parameter in bound}
     assert all(torch.equal(one, other) for one, other in zip(loose, before, strict=True)), "of the same seed"
     batch = resources.draw(1, resources.batches(0), free.sampler)
-    train_step(free, batch)
+    train_step([free], [batch], ALONE).checked()
     assert not all(torch.equal(one, other) for one, other in zip(loose, before, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(bound, before, strict=True))
-    train_step(tight, batch)
+    train_step([tight], [batch], ALONE).checked()
     assert norm_of_gradients(loose) > 0.01
     assert norm_of_gradients(bound) == pytest.approx(1e-3, rel=0.01)
 
@@ -139,7 +140,7 @@ def test_a_step_of_three_arms_makes_exactly_the_passes_it_needs(
     passes.clear()
     bare = FrozenActivations(resources.codec, batch.audio)
     for one in arms:
-        train_step(one, TrainingBatch(1, bare, speakers, drawn))
+        train_step([one], [TrainingBatch(1, bare, speakers, drawn)], ALONE).checked()
     of = {kind: {n: count for (what, n), count in passes.items() if what == kind} for kind, _ in passes}
     assert of["encoder"] == {rows: 1}  # the frozen encoder's work once for all arms
     assert of["quantiser"] == {rows: 1, all_rows: 1}  # bare for those after VQ; the adapter before VQ its own
@@ -162,7 +163,7 @@ def test_with_a_latent_cache_no_step_encodes_its_crops_and_a_run_does_not_depend
         for index in (1, 2):
             batch = resources.draw(index, loader, trained[0].sampler)
             for one in trained:
-                train_step(one, batch)
+                train_step([one], [batch], ALONE).checked()
         assert passes["decoder", 2 * study.batch_size] == 4
         assert not [rows for what, rows in passes if what == "encoder"]
         folders.append(trained)

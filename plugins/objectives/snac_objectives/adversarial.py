@@ -90,7 +90,7 @@ class Adversarial(Strategy):
                 real = self.discriminator(step.audio)
         identity = [[layer[: _rows(layer, outputs, step.audio)] for layer in discriminator] for discriminator in made]
         share = min(1.0, step.index / self.config.warmup_steps) if self.config.warmup_steps else 1.0
-        terms = {"adv": adversarial_loss(made), "features": feature_loss(real, identity)}
+        terms = {"adv": adversarial_loss(made), "features": feature_loss(real, identity, items=len(step.audio))}
         return {name: _scale_gradient(term, share) for name, term in terms.items()}
 
     @hookimpl

@@ -28,7 +28,8 @@ class CodePrediction(Strategy):
     `restored`: the synthetic voice, also with another spectral balance, with the source's embedding; target codes:
     those of the source. These three terms work with any speech.
     `parallel`: the source with a target's embedding; target codes: those of the target's own recording of the same
-    words, aligned in time. Only for data with such recordings: synthetic speakers, VCTK's common sentences.
+    words, aligned in time; zero for a target without such a recording. Only for data with such recordings: synthetic
+    speakers, VCTK's common sentences.
 
     The straight-through gradient of a quantizer does not depend on which entry is chosen; the gradient of a
     cross-entropy over the entries does.
@@ -74,8 +75,7 @@ class CodePrediction(Strategy):
         if self.config.parallel:
             wanted, known = self.target_codes(step)
             frames = wanted[0].shape[-1] * step.model.codec.vq_strides[0]
-            found = self._entropy(step, step.converted_latents.z[..., :frames], wanted) * known
-            terms["parallel"] = found.sum() / known.sum().clamp(min=1)
+            terms["parallel"] = (self._entropy(step, step.converted_latents.z[..., :frames], wanted) * known).mean()
         return terms
 
     def other_voices(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -85,13 +85,16 @@ class CodePrediction(Strategy):
         settings.
         """
         draw = generator(step.sampler.seed, step.index, "other voices")
-        pitch, formants = 2 * torch.rand(2, len(step.audio), generator=draw) - 1
+        pitch, formants = 2 * torch.rand(2, len(step.batch_speaker_ids), generator=draw)[:, step.rows] - 1
         config, rate = self.config, step.sample_rate
         if config.imitate:
-            moved = imitate(step.audio, rate, step.audio.roll(1, 0))
+            moved = imitate(step.audio, rate, step.batch_audio.roll(1, 0)[step.rows])
         else:
             moved = change_voice(step.audio, rate, pitch * config.semitones, 1 + formants * config.formants)
-        return moved, random_equalization(moved, rate, config.equaliser_db, draw) if config.equaliser_db else moved
+        if not config.equaliser_db:
+            return moved, moved
+        count = len(step.batch_speaker_ids)
+        return moved, random_equalization(moved, rate, config.equaliser_db, draw, count=count, rows=step.rows)
 
     @torch.no_grad()
     def target_codes(self, step: Step) -> tuple[list[Tensor], Tensor]:

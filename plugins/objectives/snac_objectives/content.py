@@ -15,7 +15,8 @@ class Content(Strategy):
     """`cycle`: the distance between the source and the converted output converted back to the source's speaker.
 
     `parallel`: the distance between the converted output and the target's own recording of the same words, aligned in
-    time. Only for data with such recordings: synthetic speakers, VCTK's common sentences.
+    time; zero for a target without such a recording. Only for data with such recordings: synthetic speakers, VCTK's
+    common sentences.
 
     The cycle consistency is that of CycleGAN-VC (Kaneko and Kameoka 2018, eq. 3), with one model for both directions.
     """
@@ -46,5 +47,5 @@ class Content(Strategy):
         if self.config.parallel:
             recorded, lengths = parallel_speech(self, step)
             distance = aligned_distance(step.converted.audio, recorded, lengths, step.sample_rate)
-            terms["parallel"] = distance.sum() / (lengths > 0).sum().clamp(min=1)
+            terms["parallel"] = distance.mean()
         return terms

@@ -72,23 +72,31 @@ class SyntheticVC(Strategy):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`recon`, distance to the source, and `spk_synth`, cosine distance to its speaker; each a scalar."""
         draw = generator(step.sampler.seed, step.index, "synthetic voices")
-        count = max(1, round(self.config.probability * len(step.audio)))
-        rows = torch.randperm(len(step.audio), generator=draw)[:count].to(step.audio.device)
+        size = len(step.batch_speaker_ids)
+        count = max(1, round(self.config.probability * size))
+        chosen = torch.randperm(size, generator=draw)[:count]  # items of the batch
+        here = torch.isin(chosen, step.rows)  # (count,), those that are in this part of the batch
+        rows = torch.searchsorted(step.rows, chosen[here]).to(step.audio.device)
+        if not len(rows):
+            return {"recon": step.audio.new_zeros(()), "spk_synth": step.audio.new_zeros(())}
         original = step.audio[rows]
         own = Conditioning(step.own.speaker[rows], encoder=step.own.encoder)
-        made = step.model.reconstruct(self.another_voice(original, step.sample_rate, draw), own).audio
+        made = step.model.reconstruct(self.another_voice(original, step.sample_rate, draw, here), own).audio
         recon = self.config.l1_weight * F.l1_loss(made, original)
         recon = recon + self.config.stft_weight * self.stft(made, original)
-        embedding = step.speaker_encoder(made, step.sample_rate)
-        return {"recon": recon, "spk_synth": cosine_distance(embedding, step.own_reference[rows]).mean()}
+        distance = cosine_distance(step.speaker_encoder(made, step.sample_rate), step.own_reference[rows]).mean()
+        share = (len(rows) / len(step.audio)) / (count / size)  # 1 if this part has as many of the chosen as others
+        return {"recon": share * recon, "spk_synth": share * distance}
 
-    def another_voice(self, audio: Tensor, sample_rate: int, draw: torch.Generator) -> Tensor:
-        """(B, 1, T) with random changes per item, drawn from the settings."""
-        config, count = self.config, len(audio)
-        semitones, formants = (_drawn(choices, count, draw) for choices in (config.semitones, config.formants))
+    def another_voice(self, audio: Tensor, sample_rate: int, draw: torch.Generator, here: Tensor) -> Tensor:
+        """(B, 1, T) with random changes per item, drawn from the settings for (count,) items; B of them are `here`."""
+        config, count = self.config, len(here)
+        semitones, formants = (_drawn(choices, count, draw)[here] for choices in (config.semitones, config.formants))
         if config.semitones or config.formants:
             audio = change_voice(audio, sample_rate, semitones, 1 + formants)
-        return random_equalization(audio, sample_rate, config.equaliser_db, draw) if config.equaliser_db else audio
+        if not config.equaliser_db:
+            return audio
+        return random_equalization(audio, sample_rate, config.equaliser_db, draw, count=count, rows=here)
 
 
 def _drawn(choices: tuple[float, ...], count: int, draw: torch.Generator) -> Tensor:

@@ -12,7 +12,8 @@ import typer
 from snac_core.errors import UserError
 from snac_runner.cli import app as app_page
 from snac_runner.cli import bench, convert, data, evaluate, export, index, plugins, pretrain, train
-from snac_runner.cli.console import Stopped
+from snac_runner.cli.console import Stopped, is_first
+from snac_runner.cli.launch import Launch, launch
 
 app = typer.Typer(
     name="runner",
@@ -57,15 +58,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with 0, 2 (a mistake of the user, in one line), 130 (Ctrl-C) or 1."""
     # Threads that wait actively make torch ten times slower on a machine that also runs other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    arguments = _spread([argument for argument in arguments if argument != "--debug"])
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    arguments = _spread([argument for argument in given if argument != "--debug"])
     try:
         code = typer.main.get_command(app)(arguments, prog_name="runner", standalone_mode=False)
     except UserError as error:
         _end(str(error), 2, debug)
     except UsageProblem as error:
         _end(_explained(error, arguments), 2, debug)
+    except Launch as request:
+        sys.exit(launch(request.devices, given))
     except (Stopped, KeyboardInterrupt, typer.Abort) as error:
         _end(str(error) or "interrupted", 130, debug)
     except OSError as error:  # a full disk, a folder without permission
@@ -108,5 +111,6 @@ def _explained(error: Any, arguments: list[str]) -> str:
 def _end(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    who = "" if is_first() else f"process {os.environ['RANK']}: "
+    print(f"{who}error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snac_runner.console import Console
+from snac_runner.console import SILENT, Console
 
 if TYPE_CHECKING:
     import rich.console
@@ -53,7 +54,15 @@ class TerminalConsole(Console):
 
 @contextmanager
 def terminal() -> Iterator[Console]:
-    """A console on stderr for the time of some work; Python's warnings appear as lines of it."""
+    """A console on stderr for the time of some work; Python's warnings appear as lines of it.
+
+    Of several processes, the first has it; the others are silent.
+    """
+    if not is_first():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield SILENT
+        return
     from rich.console import Console as Output
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -70,8 +79,14 @@ def terminal() -> Iterator[Console]:
 
 
 def say(text: str) -> None:
-    """Print a line of a command's answer."""
-    print(text, file=sys.stdout)
+    """Print a line of a command's answer; of several processes, the first prints it."""
+    if is_first():
+        print(text, file=sys.stdout)
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that torchrun has started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 Judge = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +19,12 @@ from snac_runner.cli.console import (
     Stopped,
     WhisperName,
     catalogue_of,
+    is_first,
     names_in,
     say,
     terminal,
 )
+from snac_runner.cli.launch import Devices, check_devices
 
 if TYPE_CHECKING:
     from snac_core.plugins import Catalogue
@@ -102,6 +105,7 @@ def train(
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=False)] = None,
     device: Device = None,
+    devices: Devices = None,
     save_every: SaveEvery = None,
     resume: Annotated[
         Path | None,
@@ -127,6 +131,7 @@ def train(
     """
     from snac_runner.config import StudySettings, compose, with_data, with_overrides, with_plugins
     from snac_runner.controls import run_controls
+    from snac_runner.distributed import distributed_context
     from snac_runner.resources import StudyResources
     from snac_runner.run_folder import run_config, stored_run
     from snac_runner.study import continue_longer, run_arms
@@ -173,17 +178,21 @@ def train(
                 raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
         catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugin]), disable_plugin, console)
         check_strategies([arm], catalogue)
-        if not study.data:
-            study, (arm,), _ = compose(synthetic_speech(of_study, console), [of_arm], where)
-        resources = StudyResources(study, catalogue, console=console)
-        out = out or Path("runs") / study.name / arm.title / f"seed{study.seeds[0]}"
-        if longer and resume:
-            continue_longer(resume, out, run_config(arm, study.seeds[0], resources))
-            console.line(f"{resume} stays as it is; training continues to {study.steps} steps in {out}")
-        with stopping(f"continue with: runner train --resume {out}", begun=out / "config.json"):
-            run_arms([arm], {(arm.title, study.seeds[0]): out}, resources, controls=out)
-            if study.test_pairs:
-                run_controls(out, resources)
+        check_devices(devices, study.device)
+        with distributed_context(study.device) as context:
+            if not study.data:
+                of_study = context.first_decides(lambda: synthetic_speech(of_study, console))
+                study, (arm,), _ = compose(of_study, [of_arm], where)
+            resources = StudyResources(study, catalogue, console=console, context=context)
+            out = out or Path("runs") / study.name / arm.title / f"seed{study.seeds[0]}"
+            if longer and resume:
+                longer_run = run_config(arm, study.seeds[0], resources)
+                context.first_decides(partial(continue_longer, resume, out, longer_run))
+                console.line(f"{resume} stays as it is; training continues to {study.steps} steps in {out}")
+            with stopping(f"continue with: runner train --resume {out}", begun=out / "config.json"):
+                run_arms([arm], {(arm.title, study.seeds[0]): out}, resources, controls=out)
+                if study.test_pairs:
+                    run_controls(out, resources)
     say(f"run: {out}")
     if study.test_pairs:
         print_report(out, [out])
@@ -205,6 +214,7 @@ def ablate(
     language: Language = None,
     steps: Steps = None,
     device: Device = None,
+    devices: Devices = None,
     save_every: SaveEvery = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, then exit.")
@@ -218,6 +228,7 @@ def ablate(
     Without data, a synthetic corpus is used.
     """
     from snac_runner.config import check_tables, compose, to_toml, with_data, with_overrides, with_plugins
+    from snac_runner.distributed import distributed_context
     from snac_runner.dry_run import describe_plan
     from snac_runner.resources import StudyResources
     from snac_runner.study import run_study
@@ -248,16 +259,18 @@ def ablate(
             raise UserError(f"{where}: test_pairs = 0; a study compares arms on test conversions, expected at least 2")
         catalogue = catalogue_of(settings.plugins, disable_plugin, console)
         check_strategies(arms, catalogue)
-        if not settings.data:
-            values["study"] = synthetic_speech(values["study"], console)
-            settings, arms, rates = compose(values["study"], values["arm"], where)
-        resources = StudyResources(settings, catalogue, console=console)
-        out = out or Path("runs") / settings.name
-        if dry_run:
-            say(describe_plan(arms, rates, resources))
-            return
-        with stopping(f"give the same command again to continue in {out}"):
-            runs = run_study(out, arms, rates, resources, to_toml(values))
+        check_devices(None if dry_run else devices, settings.device)
+        with distributed_context(settings.device) as context:
+            if not settings.data:
+                values["study"] = context.first_decides(lambda: synthetic_speech(values["study"], console))
+                settings, arms, rates = compose(values["study"], values["arm"], where)
+            resources = StudyResources(settings, catalogue, console=console, context=context)
+            out = out or Path("runs") / settings.name
+            if dry_run:
+                say(describe_plan(arms, rates, resources))
+                return
+            with stopping(f"give the same command again to continue in {out}"):
+                runs = run_study(out, arms, rates, resources, to_toml(values))
     print_report(out, runs)
 
 
@@ -336,10 +349,17 @@ def synthetic_speech(shared: Mapping[str, Any], console: Console) -> dict[str, A
 
 @contextmanager
 def stopping(remedy: str, *, begun: Path | None = None) -> Iterator[None]:
-    """Turn Ctrl-C into `Stopped`, with the command that continues if `begun` exists (None: it always does)."""
+    """Turn Ctrl-C, and the loss of another process, into `Stopped`.
+
+    Args:
+        remedy: the command that continues.
+        begun: the file that exists if there is something to continue; None: there always is.
+    """
+    from snac_runner.distributed import ProcessLost
+
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, ProcessLost) as stop:
         if begun and not begun.is_file():
             remedy = "nothing was trained yet"
         raise Stopped(f"{str(stop) or 'stopped'}; {remedy}") from None
@@ -351,6 +371,8 @@ def print_report(folder: Path, runs: Sequence[Path] = ()) -> None:
     Raises:
         UserError: if all of `runs` failed.
     """
+    if not is_first():
+        return
     from snac_runner.report.page import build, summary
 
     page = build(folder)

@@ -119,24 +119,35 @@ class CropLoader:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._free_bytes = cache_bytes
 
-    def at(self, step: int) -> Batch:
-        """The batch of a step; the same for equal (seed, step) in every process and in every order of calls."""
+    def speakers_at(self, step: int) -> list[str]:
+        """The B speakers of a step's batch; reads no audio."""
         order = generator(self.seed, step, "crop speakers")
         drawn: list[int] = []
         while len(drawn) < self.batch_size:  # all speakers once before any speaker again
             drawn += torch.randperm(len(self.speakers), generator=order).tolist()
-        speakers = [self.speakers[i] for i in drawn[: self.batch_size]]
-        audio = torch.zeros(self.batch_size, 1, self.crop_samples)
+        return [self.speakers[i] for i in drawn[: self.batch_size]]
+
+    def at(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of a step; the same for equal (seed, step) in every process and in every order of calls.
+
+        Args:
+            step: which batch.
+            rows: which of its items to read; all by default.
+        """
+        of_batch = self.speakers_at(step)
+        positions = range(self.batch_size)[rows]
+        speakers = [of_batch[row] for row in positions]
+        audio = torch.zeros(len(positions), 1, self.crop_samples)
         grid = self.latents.codec.hop_length if self.latents else 1
         utterances, starts, lengths, latents = [], [], [], []
-        for row, speaker in enumerate(speakers):
+        for number, (row, speaker) in enumerate(zip(positions, speakers, strict=True)):
             draw = generator(self.seed, step, "crops", row)
             choice = int(torch.multinomial(self._weights[speaker], 1, generator=draw))
             utterance = self.utterances_of[speaker][choice]
             whole = self.whole(utterance)
             start = draw_start(whole, self.crop_samples, draw, grid=grid)
             crop = whole[:, start : start + self.crop_samples]
-            audio[row, :, : crop.shape[-1]] = crop
+            audio[number, :, : crop.shape[-1]] = crop
             utterances.append(utterance.id)
             starts.append(start / self.sample_rate)
             lengths.append(crop.shape[-1])
@@ -164,14 +175,14 @@ class CropLoader:
         return any(u.text and speaker_of.setdefault(u.text, u.speaker) != u.speaker for u in self.utterances.values())
 
 
-def parallel_speech(loader: CropLoader, step: int, targets: Sequence[str], items: int) -> tuple[Tensor, Tensor] | None:
-    """Whole utterances of target speakers with the same text as the first items of a batch.
+def parallel_speech(loader: CropLoader, step: int, targets: Sequence[str], rows: slice) -> tuple[Tensor, Tensor] | None:
+    """Whole utterances of target speakers with the same text as items of a batch.
 
     Args:
         loader: of the batches.
         step: which batch.
         targets: N * items speakers; the item changes fastest.
-        items: how many items of the batch to use.
+        rows: which items of the batch to use.
 
     Returns:
         audio (N * items, 1, T') padded with zeros, and lengths in samples (N * items,), 0 if the target does not
@@ -179,10 +190,10 @@ def parallel_speech(loader: CropLoader, step: int, targets: Sequence[str], items
     """
     if not loader.is_parallel:
         return None
-    texts = [loader.utterances[name].text for name in loader.at(step).utterances[:items]]
+    texts = [loader.utterances[name].text for name in loader.at(step, rows).utterances]
     waves = []
     for number, speaker in enumerate(targets):
-        text = texts[number % items]
+        text = texts[number % len(texts)]
         same = next((u for u in loader.utterances_of[speaker] if text and u.text == text), None)
         waves.append(loader.whole(same)[0] if same else torch.zeros(0))
     lengths = torch.tensor([len(wave) for wave in waves])

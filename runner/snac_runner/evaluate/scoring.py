@@ -25,6 +25,7 @@ from snac_core.plugins import Catalogue
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.console import SILENT, Progress
+from snac_runner.distributed import ALONE, DistributedContext
 from snac_runner.evaluate.codes import SpeakerProbe, summary
 from snac_runner.evaluate.content import WordEdits, WordErrors
 from snac_runner.evaluate.conversions import Conversions, Item
@@ -168,9 +169,10 @@ def score(
     keep: int = 0,
     journal: Journal | None = None,
     probe: SpeakerProbe | None = None,
+    context: DistributedContext = ALONE,
     progress: Progress = SILENT.progress(""),  # noqa: B008
 ) -> Scores:
-    """Render and score every conversion.
+    """Render and score every conversion; several processes divide the conversions among them.
 
     Args:
         system: what converts.
@@ -179,30 +181,47 @@ def score(
         keep: number of conversions of which the audio is kept.
         journal: conversions in it are not scored again, and every other one is added to it.
         probe: recognises speakers in the codes.
+        context: this process among all that score; the journal and the audio are of the first.
         progress: called with (done, total).
     """
     scores = Scores()
-    known = dict(journal.rows) if journal else {}
+    known = context.agree(dict(journal.rows) if journal else {})
+    items, size = conversions.items, min(BLOCK, -(-len(conversions.items) // context.world))
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(conversions.items), BLOCK):
-        block = conversions.items[start : start + BLOCK]
-        rendered = {
-            item.pair.id: system(conversions, item)
-            for number, item in enumerate(block, start)
-            if item.pair.id not in known or number < keep
-        }
-        scores.renderings.update(list(rendered.items())[: max(0, keep - start)])
-        new = [item for item in block if item.pair.id not in known]
-        scored = score_conversions(new, [rendered[item.pair.id] for item in new], conversions, metrics)
-        for item in block:
-            if item.pair.id not in known:
-                row = {**next(scored), **_codes_of(rendered[item.pair.id])}
-                if journal:
-                    journal.add(row)
-            else:
-                row = known[item.pair.id]
-            rows.append(row)
-            progress(len(rows), len(conversions.items))
+    for first in range(0, len(items), size * context.world):
+        start = first + size * context.rank
+        block = items[start : start + size]
+
+        def rows_of_block(
+            block: Sequence[Item] = block, start: int = start, done: int = len(rows)
+        ) -> list[dict[str, Any]]:
+            rendered = {
+                item.pair.id: system(conversions, item)
+                for number, item in enumerate(block, start)
+                if item.pair.id not in known or number < keep
+            }
+            scores.renderings.update(list(rendered.items())[: max(0, keep - start)])
+            new = [item for item in block if item.pair.id not in known]
+            scored = score_conversions(new, [rendered[item.pair.id] for item in new], conversions, metrics)
+            found = []
+            for item in block:
+                if item.pair.id not in known:
+                    row = {**next(scored), **_codes_of(rendered[item.pair.id])}
+                    if journal:
+                        journal.add(row)
+                else:
+                    row = known[item.pair.id]
+                found.append(row)
+                progress(done + len(found), len(items))
+            return found
+
+        of_all = context.share(rows_of_block)
+        for row in of_all:
+            if journal and row["pair"] not in journal.rows:  # of another process
+                journal.add(row)
+        rows += of_all
+        if context.world > 1:
+            progress(len(rows), len(items))
     scores.utterances = [{key: value for key, value in row.items() if key not in _CODE_KEYS} for row in rows]
     scores.pooled = _pooled(scores.utterances, metrics)
     scores.codes = summary(rows, probe)

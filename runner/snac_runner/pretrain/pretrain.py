@@ -21,9 +21,9 @@ from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.synth import synthesize
+from snac_runner.distributed import DistributedContext, distributed_context
 from snac_runner.logs import RunLog
 from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix
-from snac_runner.pretrain.distributed import DistributedContext, distributed_context
 from snac_runner.pretrain.grow import initial_codec
 from snac_runner.pretrain.losses import SpectralDistance, windows
 from snac_runner.pretrain.resume import claim, resume

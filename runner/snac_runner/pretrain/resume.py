@@ -13,7 +13,7 @@ from snac_core.errors import UserError
 from snac_core.files import write_json
 from snac_core.settings import describe
 from snac_runner.console import Console
-from snac_runner.pretrain.distributed import DistributedContext
+from snac_runner.distributed import DistributedContext
 from snac_runner.pretrain.settings import PretrainSettings
 from snac_runner.pretrain.step import TrainingState
 

@@ -14,8 +14,8 @@ from snac_core.discriminators import Discriminators, adversarial_loss, discrimin
 from snac_core.files import writing
 from snac_core.seeding import derive, generator
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.distributed import DistributedContext
 from snac_runner.pretrain.cuda_graph import CudaGraphStep, StepInputs
-from snac_runner.pretrain.distributed import DistributedContext
 from snac_runner.pretrain.losses import SpeakerDistance, SpectralDistance
 from snac_runner.pretrain.optimizer import adamw, load_optimizer_state, set_learning_rate
 from snac_runner.pretrain.quantizer import (

@@ -346,7 +346,12 @@ def cost_table(study: Study) -> Table | None:
         ("steps", Column("Steps"), 0, 1.0),
         ("parameters", Column("Parameters", "thousand", "↓", "trainable"), 1, 1e-3),
         ("bytes", Column("Model", "MB", "↓", "size of the saved strategies"), 2, 1e-6),
-        ("peak_memory_bytes", Column("Peak memory", "MB", "↓", "of the whole process"), 0, 1e-6),
+        (
+            "peak_memory_bytes",
+            Column("Peak memory", "MB", "↓", "during the steps of this arm; of the whole process on a CPU"),
+            0,
+            1e-6,
+        ),
         (
             "times_real_time",
             Column(
