@@ -79,6 +79,8 @@ def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:
             check_schema(config, path)
         defaults = StudySettings().model_dump(mode="json")  # left out: a size that was not asked for is a maximum
         given = {key: value for key, value in config["study"].items() if key not in defaults or value != defaults[key]}
+        if "judge" in given:  # runs of before there could be several
+            given["judges"] = [given.pop("judge")]
         study = StudySettings(**{**given, "seeds": [config["seed"]]})
         return study, ArmSettings(**config["arm"])
     except FileNotFoundError:

@@ -24,6 +24,7 @@ from snac_runner.evaluate.judges import load_judges
 from snac_runner.evaluate.metrics import BY_EVERY_JUDGE
 from snac_runner.evaluate.scoring import score
 from snac_runner.resources import StudyResources
+from snac_runner.run_folder import stored_run
 from snac_runner.study import check_study
 
 TWIN = """
@@ -141,6 +142,15 @@ def test_the_same_judge_twice_and_the_old_setting_are_refused() -> None:
         compose({"judges": ["ge2e", "ge2e:other.safetensors"]}, arms, "study.toml")
     with pytest.raises(UserError, match="'judge' is now 'judges'"):
         compose({"judge": "ge2e"}, arms, "study.toml")
+
+
+def test_a_run_of_before_there_were_several_judges_is_still_read(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / PHASES[1] / "seed0", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (config["study"]["judge"],) = config["study"].pop("judges")
+    config["study"]["judge"] = "ecapa_tiny"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert stored_run(tmp_path / "run")[0].judges == ("ecapa_tiny",)
 
 
 def test_files_are_scored_by_each_judge(voices: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

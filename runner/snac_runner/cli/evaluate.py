@@ -183,15 +183,16 @@ def evaluate_files(paths: tuple[Path, Path, Path], by: Changes, plugins: Plugins
             progress(number, len(conversions), files.converted.name)
     named = ", ".join(judge.name for judge in judges)
     say(f"{len(conversions)} conversion(s), judged by {named}; mean over the files that a metric applies to")
+    lines = []
     for (name, judge), (mean, count) in pooled(rows).items():
-        label = display_of(name).label if name in metrics else name
-        unit = (
-            ", ".join(part for part in (metrics[name].unit, _ARROWS[metrics[name].direction]) if part)
-            if name in metrics
-            else "cosine, ↑"
-        )
-        label += f" ({judge})" if judge and len(judges) > 1 else ""
-        say(f"  {label:42} {mean:8.3f}  {unit}" + (f"  ({count} files)" if count < len(rows) else ""))
+        metric = metrics.get(name)
+        unit, arrow = (metric.unit, _ARROWS[metric.direction]) if metric else ("cosine", _ARROWS["up"])
+        label = display_of(name).label + (f" ({judge})" if judge and len(judges) > 1 else "")
+        fewer = f"  ({count} files)" if count < len(rows) else ""
+        lines.append((label, f"{mean:8.3f}  {', '.join(part for part in (unit, arrow) if part)}{fewer}"))
+    width = max(42, *(len(label) for label, _ in lines))
+    for label, value in lines:
+        say(f"  {label:{width}} {value}")
 
 
 def calibrate_judge(judge: str, data: Path, base: str, splits: list[str], device: str, plugins: Plugins) -> None:
