@@ -104,7 +104,7 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
         for name, group in {"all": trained, **{arm.settings.title: [arm] for arm in trained}}.items():
             shared[name] = []
             works[name] = partial(step, group, shared[name])
-        taken = alternating(works, rounds)
+        taken = alternating(works, rounds, resources.device)
         common = {name: statistics.median(values) for name, values in shared.items()}
         expected = common["all"] + sum(taken[arm.settings.title] - common[arm.settings.title] for arm in trained)
         lines = [f"side by side, {len(trained)} arms, batch {study.batch_size} x {study.crop_seconds} s:"]
@@ -114,6 +114,9 @@ def side_by_side(study: StudySettings, arms: Sequence[ArmSettings], catalogue: C
             lines.append(f"  own work of {title}: {taken[title] - common[title]:.3f} s")
         alone = sum(taken[arm.settings.title] for arm in trained)
         lines.append(f"  one step of all: {taken['all']:.3f} s = {taken['all'] / expected:.2f} x (shared + own)")
+        lines.append(f"  samples a second: {study.batch_size / taken['all']:.1f} crops for all arms")
+        if resources.device.type == "cuda":
+            lines.append(f"  the GPU is busy in {100 * busy_share(works['all'], resources.device):.0f} % of a step")
         lines.append(f"  against one after the other: {taken['all'] / alone:.2f} of {alone:.3f} s")
         lines += [f"  passes of a step of {arm.settings.title}: {passes(arm, resources)}" for arm in trained]
         lines += [
@@ -170,13 +173,46 @@ def counting(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[int]]]:
             handle.remove()
 
 
-def alternating(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each work, after one round to warm up; rounds alternate so that noise hits all alike."""
+def busy_share(work: Callable[[], object], device: torch.device) -> float:
+    """Share of the time of a work in which a kernel or a copy runs on a CUDA device, by torch's profiler."""
+    torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+    spans = [
+        (event.time_range.start, event.time_range.end)  # in microseconds
+        for event in profiler.events() or ()
+        if event.device_type == torch._C._autograd.DeviceType.CUDA
+    ]
+    return covered(spans) / 1e6 / seconds
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals (start, end)."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def alternating(
+    works: dict[str, Callable[[], object]], rounds: int, device: torch.device | None = None
+) -> dict[str, float]:
+    """Median seconds of each work, after one round to warm up; rounds alternate so that noise hits all alike.
+
+    On a CUDA device, the time until the device has finished.
+    """
+    on_cuda = device is not None and device.type == "cuda"
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
             started = time.perf_counter()
             work()
+            if on_cuda:
+                torch.cuda.synchronize(device)
             if number:
                 taken[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
@@ -222,7 +258,7 @@ def _with(adapter: str, resources: StudyResources, rounds: int) -> list[str]:
                 continue
             counted[name] = passes(arm, resources)
             works[name] = _step(arm, resources)
-        taken = alternating(works, rounds)
+        taken = alternating(works, rounds, resources.device)
     first = taken.get(default)
     for name, seconds in taken.items():
         ratio = f" ({seconds / first:.2f} x {default})" if first and name != default else ""

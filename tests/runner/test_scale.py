@@ -8,6 +8,7 @@ import pytest
 from small_study import PHASES, Bench, arm, result
 
 from scale import at_scale
+from snac_runner.bench import covered
 
 
 def test_the_table_of_costs_has_a_line_for_every_size() -> None:
@@ -27,3 +28,8 @@ def test_phase_3_trains_with_negatives_of_every_choice(bench: Bench, tmp_path: P
     )
     folder = bench.train([chosen], tmp_path, steps=2)[PHASES[0]]
     assert result(folder)["status"] == "success"
+
+
+def test_the_time_of_kernels_that_overlap_counts_once() -> None:
+    assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.6)]) == 4
+    assert covered([]) == 0

@@ -19,6 +19,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement; the median is printed.")] = 7,
     strategies: Annotated[str, typer.Option(help="Arms, separated by commas; all adapters when empty.")] = "",
     speaker_encoder: Annotated[str, typer.Option(help="Speaker encoder for conditioning and losses.")] = "ecapa_tiny",
+    device: Annotated[str, typer.Option(help="Device of the training steps: cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: torch's default.")] = 0,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
@@ -45,7 +46,7 @@ def bench(
     arms = [ArmSettings(strategies=tuple(name.split("+"))) for name in names]
     with TemporaryDirectory() as folder:
         speech = synthesize(Path(folder) / "speech", 24, 6)
-        study = StudySettings(data=str(speech), base=base, speaker_encoder=speaker_encoder)
+        study = StudySettings(data=str(speech), base=base, speaker_encoder=speaker_encoder, device=device)
         for line in measure.side_by_side(study, arms, catalogue, rounds):
             print(line, flush=True)
         for line in objective_costs(study, catalogue, rounds):
