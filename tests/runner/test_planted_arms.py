@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import Tensor
 from snac_core.plugins import discover
 from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.controls import informative_metrics, run_controls
+from snac_runner.data.corpus import Segment
 from snac_runner.data.synth import synthesize
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.prosody import mean_log2
 from snac_runner.evaluate.scoring import Scores, score
 from snac_runner.evaluate.systems import Rendering, System, floor, praat_change_gender, resynthesis
+from snac_runner.evaluate.whisper import Whisper
 from snac_runner.report.estimates import StudyEstimates, compute
 from snac_runner.report.page import build
 from snac_runner.report.results import read
@@ -30,7 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 parselmouth = pytest.importorskip("parselmouth", reason="needs praat-parselmouth (the judges extra)")
 
 
-MEASURED = ("secs", "secs_source", "secs_other", "specificity", "speaker_encoder_secs", "secs_degraded", "per")
+MEASURED = ("secs", "secs_source", "secs_other", "specificity", "speaker_encoder_secs", "secs_degraded", "per", "wer")
+WHISPER = Path(os.environ.get("SNAC_WHISPER", Path(__file__).resolve().parents[3] / "shared/models/whisper-base"))
 
 
 @dataclass
@@ -41,8 +45,11 @@ class Planted:
     folder: Path
 
 
-def planted(place: Path, speakers: int, pairs: int, *, train_speakers: int | None = None) -> Planted:
-    """Synthetic voices that say the same sentences, the bundled base and encoders.
+def planted(
+    place: Path, speakers: int, pairs: int, *, train_speakers: int | None = None, judges: tuple[str, ...] = ("ge2e",),
+    whisper: bool = False,
+) -> Planted:  # fmt: skip
+    """Synthetic voices that say the same sentences, the bundled base and encoders; Whisper where there is one.
 
     Nothing is trained here: with `train_speakers`, the other voices of the train split are tested, too.
     """
@@ -58,9 +65,12 @@ def planted(place: Path, speakers: int, pairs: int, *, train_speakers: int | Non
     catalogue = discover()
     rest = tuple(name for name in catalogue.metrics if name not in MEASURED)  # most of the time of judging
     study = StudySettings(
-        name="planted", data=str(speech), test_pairs=pairs, pair_seconds=3.0, samples=0, exclude_metrics=rest
-    )
+        name="planted", data=str(speech), test_pairs=pairs, pair_seconds=3.0, samples=0, exclude_metrics=rest,
+        judges=judges,
+    )  # fmt: skip
     resources = StudyResources(study, catalogue)
+    if whisper and WHISPER.is_dir():
+        vars(resources)["whisper"] = Whisper(WHISPER)
     folder = place / "study"
     folder.mkdir()
     run_controls(folder, resources)
@@ -71,7 +81,7 @@ def planted(place: Path, speakers: int, pairs: int, *, train_speakers: int | Non
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """Enough conversions for large differences."""
-    return planted(tmp_path_factory.mktemp("few"), speakers=48, pairs=24)
+    return planted(tmp_path_factory.mktemp("few"), speakers=48, pairs=24, judges=("ge2e", "simple"), whisper=True)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +110,6 @@ def oracle(resources: StudyResources) -> System:
         def said_by(speaker: str) -> Tensor:
             wanted = conversions.corpus.utterance(item.pair.source.utterance).text
             same = next(u for u in conversions.corpus.of_speaker(speaker) if u.text == wanted)
-            from snac_runner.data.corpus import Segment
-
             return resynthesis(resources.codec, conversions.segment_audio(Segment(same.id, 0.0, same.seconds - 0.002)))
 
         source = resynthesis(resources.codec, item.audio)
@@ -114,6 +122,24 @@ def unconditioned(resources: StudyResources) -> System:
     """The bare codec, whatever the embedding."""
     bare = floor(resources.codec)
     return everywhere(lambda conversions, item, _: bare(conversions, item).converted)
+
+
+def other_words(resources: StudyResources) -> System:
+    """The codec's rendering of the target itself, saying another sentence than the source."""
+
+    def render(conversions: Conversions, item: Item) -> Rendering:
+        said = conversions.corpus.utterance(item.pair.source.utterance).text
+
+        def another_by(speaker: str) -> Tensor:
+            other = next(u for u in reversed(conversions.corpus.of_speaker(speaker)) if u.text != said)
+            return resynthesis(
+                resources.codec, conversions.segment_audio(Segment(other.id, 0.0, other.seconds - 0.002))
+            )
+
+        source = resynthesis(resources.codec, item.audio)
+        return Rendering(another_by(item.pair.target), source, another_by(item.other))
+
+    return render
 
 
 def noise(_: StudyResources) -> System:
@@ -218,6 +244,30 @@ def test_an_oracle_wins_an_unconditioned_arm_is_dead_and_noise_loses_on_content(
     assert numbers.arms["oracle", "normalised_content"].high < 0.5
     assert numbers.arms["oracle", "normalised"].low > 0.5
     assert words["unconditioned", "noise"] == "better"
+
+
+def test_right_words_in_the_sources_voice_lose_on_the_speaker_and_other_words_in_the_targets_voice_on_content(
+    few: Planted,
+) -> None:
+    numbers, _, _ = judge(
+        few, oracle=oracle(few.resources), parrot=unconditioned(few.resources), babbler=other_words(few.resources)
+    )
+    pairs = {(c.a, c.b): c for c in numbers.comparisons}
+    parrot, babbler = pairs["oracle", "parrot"], pairs["babbler", "oracle"]
+    assert parrot.difference.low > 0.3
+    assert parrot.p_adjusted < 0.05
+    assert parrot.decision.word in ("better", "inconclusive"), "no measure prefers the source's voice"
+    assert babbler.content is not None
+    assert babbler.content.low > 0.2
+    assert babbler.content_p_adjusted < 0.05
+    assert babbler.decision.word == "worse"
+    assert numbers.arms["babbler", "normalised"].low > 0.5
+    assert numbers.agreement["simple"].arms > 0, "the further judge prefers the target's voice, too"
+    measured = [name for name in ("per", "wer") if ("oracle", name) in numbers.arms]
+    assert "per" in measured
+    for name in measured:
+        rates = {arm: numbers.arms[arm, name].mean for arm in ("oracle", "parrot", "babbler")}
+        assert rates["babbler"] > max(rates["oracle"], rates["parrot"]) + 0.25
 
 
 def test_an_average_voice_and_a_change_of_sex_fail_specificity(few: Planted) -> None:
