@@ -269,6 +269,11 @@ class ConditionedCodec(nn.Module):
             raise UserError(f"length {length} of audio from codes that hold {audio.shape[-1]} samples")
         return audio[..., :length]
 
+    def compile(self) -> Self:  # type: ignore[override]  # as in SNAC
+        """`SNAC.compile` of the codec; the edits of strategies stay as they are."""
+        self.codec.compile()
+        return self
+
     def acts(self, *, before_vq: bool) -> bool:
         """Whether a strategy edits the signal before the quantizer, or after it."""
         return self._first(before_vq=before_vq) is not None

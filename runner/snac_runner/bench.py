@@ -17,10 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from snac_core.codec import SNAC
+from snac_core.codec.layers import NoiseBlock
 from snac_core.codec.streaming import ConversionStream
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
@@ -37,34 +39,116 @@ STREAM_SECONDS = (0.01, 0.16, 0.64)  # chunks of a stream; the first is rounded 
 USUAL_STEP = 2  # a step that decodes audio only if a loss needs it
 
 
-def codec_against_upstream(base: str, rounds: int) -> list[str]:
-    """Encode and decode, ours frozen against the `snac` package with the same weights, in alternating rounds."""
-    ours = SNAC.from_pretrained(base).freeze()
-    audio = torch.randn(1, 1, round(SECONDS * ours.sampling_rate)) * 0.1
-    codes = ours.encode(audio)
-    works: dict[str, Callable[[], object]] = {
-        "encode": lambda: ours.encode(audio),
-        "decode": lambda: ours.decode(codes),
-    }
-    if importlib.util.find_spec("snac") is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # upstream scripts a function in a way that torch deprecates
-            from snac import SNAC as Upstream
+def codec_table(base: str, rounds: int) -> list[str]:
+    """Encode and decode by upstream and by this package in all its ways, with the same weights, in alternating rounds.
 
-        theirs = Upstream(**ours.config).eval()
-        theirs.load_state_dict(ours.state_dict())
-        works |= {"upstream encode": lambda: theirs.encode(audio), "upstream decode": lambda: theirs.decode(codes)}
+    The columns: speed relative to upstream and to real time, share of codes equal to those of eager float32, and
+    signal-to-noise ratio of audio decoded from equal codes against it. Ways that are not installed are left out and
+    named.
+    """
+    codec, fast = SNAC.from_pretrained(base).freeze(), SNAC.from_pretrained(base).compile()
+    own = {
+        "this package": (codec, None), "compiled": (fast, None),
+        "bf16": (codec, torch.bfloat16), "compiled, bf16": (fast, torch.bfloat16),
+    }  # fmt: skip
+    audio = 0.1 * torch.randn(
+        1, 1, round(SECONDS * codec.sampling_rate) // codec.padding_multiple * codec.padding_multiple
+    )
+    codes = codec.encode(audio)
+    ways: dict[str, tuple[Way, Way]] = {}
+    missing = []
+    if importlib.util.find_spec("snac") is not None:
+        theirs = _upstream(codec)
+        ways["upstream"] = lambda: theirs.encode(audio), lambda: theirs.decode(codes)
+    else:
+        missing.append("snac")
+    for name, (one, dtype) in own.items():
+        ways[name] = partial(_encode, one, dtype, audio), partial(_decode, one, dtype, codes)
+    if importlib.util.find_spec("onnxruntime") is not None and importlib.util.find_spec("onnxscript") is not None:
+        ways["ONNX Runtime"] = _onnx(codec, audio, codes)
+    else:
+        missing.append("onnxruntime, onnxscript")
     with torch.inference_mode():
-        taken = alternating(works, rounds)
-    lines = []
-    for verb in ("encode", "decode"):
-        line = f"{verb} {base}: {SECONDS / taken[verb]:.1f} times faster than real time"
-        if f"upstream {verb}" in taken:
-            line += f"; {taken[verb] / taken[f'upstream {verb}']:.2f} of upstream's time"
-        lines.append(line)
-    if "upstream encode" not in taken:
-        lines.append("upstream is not installed (pip install snac): no comparison")
-    return lines
+        taken = alternating({f"{name} {k}": way[k] for name, way in ways.items() for k in (0, 1)}, rounds)
+        quality = {name: _against(codec, way, audio, codes) for name, way in own.items()}
+    first, seconds = next(iter(ways)), audio.shape[-1] / codec.sampling_rate
+    lines = [
+        f"codec {base}, {seconds:.1f} s of audio, {torch.get_num_threads()} thread(s), speed relative to {first}:",
+        "  way               encode  x real time    decode  x real time    equal codes  audio",
+    ]
+    for name in ways:
+        cells = [
+            f"{taken[f'{first} {k}'] / taken[f'{name} {k}']:6.2f}  {seconds / taken[f'{name} {k}']:11.1f}"
+            for k in (0, 1)
+        ]
+        equal, snr = quality.get(name, (None, None))
+        about = "" if equal is None else f"    {100 * equal:9.1f} %  {snr:.0f} dB"
+        lines.append(f"  {name:16}  {cells[0]}    {cells[1]}{about}")
+    return lines + [f"  not installed: {name}" for name in missing]
+
+
+Way = Callable[[], object]
+
+
+def _upstream(codec: SNAC) -> Any:
+    """The codec of the `snac` package with the same weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # upstream scripts a function in a way that torch deprecates
+        from snac import SNAC as Upstream
+
+    theirs = Upstream(**codec.config).eval()
+    theirs.load_state_dict(codec.state_dict())
+    return theirs
+
+
+def _onnx(codec: SNAC, audio: Tensor, codes: Sequence[Tensor]) -> tuple[Way, Way]:
+    """Encode and decode by ONNX Runtime, with torch's number of threads."""
+    import onnxruntime
+
+    from snac_core.codec.export import export
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    with TemporaryDirectory() as folder:
+        files = export(ConditionedCodec(codec).eval(), Path(folder) / "onnx").files
+        sessions = {
+            part: onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            for part, file in files.items()
+        }
+    feeds = {f"codes_{level}": indices.numpy() for level, indices in enumerate(codes)}
+    frames = audio.shape[-1] // codec.hop_length
+    for block in codec.decoder.modules():
+        if isinstance(block, NoiseBlock):
+            noise = np.random.default_rng(block.number).standard_normal((1, 1, frames * block.samples_per_frame))
+            feeds[f"noise_{block.number}"] = noise.astype(np.float32)
+
+    def encode() -> object:
+        (z,) = sessions["encoder"].run(None, {"audio": audio.numpy()})
+        return sessions["quantizer"].run(None, {"z": z})
+
+    return encode, lambda: sessions["decoder"].run(None, feeds)
+
+
+def _encode(codec: SNAC, dtype: torch.dtype | None, audio: Tensor) -> list[Tensor]:
+    with codec.computing(autocast=dtype):
+        return codec.encode(audio)
+
+
+def _decode(codec: SNAC, dtype: torch.dtype | None, codes: Sequence[Tensor]) -> Tensor:
+    with codec.computing(autocast=dtype):
+        return codec.decode(codes)
+
+
+def _against(
+    codec: SNAC, way: tuple[SNAC, torch.dtype | None], audio: Tensor, codes: Sequence[Tensor]
+) -> tuple[float, float]:
+    """Share of equal codes, and signal-to-noise ratio in dB of audio decoded from equal codes."""
+    found = _encode(*way, audio)
+    equal = torch.cat([(a == b).flatten() for a, b in zip(codes, found, strict=True)]).float().mean()
+    with codec.fixed_noise(0), way[0].fixed_noise(0):
+        expected, got = codec.decode(codes), _decode(*way, codes)
+    error = (got - expected).square().sum().clamp(min=1e-12 * expected.square().sum())
+    return float(equal), float(10 * torch.log10(expected.square().sum() / error))
 
 
 def streaming(base: str, rounds: int) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ from snac_runner.config import NOISE_SEED
 from snac_runner.console import SILENT, Console
 from snac_runner.console import Progress as Display
 from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
-from snac_runner.data.audio import AudioCheck, audio_pieces, check_audio, load_audio, resampled
+from snac_runner.data.audio import AudioCheck, audio_pieces, cache_folder, check_audio, load_audio, resampled
 from snac_runner.data.media import PIPE, AudioFormat, Level, decodable
-from snac_runner.devices import device_named
+from snac_runner.devices import device_named, precision_named
 from snac_runner.embeddings import mean_embedding, two_voices, weighted_mean
 from snac_runner.run_folder import CHECKPOINT, read_config, read_result, result_status, stored_run
 
@@ -83,11 +85,28 @@ class Converter:
         if self.model.encoder is not None:
             self.encoder = load_speaker_encoder(self.model.encoder.name, plugins=catalogue).to(self.device)
         self._mixed_before = False
+        self._autocast: torch.dtype | None = None
+
+    def accelerate(self, precision: str = "fp32", *, compiled: bool = False) -> None:
+        """Compute in less time.
+
+        Args:
+            precision: "fp32", or "bf16" for the convolutions of the codec, which changes codes and, less, audio.
+            compiled: whether to compile the codec; results are equal up to rounding. What is compiled is cached.
+
+        Raises:
+            UserError: for another precision, or if torch.compile does not work on this machine.
+        """
+        self._autocast = precision_named(precision)
+        if compiled:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+            self.model.compile()
 
     @property
     def digest(self) -> str:
-        """Identifies the base and the strategies with their weights."""
-        return f"{self.model.codec.digest} {digest_of(self.model.attached)}"
+        """Identifies the base, the strategies with their weights, and a precision other than float32."""
+        precision = f" {self._autocast}" if self._autocast else ""
+        return f"{self.model.codec.digest} {digest_of(self.model.attached)}{precision}"
 
     @torch.no_grad()
     def convert(
@@ -115,7 +134,7 @@ class Converter:
         """
         audio_format = audio_format or AudioFormat()
         check_out(out, audio_format.suffix, [source])
-        with decodable(source) as path:
+        with decodable(source) as path, self._computing():
             check = self._check(path, "source", MIN_SECONDS)
             level, progress = Level(), self.console.progress(f"converting {source.name}")
             pieces = self._pieces(path, progress if check.seconds > LONG_SECONDS else None)
@@ -185,12 +204,13 @@ class Converter:
     def encode(self, source: Path, target: Conditioning | None = None) -> Item:
         """The codes of a file, conditioned on a target if there is one."""
         stream, length, pieces = EncoderStream(self.model, target), 0, []
-        with decodable(source) as path:
+        with decodable(source) as path, self._computing():
             self._check(path, "source", MIN_SECONDS)
             for audio in self._pieces(path):
                 pieces.append(stream.push(audio))
                 length += audio.shape[-1]
-        codes = [torch.cat(level, dim=-1) for level in zip(*pieces, stream.flush(), strict=True)]
+            pieces.append(stream.flush())
+        codes = [torch.cat(level, dim=-1) for level in zip(*pieces, strict=True)]
         return Item(codes, length, self.model.codec.digest, str(source))
 
     @torch.no_grad()
@@ -200,8 +220,13 @@ class Converter:
         with codec.fixed_noise(NOISE_SEED):
             stream = DecoderStream(self.model, target)
         audio = (piece[0, 0].cpu() for piece in stream.run(split_codes(codec, levels), item.length))
-        AudioFormat().write(out, audio, codec.sampling_rate)
+        with self._computing():
+            AudioFormat().write(out, audio, codec.sampling_rate)
         return out
+
+    def _computing(self) -> AbstractContextManager[None]:
+        """Inside the block, the codec computes in the precision of `accelerate`."""
+        return self.model.codec.computing(autocast=self._autocast)
 
     def _converted(self, pieces: Iterable[Tensor], cond: Conditioning | None) -> Iterator[Tensor]:
         """Audio in pieces (1, 1, n) through the whole path, in pieces (n,) on the CPU."""

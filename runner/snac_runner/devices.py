@@ -1,10 +1,10 @@
-"""Devices by name."""
+"""Devices and precisions by name."""
 
 from __future__ import annotations
 
 import torch
 
-from snac_core.errors import UserError
+from snac_core.errors import UserError, nearest
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
@@ -36,3 +36,14 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+"""Names to values of the argument `autocast` of `SNAC.computing`."""
+
+
+def precision_named(name: str) -> torch.dtype | None:
+    """The argument `autocast` of `SNAC.computing` for a name; UserError for an unknown one."""
+    if name not in PRECISIONS:
+        raise UserError(f"no precision {name!r}{nearest(name, PRECISIONS)}; expected {' or '.join(PRECISIONS)}")
+    return PRECISIONS[name]

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from snac_core.codec import kernels
 from snac_core.codec.checks import HEAD
 from snac_core.errors import UserError
 from snac_core.seeding import generator
@@ -146,12 +147,16 @@ def _inverse(alpha: Tensor) -> Tensor:
 class Snake1d(nn.Module):
     """x + sin(alpha x)^2 / alpha, one alpha per channel (Ziyin et al. 2020, eq. 3): (B, C, T) to (B, C, T)."""
 
+    compiled = False
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(1, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) to (B, C, T)."""
+        if self.compiled and kernels.usable(x):
+            return kernels.snake(x, self.alpha, 0, kernels.compute_dtype(x))
         activated: Tensor = _Snake.apply(x, self.alpha)
         return activated
 
@@ -287,6 +292,8 @@ class RotaryPositions(nn.Module):
 class ResidualUnit(nn.Module):
     """Snake, dilated convolution, Snake, 1x1 convolution, added to the input; (B, C, T) to (B, C, T)."""
 
+    compiled = False
+
     def __init__(self, dim: int, dilation: int = 1, kernel: int = 7, groups: int = 1) -> None:
         super().__init__()
         padding = ((kernel - 1) * dilation) // 2
@@ -299,7 +306,19 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) to (B, C, T)."""
-        out: Tensor = x + self.block(x)
+        out: Tensor = x + (self._fused(x) if self.compiled and kernels.usable(x) else self.block(x))
+        return out
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """`block(x)`, with its first three layers in two kernels."""
+        first, convolution, second, pointwise = self.block
+        assert isinstance(first, Snake1d)
+        assert isinstance(convolution, WNConv1d)
+        assert isinstance(second, Snake1d)
+        padded = kernels.snake(x, first.alpha, int(convolution.padding[0]), x.dtype)
+        assert convolution.bias is not None
+        layer = convolution.weight, convolution.bias, convolution.dilation[0]
+        out: Tensor = pointwise(kernels.depthwise_snake(padded, layer, second.alpha, kernels.compute_dtype(x)))
         return out
 
 

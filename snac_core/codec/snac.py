@@ -19,7 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from snac_core import hub
 from snac_core.codec.batches import checked_lengths, decode_each, encode_each
 from snac_core.codec.checks import check_audio, check_codes, check_finite, resolved_config
-from snac_core.codec.layers import Decoder, Encoder, NoiseSource, WNConv1d, WNConvTranspose1d
+from snac_core.codec.layers import (
+    Decoder,
+    Encoder,
+    NoiseSource,
+    ResidualUnit,
+    Snake1d,
+    WNConv1d,
+    WNConvTranspose1d,
+)
 from snac_core.codec.pretrained import CodecFiles, load_weights, read_config, save_codec
 from snac_core.codec.tokens import TokenLayout
 from snac_core.codec.vq import ResidualVectorQuantize
@@ -350,6 +358,32 @@ class SNAC(nn.Module):
         for layer in self.modules():
             if isinstance(layer, WNConv1d | WNConvTranspose1d):
                 layer.fold()
+        return self
+
+    @torch.no_grad()
+    def compile(self) -> Self:  # type: ignore[override]  # nn.Module.compile compiles `forward`, for which see `layers`
+        """Freeze permanently, and compile kernels for inference. Results are equal up to rounding.
+
+        It takes some seconds and needs a C++ compiler; torch keeps the kernels on disk (`TORCHINDUCTOR_CACHE_DIR`). The
+        kernels serve all lengths. Passes that need gradients use the layers as they are.
+
+        Raises:
+            UserError: if torch.compile does not work on this machine.
+        """
+        self.freeze()
+        for layer in self.modules():
+            if isinstance(layer, Snake1d):
+                layer.compiled = True
+            elif isinstance(layer, ResidualUnit):
+                layer.compiled = self.config["depthwise"]
+        weight = next(self.parameters())
+        try:
+            with self.fixed_noise(0):
+                z = self.advance(weight.new_zeros((1, 1, 2 * self.padding_multiple)), None, "latent")
+                self.advance(z, "quantized", "audio")
+        except Exception as error:  # compilers and torch raise many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"torch.compile does not work here; it needs a C++ compiler, as g++ ({reason})") from error
         return self
 
     def train(self, mode: bool = True) -> Self:

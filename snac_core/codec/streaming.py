@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from snac_core.hooks import Edit
 
 CHUNK_SECONDS = 10.0
-"""Default length of a chunk: the context around it costs little, and a chunk needs little memory."""
+"""Largest default length of a chunk: the context around it costs little."""
+_SHORTEST = 4.0  # s, of the default: shorter chunks are mostly context
+_ACTIVATION = 28e6  # bytes: larger tensors take memory from the system each time, which takes as long as computing them
 _PROBE = 1024  # frames on which the receptive field of an edit is measured, at least
 _SAME = 1e-5  # largest difference of two equal results, relative to their largest value
 
@@ -278,7 +280,7 @@ class EncoderStream:
     Args:
         model: a codec with strategies, or with none, in eval mode.
         speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
-        seconds: length of a chunk; rounded to whole codes of the coarsest level.
+        seconds: length of a chunk; rounded to whole codes of the coarsest level. None: `chunk_seconds`.
         lookahead: seconds of audio after a chunk that its codes may depend on; None: all that they depend on.
 
     Attributes:
@@ -294,13 +296,13 @@ class EncoderStream:
         model: ConditionedCodec,
         speaker_embedding: Tensor | Conditioning | None = None,
         *,
-        seconds: float = CHUNK_SECONDS,
+        seconds: float | None = None,
         lookahead: float | None = None,
     ) -> None:
         self._model, self._cond = model, model.conditioning(speaker_embedding, before_vq=True)
         rate = model.codec.sampling_rate
         self.context = encoder_context(model, self._cond).limited(lookahead, rate)
-        self.chunk = max(1, round(_positive("seconds", seconds) * rate / self.context.unit))
+        self.chunk = max(1, round(_length(model.codec, seconds) * rate / self.context.unit))
         self._start()
 
     def _start(self) -> None:
@@ -354,7 +356,7 @@ class DecoderStream:
     Args:
         model: a codec with strategies, or with none, in eval mode.
         speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
-        seconds: length of a chunk; rounded to whole codes of the coarsest level.
+        seconds: length of a chunk; rounded to whole codes of the coarsest level. None: `chunk_seconds`.
         lookahead: seconds of audio after a chunk that it may depend on; None: all that it depends on.
         delay: seconds of audio by which codes arrive late, as those of an `EncoderStream` do.
 
@@ -371,7 +373,7 @@ class DecoderStream:
         model: ConditionedCodec,
         speaker_embedding: Tensor | Conditioning | None = None,
         *,
-        seconds: float = CHUNK_SECONDS,
+        seconds: float | None = None,
         lookahead: float | None = None,
         delay: float = 0.0,
     ) -> None:
@@ -384,7 +386,7 @@ class DecoderStream:
         self.context = full.limited(lookahead, frame_rate)
         self._fade = self.context != full
         period = _period(codec)
-        self.chunk = max(1, round(_positive("seconds", seconds) * frame_rate / period)) * period // self.context.unit
+        self.chunk = max(1, round(_length(codec, seconds) * frame_rate / period)) * period // self.context.unit
         self._lag = round(delay * frame_rate / self.context.unit) if math.isfinite(delay) else 0
         self._start()
 
@@ -461,7 +463,7 @@ class ConversionStream:
         model: a codec with strategies, or with none, in eval mode.
         speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`. None: the bare codec.
         seconds: length of a chunk; rounded to whole codes of the coarsest level. A short one has a low latency, a long
-            one costs less time.
+            one costs less time. None: `chunk_seconds`.
         lookahead: seconds of audio after a chunk that its conversion may depend on; None: all that it depends on. A
             smaller number shortens the latency, and changes the result; chunks are then faded into each other.
 
@@ -478,7 +480,7 @@ class ConversionStream:
         model: ConditionedCodec,
         speaker_embedding: Tensor | Conditioning | None = None,
         *,
-        seconds: float = CHUNK_SECONDS,
+        seconds: float | None = None,
         lookahead: float | None = None,
     ) -> None:
         before, after = (speaker_embedding if model.acts(before_vq=side) else None for side in (True, False))
@@ -532,10 +534,18 @@ def _shares(
     return encoder, lookahead - encoder
 
 
-def _positive(name: str, value: float) -> float:
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{name} is a number above 0; got {value!r}")
-    return value
+def chunk_seconds(codec: SNAC) -> float:
+    """Default length of a chunk in s: 4 to 10, as far as the largest activation stays below 28 MB."""
+    per_second = max(4 * tap.channels * tap.frame_rate for tap in codec.taps)
+    return min(CHUNK_SECONDS, max(_SHORTEST, _ACTIVATION / per_second))
+
+
+def _length(codec: SNAC, seconds: float | None) -> float:
+    if seconds is None:
+        return chunk_seconds(codec)
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise UserError(f"seconds is a number above 0; got {seconds!r}")
+    return seconds
 
 
 def _not_negative(lookahead: float) -> float:

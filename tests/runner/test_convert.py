@@ -301,3 +301,25 @@ def test_a_file_of_several_chunks_is_converted_encoded_and_decoded_as_the_whole(
     decoded = tmp_path / "d.wav"
     assert runner("decode", "--base", bench.base, "--codes", codes, "--out", decoded) == 0
     assert np.abs(read(decoded) - read(out)).max() <= 2 / 32768
+
+
+def test_compiled_and_bfloat16_conversions_are_close_to_the_usual_one(
+    tmp_path: Path, voices: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    assert runner("encode", "--source", voices[0], "--out", tmp_path / "codes.npz") == 0
+    usual = ["decode", "--codes", tmp_path / "codes.npz", "--out"]
+    outputs = {}
+    for name, options in {"usual": [], "compiled": ["--compile"], "bf16": ["--precision", "bf16"]}.items():
+        assert runner(*usual, tmp_path / f"{name}.wav", *options) == 0
+        outputs[name] = read(tmp_path / f"{name}.wav")
+    assert np.abs(outputs["compiled"] - outputs["usual"]).max() <= 2**-14, "up to rounding, of 16 bits"
+    error = np.square(outputs["bf16"] - outputs["usual"]).sum()
+    assert 30 < 10 * np.log10(np.square(outputs["usual"]).sum() / error) < 60
+
+
+def test_an_unknown_precision_is_refused(
+    tmp_path: Path, voices: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runner("encode", "--source", voices[0], "--out", tmp_path / "c.npz", "--precision", "bf17") == 2
+    assert "no precision 'bf17'" in capsys.readouterr().err

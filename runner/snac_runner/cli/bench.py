@@ -39,7 +39,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
-    for line in measure.start_up() + measure.codec_against_upstream(base, rounds) + measure.streaming(base, rounds):
+    for line in measure.start_up() + measure.codec_table(base, rounds) + measure.streaming(base, rounds):
         print(line, flush=True)
     catalogue = catalogue_of(plugin, disable_plugin)
     names = strategies.split(",") if strategies else adapters(catalogue)

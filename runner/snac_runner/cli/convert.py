@@ -37,6 +37,8 @@ Base = Annotated[
     typer.Option(help="Codec. Default: the base of the run, or tiny without a run.", show_default=False),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="Of the codec's convolutions: fp32, or bf16, which changes the result.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the codec; some seconds, then faster on a CPU.")]
 Checkpoint = Annotated[bool, typer.Option("--checkpoint", help="Use the latest checkpoint of an unfinished run.")]
 
 
@@ -67,6 +69,8 @@ def convert(
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
+    compile_: Compile = False,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -100,6 +104,7 @@ def convert(
             console.line(f"using the bundled adapter {run}; --run RUN uses another")
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        converter.accelerate(precision, compiled=compile_)
         if many:
             _convert_all(jobs, converter, Path(out), audio_format)
             return
@@ -149,6 +154,8 @@ def encode(
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
+    compile_: Compile = False,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -169,6 +176,7 @@ def encode(
     with terminal() as console:
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        converter.accelerate(precision, compiled=compile_)
         layout = None
         if order is not None:
             layout = converter.model.codec.token_layout(order, offsets=offsets, first_token=first_token)
@@ -204,6 +212,8 @@ def decode(
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
+    compile_: Compile = False,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -215,6 +225,7 @@ def decode(
     with terminal() as console:
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        converter.accelerate(precision, compiled=compile_)
         item = read_item(codes, converter.model.codec, line)
         written = converter.decode(item, _target(converter, target), out)
     say(str(written))
