@@ -26,7 +26,7 @@ from snac_runner.data.corpus import digest_of
 from snac_runner.data.pairs import PairList
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
-from snac_runner.evaluate.systems import Rendering, System, conditioned
+from snac_runner.evaluate.systems import Rendering, System, conditioned, needed_outputs
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import check_folder, result_status, run_config
 from snac_runner.run_result import Result, write_result, write_wav
@@ -174,9 +174,9 @@ def evaluate_on_other_speech(run: Path, arm: ArmSettings, out: Path, resources: 
     write_json(out / "config.json", config)
     resources.test_pairs.export(out / "pairs.json")
     run_controls(out, resources)
-    result.scores = evaluate_system(
-        result, conditioned(model), {"run": config["hash"]}, resources, informative_metrics(out, resources)
-    )
+    selection = informative_metrics(out, resources)
+    system = conditioned(model, outputs=needed_outputs(selection.metrics.values()))
+    result.scores = evaluate_system(result, system, {"run": config["hash"]}, resources, selection)
     result.noise_floor = {"secs": noise_floor(model, resources.test, resources.catalogue.metrics["secs"]())}
     result.cost = {"times_real_time": times_real_time(model, resources.test)}
     write_result(result, resources)

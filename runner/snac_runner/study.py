@@ -29,7 +29,8 @@ from snac_runner.controls import (
 from snac_runner.data.pairs import PairList
 from snac_runner.distributed import ProcessLost
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
-from snac_runner.evaluate.systems import conditioned
+from snac_runner.evaluate.scoring import WORST
+from snac_runner.evaluate.systems import conditioned, evaluating, needed_outputs
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import (
@@ -42,8 +43,6 @@ from snac_runner.run_folder import (
 )
 from snac_runner.run_result import Result, evaluation, versions, write_result
 from snac_runner.train import preflight, train_side_by_side
-
-WORST = 10  # conversions least like their target whose audio is kept for the report
 
 Runs = dict[tuple[str, int], Path]
 """(arm title, seed) to the run folder."""
@@ -180,10 +179,12 @@ def evaluate_arm(arm: Arm, result: Result, controls: Path | None) -> None:
     """Score a trained arm on the test conversions, and write the figures on its model card; fills in `result`."""
     resources = arm.resources
     try:
-        scores = evaluate_system(
-            result, conditioned(arm.model), {"run": result.config["hash"]}, resources,
-            informative_metrics(controls, resources), worst=WORST if resources.study.samples else 0,
-        )  # fmt: skip
+        selection = informative_metrics(controls, resources)
+        with evaluating(arm.model):
+            scores = evaluate_system(
+                result, conditioned(arm.model, outputs=needed_outputs(selection.metrics.values())),
+                {"run": result.config["hash"]}, resources, selection, worst=WORST if resources.study.samples else 0,
+            )  # fmt: skip
         if not resources.context.first:
             return
         floor = noise_floor(arm.model, resources.test, resources.catalogue.metrics["secs"]())

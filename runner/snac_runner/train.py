@@ -23,7 +23,7 @@ from snac_core.testing import preflight as check_rules
 from snac_runner.arm import Arm
 from snac_runner.distributed import ProcessLost
 from snac_runner.evaluate.scoring import score
-from snac_runner.evaluate.systems import conditioned
+from snac_runner.evaluate.systems import conditioned, evaluating, needed_outputs
 from snac_runner.logs import RunLog
 from snac_runner.resources import StudyResources, TrainingBatch
 from snac_runner.train_step import failure_of, loss_terms, make_step, precision_of_torch, train_step, weighted_sum
@@ -162,8 +162,9 @@ def evaluate_on_dev(arm: Arm) -> dict[str, float] | None:
         progress.finished = progress.step == study.steps
         return None
     metrics = {name: resources.catalogue.metrics[name]() for name in DEV_METRICS}
-    system = conditioned(arm.model, synthetic=False)
-    pooled = score(system, resources.dev, metrics, context=resources.context).pooled
+    with evaluating(arm.model):
+        system = conditioned(arm.model, outputs=needed_outputs(metrics.values()))
+        pooled = score(system, resources.dev, metrics, context=resources.context).pooled
     found = dev_score(pooled)
     judge = resources.judge.name
     logged = {

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ class NoiseSource:
     """The random numbers of the noise blocks of one codec. A copy is not inside any `fixed` block."""
 
     def __init__(self) -> None:
-        self._seed: int | None = None
-        self._first_frame = 0
+        self._fixed: list[tuple[int, int]] = []  # seed and first frame of the `fixed` blocks, innermost last
+        self._lock = Lock()
         self._given: Sequence[Tensor] | None = None
         self._drawn: dict[tuple[int, int, int, torch.device, torch.dtype], Tensor] = {}
 
@@ -37,11 +38,13 @@ class NoiseSource:
     @property
     def seed(self) -> int | None:
         """The seed of the innermost `fixed` block; None outside."""
-        return self._seed
+        return self._fixed[-1][0] if self._fixed else None
 
     @contextmanager
     def fixed(self, seed: int, first_frame: int = 0) -> Iterator[None]:
         """Inside the block, noise depends only on (seed, noise block, position in the item).
+
+        Threads that decode at the same time must fix the same seed and frame.
 
         Args:
             seed: a whole number.
@@ -51,12 +54,13 @@ class NoiseSource:
             seed, first_frame = operator.index(seed), operator.index(first_frame)
         except TypeError:
             raise UserError(f"a noise seed is a whole number; got {seed!r}") from None
-        before = self._seed, self._first_frame
-        self._seed, self._first_frame = seed, first_frame
+        block = (seed, first_frame)
+        self._fixed.append(block)
         try:
             yield
         finally:
-            self._seed, self._first_frame = before
+            with self._lock:  # the last equal one: another thread may have entered an equal block since
+                del self._fixed[len(self._fixed) - 1 - self._fixed[::-1].index(block)]
 
     @contextmanager
     def given(self, noise: Sequence[Tensor]) -> Iterator[None]:
@@ -80,30 +84,34 @@ class NoiseSource:
         """
         if self._given is not None:
             return self._given[block]
-        if self._seed is None:
+        if not self._fixed:
             return torch.randn((x.shape[0], 1, x.shape[-1]), device=x.device, dtype=x.dtype)
-        first = self._first_frame * samples_per_frame
+        seed, first_frame = self._fixed[-1]
+        first = first_frame * samples_per_frame
         last = first + x.shape[-1]
         parts = []
         for number in range(first // _SEGMENT, -(-last // _SEGMENT)):
             start = number * _SEGMENT
-            parts.append(self._segment(block, number, min(last - start, _SEGMENT), x)[..., max(0, first - start) :])
+            parts.append(
+                self._segment((seed, block, number), min(last - start, _SEGMENT), x)[..., max(0, first - start) :]
+            )
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def _segment(self, block: int, number: int, length: int, like: Tensor) -> Tensor:
-        """The first `length` numbers (1, 1, length) of one segment of the noise of a block."""
-        assert self._seed is not None
-        key = (self._seed, block, number, like.device, like.dtype)
-        if key not in self._drawn or self._drawn[key].shape[-1] < length:
+    def _segment(self, which: tuple[int, int, int], length: int, like: Tensor) -> Tensor:
+        """The first `length` numbers (1, 1, length) of one segment: `which` is (seed, noise block, segment)."""
+        seed, block, number = which
+        key = (*which, like.device, like.dtype)
+        noise = self._drawn.get(key)
+        if noise is None or noise.shape[-1] < length:
             if len(self._drawn) >= _CACHED:
                 self._drawn.clear()
             purpose = ("decoder noise", block, number) if number else ("decoder noise", block)
             with torch.inference_mode(False):  # cached noise may be used in training later
                 drawn = torch.randn(
-                    (1, 1, length + -length % _ALIGNED), generator=generator(self._seed, *purpose), dtype=torch.float32
+                    (1, 1, length + -length % _ALIGNED), generator=generator(seed, *purpose), dtype=torch.float32
                 )
-                self._drawn[key] = drawn.to(device=like.device, dtype=like.dtype)
-        return self._drawn[key][..., :length]
+                noise = self._drawn[key] = drawn.to(device=like.device, dtype=like.dtype)
+        return noise[..., :length]
 
 
 class _Snake(torch.autograd.Function):

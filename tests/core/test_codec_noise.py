@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -45,6 +46,25 @@ def test_inside_fixed_noise_every_decode_restarts_and_seeds_differ() -> None:
     assert torch.equal(first, again)
     assert torch.equal(first, later)
     assert not torch.equal(first, other)
+
+
+@torch.no_grad()
+def test_threads_that_fix_the_same_noise_do_not_end_each_others_blocks() -> None:
+    codec = small()
+    codes = codec.encode(tone(1, 2400))
+
+    def decoded(_: int) -> torch.Tensor:
+        with torch.no_grad(), codec.fixed_noise(1):
+            return codec.decode(codes)
+
+    with ThreadPoolExecutor(8) as pool:
+        first, *others = pool.map(decoded, range(64))
+    assert all(torch.equal(first, other) for other in others)
+    assert codec.noise.seed is None
+    with codec.fixed_noise(2), codec.fixed_noise(1):
+        with codec.fixed_noise(2):
+            pass
+        assert codec.noise.seed == 1
 
 
 def test_fixed_noise_leaves_the_global_stream_alone() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from snac_runner.evaluate import metrics as measures
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor
-from snac_runner.evaluate.scoring import available, score
+from snac_runner.evaluate.scoring import available, score, worst_conversions
 from snac_runner.evaluate.systems import Rendering
 from snac_runner.resources import StudyResources
 
@@ -62,6 +64,78 @@ def test_the_source_control_is_the_source_and_scores_as_identical(resources: Stu
         assert row["metrics"]["secs_source"] == pytest.approx(1 - row["metrics"]["spk_id"], abs=1e-6)
         assert row["metrics"]["secs"] == pytest.approx(1 - row["metrics"]["spk_vc"], abs=1e-12)
         assert row["metrics"]["gap"] == pytest.approx(row["metrics"]["spk_vc"] - row["metrics"]["spk_id"], abs=1e-12)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_conversions_scored_on_several_cores_have_the_scores_of_one(
+    resources: StudyResources, tmp_path: Path, two_threads: None
+) -> None:
+    model = Arm.new(arm(*PHASES[1:]), 0, tmp_path, resources).model.eval()
+    with torch.no_grad():
+        for _, parameter in model.trained_parameters():
+            parameter += 0.02
+    metrics = usable(resources)
+    several = score(systems.conditioned(model), resources.test, metrics, keep=2)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    one = score(systems.conditioned(model), resources.test, metrics, keep=2)
+    assert several.utterances == one.utterances
+    assert several.codes == one.codes
+    for pair, rendering in one.renderings.items():
+        assert rendering.edits.keys() == several.renderings[pair].edits.keys() > set()
+        assert torch.equal(rendering.converted, several.renderings[pair].converted)
+
+
+def test_a_metric_measures_one_conversion_at_a_time(resources: StudyResources, two_threads: None) -> None:
+    class Alone(measures.SECS):
+        busy, calls = False, 0
+
+        def __call__(self, conversion: Conversion) -> float | None:
+            assert not self.busy
+            self.busy = True
+            time.sleep(0.05)
+            self.busy, self.calls = False, self.calls + 1
+            return super().__call__(conversion)
+
+    metric = Alone()
+    pooled = score(systems.source(), resources.test, {"secs": metric}).pooled
+    assert metric.calls == pooled["secs"]["n_ok"] == len(resources.test.items)
+
+
+def test_only_outputs_that_a_metric_judges_are_rendered(resources: StudyResources, tmp_path: Path) -> None:
+    model = Arm.new(arm(PHASES[1]), 0, tmp_path, resources).model
+    item = resources.test.items[0]
+    whole = systems.conditioned(model)(resources.test, item)
+    assert systems.needed_outputs([measures.Gap(), measures.STOI()]) == {"converted", "identity"}
+    part = systems.conditioned(model, outputs={"identity"})(resources.test, item)
+    assert part.other is None
+    assert part.synthetic is None
+    for name in ("converted", "identity"):
+        assert torch.equal(getattr(part, name), getattr(whole, name))
+    assert model.training
+
+
+def test_the_audio_of_the_worst_conversions_is_not_rendered_again(resources: StudyResources) -> None:
+    rendered: list[str] = []
+
+    def system(conversions: Conversions, item: Item) -> Rendering:
+        rendered.append(item.pair.id)
+        return systems.source()(conversions, item)
+
+    scores = score(system, resources.test, {"secs": measures.SECS()})
+    worst = worst_conversions(scores, system, resources.test, 1)
+    ((pair, audio),) = worst.items()
+    secs = {row["pair"]: row["metrics"]["secs"] for row in scores.utterances}
+    assert secs[pair] == min(secs.values())
+    assert torch.equal(audio["converted"], audio["source"])
+    assert len(rendered) == len(resources.test.items)
 
 
 def test_the_floor_is_the_bare_codec_on_the_source(resources: StudyResources) -> None:

@@ -25,7 +25,7 @@ def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metri
     for item in conversions.items[:items]:
         values: list[dict[str, Any]] = []
         for seed in (1, 2, 3):
-            rendering = conditioned(model, noise_seed=seed, synthetic=False)(conversions, item)
+            rendering = conditioned(model, noise_seed=seed, outputs=metric.outputs)(conversions, item)
             values += score_conversions([item], [rendering], conversions, {metric.name: metric})
         spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
     return float(torch.stack(spreads).mean())

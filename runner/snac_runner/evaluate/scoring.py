@@ -10,9 +10,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +28,7 @@ from snac_core.plugins import Catalogue
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.console import SILENT, Progress
+from snac_runner.data.audio import one_thread
 from snac_runner.distributed import ALONE, DistributedContext
 from snac_runner.evaluate.codes import SpeakerProbe, summary
 from snac_runner.evaluate.content import WordEdits, WordErrors
@@ -36,6 +40,7 @@ from snac_runner.evaluate.whisper import NOT_FOUND, Whisper
 MIN_RMS = 1e-5
 """Output with a lower RMS, -100 dB re full scale, counts as silent."""
 BLOCK = 16  # conversions that are rendered, and read by a recogniser, together
+WORST = 10  # conversions least like their target whose audio is kept for the report
 WORST_SECONDS = 4.0  # of the target that are kept with a conversion of the lowest SECS
 _CODE_KEYS = ("codes", "bare_codes", "edits")  # of a row: only the summary of codes needs them
 _log = logging.getLogger(__name__)
@@ -107,6 +112,7 @@ class Scores:
         codes: how conditioning changes the codes; see `snac_runner.evaluate.codes.summary`.
         missing: metric that was not measured to the reason.
         renderings: pair id to the audio of the first conversions.
+        lowest: pair id to the converted output of those of the `WORST` lowest SECS that were rendered.
         worst: pair id to the audio of the conversions with the lowest SECS; see `worst_conversions`.
     """
 
@@ -115,6 +121,7 @@ class Scores:
     codes: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     renderings: dict[str, Rendering] = field(default_factory=dict)
+    lowest: dict[str, Tensor] = field(default_factory=dict)
     worst: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
@@ -172,10 +179,12 @@ def score(
     context: DistributedContext = ALONE,
     progress: Progress = SILENT.progress(""),  # noqa: B008
 ) -> Scores:
-    """Render and score every conversion; several processes divide the conversions among them.
+    """Render and score every conversion; on a CPU, with a thread for each core that torch may use.
+
+    Several processes divide the conversions among them.
 
     Args:
-        system: what converts.
+        system: what converts; a model must be in eval mode (`evaluating`).
         conversions: what to convert.
         metrics: what to measure, by name.
         keep: number of conversions of which the audio is kept.
@@ -188,40 +197,45 @@ def score(
     known = context.agree(dict(journal.rows) if journal else {})
     items, size = conversions.items, min(BLOCK, -(-len(conversions.items) // context.world))
     rows: list[dict[str, Any]] = []
-    for first in range(0, len(items), size * context.world):
-        start = first + size * context.rank
-        block = items[start : start + size]
+    with _cores(next(iter(conversions.judges.values())).device) as side_by_side:
+        for first in range(0, len(items), size * context.world):
+            start = first + size * context.rank
+            block = items[start : start + size]
 
-        def rows_of_block(
-            block: Sequence[Item] = block, start: int = start, done: int = len(rows)
-        ) -> list[dict[str, Any]]:
-            rendered = {
-                item.pair.id: system(conversions, item)
-                for number, item in enumerate(block, start)
-                if item.pair.id not in known or number < keep
-            }
-            scores.renderings.update(list(rendered.items())[: max(0, keep - start)])
-            new = [item for item in block if item.pair.id not in known]
-            scored = score_conversions(new, [rendered[item.pair.id] for item in new], conversions, metrics)
-            found = []
-            for item in block:
-                if item.pair.id not in known:
-                    row = {**next(scored), **_codes_of(rendered[item.pair.id])}
-                    if journal:
-                        journal.add(row)
-                else:
-                    row = known[item.pair.id]
-                found.append(row)
-                progress(done + len(found), len(items))
-            return found
+            def rows_of_block(
+                block: Sequence[Item] = block, start: int = start, done: int = len(rows)
+            ) -> list[dict[str, Any]]:
+                wanted = [
+                    item for number, item in enumerate(block, start) if item.pair.id not in known or number < keep
+                ]
+                renderings = side_by_side(lambda item: system(conversions, item), wanted)
+                rendered = dict(zip((item.pair.id for item in wanted), renderings, strict=True))
+                scores.renderings.update(list(rendered.items())[: max(0, keep - start)])
+                scores.lowest.update((id, rendering.converted) for id, rendering in rendered.items())
+                new = [item for item in block if item.pair.id not in known]
+                scored = score_conversions(
+                    new, [rendered[item.pair.id] for item in new], conversions, metrics, side_by_side=side_by_side
+                )
+                found = []
+                for item in block:
+                    if item.pair.id not in known:
+                        row = {**next(scored), **_codes_of(rendered[item.pair.id])}
+                        if journal:
+                            journal.add(row)
+                    else:
+                        row = known[item.pair.id]
+                    found.append(row)
+                    progress(done + len(found), len(items))
+                return found
 
-        of_all = context.share(rows_of_block)
-        for row in of_all:
-            if journal and row["pair"] not in journal.rows:  # of another process
-                journal.add(row)
-        rows += of_all
-        if context.world > 1:
-            progress(len(rows), len(items))
+            of_all = context.share(rows_of_block)
+            for row in of_all:
+                if journal and row["pair"] not in journal.rows:  # of another process
+                    journal.add(row)
+            rows += of_all
+            scores.lowest = {id: scores.lowest[id] for id in _lowest(rows) if id in scores.lowest}
+            if context.world > 1:
+                progress(len(rows), len(items))
     scores.utterances = [{key: value for key, value in row.items() if key not in _CODE_KEYS} for row in rows]
     scores.pooled = _pooled(scores.utterances, metrics)
     scores.codes = summary(rows, probe)
@@ -236,21 +250,42 @@ def worst_conversions(
     Returns:
         pair id to "converted", "source" and "target" (T,), at the codec's rate.
     """
-    measured = [
-        (secs, number)
-        for number, row in enumerate(scores.utterances)
-        if (secs := row["metrics"].get("secs")) is not None
-    ]
-    items = [conversions.items[number] for _, number in sorted(measured)[:count]]
+    by_id = {item.pair.id: item for item in conversions.items}
+    items = [by_id[id] for id in _lowest(scores.utterances)[:count]]
     most = round(WORST_SECONDS * conversions.sample_rate)
     return {
         item.pair.id: {
-            "converted": system(conversions, item).converted,
+            "converted": kept
+            if (kept := scores.lowest.get(item.pair.id)) is not None
+            else system(conversions, item).converted,
             "source": item.audio[0],
             "target": conversions.target_audio(item.pair.target)[:most],
         }
         for item in items
     }
+
+
+def _lowest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Pair ids of the rows of the `WORST` lowest SECS, lowest first."""
+    measured = [(secs, number) for number, row in enumerate(rows) if (secs := row["metrics"].get("secs")) is not None]
+    return [rows[number]["pair"] for _, number in sorted(measured)[:WORST]]
+
+
+@contextmanager
+def _cores(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` with a thread for each core that torch may use, each with one thread of torch; see `one_thread`.
+
+    Operators of one conversion are too small to use several cores well. On another device than the CPU it is `map`.
+    """
+    if device.type != "cpu" or torch.get_num_threads() == 1:
+        yield map
+        return
+    with one_thread() as cores:
+        pool = ThreadPoolExecutor(cores)
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _codes_of(rendering: Rendering) -> dict[str, Any]:
@@ -262,22 +297,36 @@ def _codes_of(rendering: Rendering) -> dict[str, Any]:
 
 
 def score_conversions(
-    items: Sequence[Item], renderings: Sequence[Rendering], conversions: Conversions, metrics: Mapping[str, Metric]
+    items: Sequence[Item],
+    renderings: Sequence[Rendering],
+    conversions: Conversions,
+    metrics: Mapping[str, Metric],
+    *,
+    side_by_side: Callable[..., Iterable[Any]] = map,
 ) -> Iterator[dict[str, Any]]:
     """The scores of conversions, one by one: a row with pair, speakers and metrics each.
 
     NaN or silent output gets a metric's worst value. A metric that does not apply is left out; one that fails is None.
+
+    Args:
+        items: the conversions.
+        renderings: of each.
+        conversions: that the items are of.
+        metrics: what to measure, by name.
+        side_by_side: a `map` that may use threads. A metric measures one conversion at a time.
     """
     further = {metric.judge for metric in metrics.values() if isinstance(metric, ByJudge)}
-    evaluated = [
-        _evaluated(item, rendering, conversions, further) for item, rendering in zip(items, renderings, strict=True)
-    ]
+    evaluated = list(
+        side_by_side(lambda item, rendering: _evaluated(item, rendering, conversions, further), items, renderings)
+    )
     for name, metric in metrics.items():
         try:
             metric.prefetch([e.conversion for e in evaluated if not e.broken.intersection(metric.outputs)])
         except Exception as error:  # a failure of a metric's own tool: its calls say for which conversion
             _log.warning("metric %s cannot prepare a block: %s: %s", name, type(error).__name__, error)
-    for item, one in zip(items, evaluated, strict=True):
+    locks = {name: Lock() for name in metrics}
+    measured = side_by_side(lambda one: _measured(one, metrics, locks), evaluated)
+    for item, values in zip(items, measured, strict=True):
         pair = item.pair
         yield {
             "pair": pair.id,
@@ -285,7 +334,7 @@ def score_conversions(
             "target_speaker": pair.target,
             "source": pair.source.utterance,
             "same_sex": pair.same_sex,
-            "metrics": _measured(one, metrics),
+            "metrics": values,
         }
 
 
@@ -338,7 +387,9 @@ def _evaluated(item: Item, rendering: Rendering, conversions: Conversions, furth
     return _Evaluated(conversion, by_judge, frozenset(outputs.keys() - valid.keys()))
 
 
-def _measured(evaluated: _Evaluated, metrics: Mapping[str, Metric]) -> dict[str, float | None]:
+def _measured(
+    evaluated: _Evaluated, metrics: Mapping[str, Metric], locks: Mapping[str, Lock]
+) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     broken = evaluated.broken
     for name, metric in metrics.items():
@@ -349,7 +400,8 @@ def _measured(evaluated: _Evaluated, metrics: Mapping[str, Metric]) -> dict[str,
             values[name] = metric.worst
             continue
         try:
-            value = metric(conversion)
+            with locks[name]:
+                value = metric(conversion)
         except Exception as error:  # a failure of a metric's own tool: other metrics are still measured
             _log.warning("metric %s fails on %s: %s: %s", name, conversion.pair, type(error).__name__, error)
             values[name] = None

@@ -6,7 +6,9 @@ shifts the source's pitch and formants to the target's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,9 +17,10 @@ import torch
 from torch import Tensor
 
 from snac_core.codec import SNAC
-from snac_core.conditioned import ConditionedCodec
+from snac_core.conditioned import ConditionedCodec, Reconstruction
 from snac_core.conditioning import Conditioning
 from snac_core.frozen import FrozenActivations
+from snac_core.metric import OUTPUTS, Metric
 from snac_runner.config import NOISE_SEED
 from snac_runner.data.pairs import Pair
 from snac_runner.data.references import normalize_text
@@ -49,41 +52,55 @@ class Rendering:
 System = Callable[[Conversions, Item], Rendering]
 
 
-def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, synthetic: bool = True) -> System:
-    """A trained model, under the embeddings of the target, of the source itself and of a third speaker, in one batch.
+def needed_outputs(metrics: Iterable[Metric]) -> frozenset[str]:
+    """The outputs that these metrics judge: no other needs to be rendered."""
+    return frozenset(output for metric in metrics for output in metric.outputs)
+
+
+def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, outputs: Collection[str] = OUTPUTS) -> System:
+    """A trained model, under the embeddings of the target, of the source itself and of a third speaker.
+
+    The outputs are decoded one by one: on a CPU, a batch of long items does not fit into the processor's cache. Several
+    threads can render at once inside `evaluating(model)`.
 
     Args:
         model: the conditioned codec.
         noise_seed: of the decoder's noise.
-        synthetic: whether to also convert the source with shifted pitch and formants back to its own voice.
+        outputs: which of OUTPUTS are needed, e.g. `needed_outputs`; "converted" always is.
     """
+    device = next(model.codec.parameters()).device
 
     def render(conversions: Conversions, item: Item) -> Rendering:
-        names = [item.pair.target, item.pair.source_speaker, *([item.other] if item.other else [])]
-        device = next(model.codec.parameters()).device
-        speakers = torch.stack([conversions.conditioning[name] for name in names]).to(device)
         edits: dict[str, float] = {}
 
         def record_edit(tap: str, before: Tensor, after: Tensor) -> None:
-            """Of the first row, which is under the target's embedding."""
-            change = (after[0] - before[0]).square().mean() / before[0].square().mean().clamp(min=1e-20)
+            change = (after - before).square().mean() / before.square().mean().clamp(min=1e-20)
             edits[tap] = float(change.sqrt())
 
-        with evaluating(model), model.codec.fixed_noise(noise_seed), model.on_edit(record_edit):
+        def under(speaker: str, frozen: FrozenActivations) -> Reconstruction:
+            embedding = conversions.conditioning[speaker].unsqueeze(0).to(device)
+            return own_model.reconstruct(frozen.audio, Conditioning(embedding), frozen=frozen)
+
+        def optional(output: str, speaker: str, frozen: FrozenActivations) -> Tensor | None:
+            return under(speaker, frozen).audio[0, 0].cpu() if output in outputs and speaker else None
+
+        own_model = copy.copy(model)  # shares everything but the callback
+        with evaluating(model), model.codec.fixed_noise(noise_seed):
             bare = FrozenActivations(model.codec, item.audio.unsqueeze(0).to(device))
-            out = model.reconstruct(bare.audio, Conditioning(speakers), frozen=bare)
-        shifted = None
-        if synthetic:
-            with evaluating(model), model.codec.fixed_noise(noise_seed):
-                another = conversions.shifted(item).unsqueeze(0).to(device)
-                shifted = model.reconstruct(another, Conditioning(speakers[1:2])).audio[0, 0].cpu()
-        audio = out.audio.squeeze(1).cpu()
+            with own_model.on_edit(record_edit):
+                converted = under(item.pair.target, bare)
+            identity = optional("identity", item.pair.source_speaker, bare)
+            other = optional("other", item.other, bare)
+            synthetic = None
+            if "synthetic" in outputs:
+                another = FrozenActivations(model.codec, conversions.shifted(item).unsqueeze(0).to(device))
+                synthetic = optional("synthetic", item.pair.source_speaker, another)
         return Rendering(
-            converted=audio[0],
-            identity=audio[1],
-            other=audio[2] if item.other else None,
-            synthetic=shifted,
-            codes=[level[0].cpu() for level in out.codes],
+            converted=converted.audio[0, 0].cpu(),
+            identity=identity,
+            other=other,
+            synthetic=synthetic,
+            codes=[level[0].cpu() for level in converted.codes],
             bare_codes=[level[0].cpu() for level in bare.codes],
             edits=edits,
         )
@@ -160,6 +177,7 @@ def resynthesis(codec: SNAC, audio: Tensor) -> Tensor:
 FORMANTS = (1, 2, 3)
 RATIO = (0.75, 1.35)  # bounds of the ratio of mean formants: values beyond are measurement errors
 # Praat resynthesizes unvoiced parts from pieces of random lengths
+_PRAAT = threading.Lock()  # Praat has one random stream
 _SEED = "random_initializeWithSeedUnsafelyButPredictably: 1"
 
 
@@ -211,9 +229,10 @@ def praat_change_gender(audio: Tensor, sample_rate: int, median_hertz: float, fo
     """
     import parselmouth
 
-    parselmouth.praat.run(_SEED)
     sound = parselmouth.Sound(audio.double().numpy(), sampling_frequency=sample_rate)
-    changed = parselmouth.praat.call(sound, "Change gender", LOWEST, HIGHEST, formant_ratio, median_hertz, 1.0, 1.0)
+    with _PRAAT:
+        parselmouth.praat.run(_SEED)
+        changed = parselmouth.praat.call(sound, "Change gender", LOWEST, HIGHEST, formant_ratio, median_hertz, 1.0, 1.0)
     samples = torch.from_numpy(np.asarray(changed.resample(sample_rate).values[0])).to(audio.dtype)
     return torch.nn.functional.pad(samples, (0, max(0, len(audio) - len(samples))))[: len(audio)]
 
