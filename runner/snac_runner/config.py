@@ -32,6 +32,9 @@ CONTROL_ROWS = ("source", "floor", "ceiling", "mismatched", "signal_processing",
 SYSTEMS = "systems"
 """Folder of the results of other systems."""
 
+DATASET = "hf:"
+"""What the name of a data set of the Hugging Face library begins with, in `data`."""
+
 RESERVED = frozenset({"controls", SYSTEMS, "tables", "trials", "export", "votes", SHUFFLED, ".", ".."})
 """Names that an arm cannot have: folders of a study, and the control arm."""
 
@@ -114,7 +117,7 @@ class StudySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("study", description="Name of the study.")
-    data: str = Field("", description="Folder of speech, or a manifest.")
+    data: str = Field("", description="Folder of speech, a manifest, or a data set (hf:ID).")
     base: str = Field("tiny", description="Codec: a bundled name, a folder, or a hub id.")
     speaker_encoder: str = Field("ecapa_tiny", description="Speaker encoder for conditioning and losses.")
     judges: tuple[str, ...] = Field(
@@ -173,6 +176,9 @@ class StudySettings(BaseModel):
         False, description="Compute the decoder's activations again for the gradient: less memory, more time."
     )
     compile: bool = Field(False, description="Compile codec and adapters with torch.compile; the first steps are slow.")
+    workers: int = Field(
+        -1, ge=-1, description="Processes that read audio ahead; 0: none; -1: 4 with a GPU, none on the CPU."
+    )
     plugins: tuple[str, ...] = Field((), description="Python files with plugins.")
 
     @model_validator(mode="after")
@@ -373,7 +379,7 @@ def stored_study(path: Path) -> StudySettings:
 def with_data(shared: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     """The settings with an absolute path of the data, relative to the working folder, else to the settings file."""
     data = shared.get("data")
-    if not isinstance(data, str) or not data:
+    if not isinstance(data, str) or not data or data.startswith(DATASET):
         return dict(shared)
     places = [Path(data), *([file.parent / data] if file else [])]
     return {**shared, "data": str(next((p for p in places if p.exists()), places[0]).resolve())}

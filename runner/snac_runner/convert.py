@@ -28,8 +28,10 @@ from snac_runner.code_files import Item
 from snac_runner.config import NOISE_SEED
 from snac_runner.console import SILENT, Console
 from snac_runner.console import Progress as Display
-from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
-from snac_runner.data.audio import AudioCheck, audio_pieces, cache_folder, check_audio, load_audio, resampled
+from snac_runner.data.audio import audio_pieces, load_audio, resampled
+from snac_runner.data.cache import cache_folder
+from snac_runner.data.checks import MIN_SECONDS as UTTERANCE_SECONDS
+from snac_runner.data.checks import AudioCheck, check_audio
 from snac_runner.data.media import PIPE, AudioFormat, Level, decodable
 from snac_runner.devices import device_named, precision_named
 from snac_runner.embeddings import mean_embedding, two_voices, weighted_mean

@@ -18,7 +18,8 @@ from snac_core.errors import UserError
 from snac_core.files import write_bytes
 from snac_core.speakers.bank import HEADER, open_bank
 from snac_core.speakers.encoder import SpeakerEncoder
-from snac_runner.data.audio import cache_folder, load_audio, one_thread
+from snac_runner.data.audio import load_audio, one_thread
+from snac_runner.data.cache import cache_folder
 from snac_runner.data.corpus import Corpus, Segment, Utterance, digest_of
 
 MAX_SECONDS = 8.0

@@ -18,8 +18,9 @@ from snac_core.timing import Stopwatch
 from snac_runner.config import StudySettings
 from snac_runner.console import SILENT, Console
 from snac_runner.data.corpus import Corpus, Segment
-from snac_runner.data.crops import CropLoader, parallel_speech
+from snac_runner.data.crops import Batch, CropLoader, parallel_speech
 from snac_runner.data.latents import LatentCache
+from snac_runner.data.loading import PrefetchingLoader
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.pairs import PairList, conversion_pairs
 from snac_runner.data.references import POSITIVES, References
@@ -33,6 +34,7 @@ from snac_runner.evaluate.whisper import NOT_FOUND, Whisper, find_whisper
 
 CALIBRATION_PARTS = 4
 """Parts of 3 s of each dev speaker that judges are calibrated on, where `runner evaluate --calibrate` has not run."""
+_WORKERS = 4  # processes that read audio for a GPU
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,17 @@ class StudyResources:
         cache.build(self.console.progress("latents of the training speech"))
         return cache
 
+    def batches_ahead(self, seed: int) -> PrefetchingLoader[Batch]:
+        """The same, which other processes read ahead of the device; see the setting `workers`. Close it after use."""
+        workers = self.study.workers
+        if workers < 0:
+            workers = 0 if self.device.type == "cpu" else _WORKERS
+        return PrefetchingLoader(self.batches(seed), self.study.steps + 1, workers, self.parts)
+
     @property
     def parts(self) -> list[slice]:
         """The rows of a batch that this process trains on, in the parts that are computed at once.
+
 
         Raises:
             UserError: if the batch has fewer items than all processes have parts.
@@ -200,7 +210,11 @@ class StudyResources:
         return [slice(bounds[part], bounds[part + 1]) for part in mine]
 
     def draw(
-        self, index: int, batches: CropLoader, sampler: SpeakerSampler, rows: slice = slice(None)
+        self,
+        index: int,
+        batches: CropLoader | PrefetchingLoader[Batch],
+        sampler: SpeakerSampler,
+        rows: slice = slice(None),
     ) -> TrainingBatch:
         """What every arm of a seed trains on at step `index`, from 1; a function of (seed, index).
 
@@ -213,7 +227,8 @@ class StudyResources:
         table = self.table
         with self.shared_time:
             crops = batches.at(index, rows)
-            speakers = table.indices(batches.speakers_at(index))
+            loader = batches.batches if isinstance(batches, PrefetchingLoader) else batches
+            speakers = table.indices(loader.speakers_at(index))
             targets = sampler.targets(speakers, index, self.study.targets_per_item, choice=self.study.target_choice)
             audio = to_device(crops.audio, self.device)
             latent = None if crops.latents is None else to_device(crops.latents, self.device)

@@ -34,6 +34,7 @@ _NOT_COMPARED = {
         "accumulate",
         "checkpoint_decoder",
         "compile",
+        "workers",
         "plugins",
         "shuffled_control",
         "exclude_metrics",

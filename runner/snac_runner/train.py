@@ -50,7 +50,7 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
         Interrupted: on Ctrl-C or SIGTERM, after all checkpoints are written.
     """
     study, seed, context = resources.study, arms[0].seed, resources.context
-    batches, sampler = resources.batches(seed), SpeakerSampler(resources.table, seed)
+    batches, sampler = resources.batches_ahead(seed), SpeakerSampler(resources.table, seed)
     logs = {
         arm.settings.title: RunLog(arm.folder, batches.steps_per_epoch, arm.progress.step)
         for arm in (arms if context.first else ())
@@ -105,6 +105,7 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
             save(arm)
         raise Interrupted(f"{lost}; stopped after step {min(arm.progress.step for arm in active)}") from lost
     finally:
+        batches.close()
         for log in logs.values():
             log.close()
     for arm in arms:

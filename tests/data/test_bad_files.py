@@ -12,7 +12,8 @@ import soundfile
 from tones import write_tone
 
 from snac_core.errors import UserError
-from snac_runner.data.audio import check_audio, load_audio
+from snac_runner.data.audio import load_audio
+from snac_runner.data.checks import check_audio
 from snac_runner.data.open_corpus import open_corpus
 
 Speech = Callable[..., Path]

@@ -164,7 +164,7 @@ def test_the_second_look_decodes_nothing(speech: Speech, monkeypatch: pytest.Mon
     seen: list[tuple[int, int]] = []
     first = open_corpus(root, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4, 4)
-    monkeypatch.setattr("snac_runner.data.audio.check_audio", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("snac_runner.data.checks.check_audio", lambda *_: pytest.fail("decoded again"))
     assert open_corpus(root).digest == first.digest
 
 
@@ -173,7 +173,9 @@ def test_a_damaged_or_unwritable_cache_only_costs_time(
 ) -> None:
     root = speech({"a": 1, "b": 1})
     first = open_corpus(root)
-    for file in cache.glob("*.json"):
+    damaged = [path for path in cache.rglob("*") if path.is_file()]
+    assert {path.suffix for path in damaged} == {".sqlite", ".safetensors"}
+    for file in damaged:
         file.write_text("{")
     assert open_corpus(root).digest == first.digest
     (cache / "a_file").write_text("")

@@ -11,7 +11,8 @@ import torch
 
 from snac_core.errors import UserError
 from snac_runner.data.corpus import Corpus
-from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix, _counts
+from snac_runner.data.loading import PrefetchingLoader
+from snac_runner.pretrain.data import SpeechMix, _counts
 from snac_runner.pretrain.settings import Augmentation
 
 
@@ -42,7 +43,8 @@ def test_a_signal_to_the_process_group_does_not_stop_the_workers(speech: Path) -
 import os, signal, sys
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.pretrain.settings import Augmentation
-from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix
+from snac_runner.data.loading import PrefetchingLoader
+from snac_runner.pretrain.data import SpeechMix
 from snac_runner.train import stoppable
 mix = SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1)
 prefetched = PrefetchingLoader(mix, 40, 1)

@@ -62,16 +62,17 @@ def test_what_all_arms_share_comes_along(phase: str) -> None:
     assert (study.batch_size, study.crop_seconds) == {"phase3": (4, 4.0), "phase4": (24, 2.0), "phase6": (32, 2.0)}[
         phase
     ]
+    assert study.workers == (4 if phase == "phase3" else 8)
     assert study.speaker_encoder == ("ecapa" if phase == "phase3" else "eres2netv2")
     assert study.name.startswith(phase)
 
 
 def test_every_key_without_meaning_is_named_with_its_reason() -> None:
     remarks = loaded("phase4")[2]
-    for key in ("speaker_emb_dim", "val_data", "num_workers", "num_epochs", "early_stopping_patience", "output_dir",
+    for key in ("speaker_emb_dim", "val_data", "num_epochs", "early_stopping_patience", "output_dir",
                 "faiss_index_path", "embedding_cache_path", "comment"):  # fmt: skip
         assert sum(f": {key} has no meaning here: " in remark for remark in remarks) == 1, key
-    assert len(remarks) == 10, "and nothing else is, but as which phase the file is read"
+    assert len(remarks) == 9, "and nothing else is, but as which phase the file is read"
 
 
 def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:

@@ -32,8 +32,9 @@ from snac_runner.app.adapters import Offer
 from snac_runner.batch_convert import convert_all, jobs_of_sources
 from snac_runner.console import Console
 from snac_runner.convert import MIN_SECONDS, Converter
-from snac_runner.data.audio import MIN_SECONDS as UTTERANCE_SECONDS
-from snac_runner.data.audio import check_audio, load_audio
+from snac_runner.data.audio import load_audio
+from snac_runner.data.checks import MIN_SECONDS as UTTERANCE_SECONDS
+from snac_runner.data.checks import check_audio
 from snac_runner.data.media import AudioFormat, decodable, media_suffixes
 from snac_runner.devices import device_named
 from snac_runner.embeddings import mean_embedding, waveform_embedding

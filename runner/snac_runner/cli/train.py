@@ -336,7 +336,7 @@ def check_strategies(arms: Sequence[ArmSettings], catalogue: Catalogue) -> None:
 
 def synthetic_speech(shared: Mapping[str, Any], console: Console) -> dict[str, Any]:
     """The settings with the embedded synthetic corpus as data, which is synthesized into the cache once; says so."""
-    from snac_runner.data.audio import cache_folder
+    from snac_runner.data.cache import cache_folder
     from snac_runner.data.synth import synthesize
 
     folder = synthesize(

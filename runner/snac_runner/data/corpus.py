@@ -7,58 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from snac_core.errors import UserError, nearest
+from snac_runner.data.utterances import Segment, Utterance, Utterances
+
+__all__ = ["SPLITS", "Corpus", "Segment", "Utterance", "Utterances"]
 
 SPLITS = ("train", "dev", "test")
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One utterance: a file, or a segment of a file, with speech of one speaker.
-
-    Attributes:
-        id: unique within the corpus: the path below the root without suffix, e.g. "dev/367/367-130732-0002".
-        path: the audio file.
-        speaker: the speaker's name.
-        seconds: length, in s.
-        sample_rate: of the file, in Hz.
-        start: where the utterance begins in the file, in s.
-        text: the transcript, if known.
-        sex: "F" or "M", if known.
-        digest: sha256 of the bytes of the file.
-    """
-
-    id: str
-    path: Path
-    speaker: str
-    seconds: float
-    sample_rate: int
-    start: float = 0.0
-    text: str | None = None
-    sex: str | None = None
-    digest: str = ""
-
-
-class Segment(NamedTuple):
-    """A segment of an utterance: the utterance's id, the start (in s from the utterance's start), the length in s."""
-
-    utterance: str
-    start: float
-    seconds: float
-
-    def overlaps(self, other: Segment) -> bool:
-        """Whether both segments contain a common part of the same utterance."""
-        return (
-            self.utterance == other.utterance
-            and self.start < other.start + other.seconds
-            and other.start < self.start + self.seconds
-        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +32,7 @@ class Corpus:
         splits: utterances of each split, sorted by id; a split may be empty.
         skipped: (path, reason) of each file that is not used.
         notes: facts about this data that matter for reading results, one sentence each.
+        stored_digest: `digest`, if it is known from before.
 
     Raises:
         UserError: for an unknown split, or a speaker in more than one split.
@@ -78,39 +40,41 @@ class Corpus:
 
     root: Path
     name: str
-    splits: dict[str, tuple[Utterance, ...]]
+    splits: Mapping[str, Sequence[Utterance]]
     skipped: tuple[tuple[Path, str], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    stored_digest: str = ""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.splits) - set(SPLITS)):
             raise UserError(f"unknown split {unknown[0]!r} in {self.root}{nearest(unknown[0], SPLITS)}")
-        check_disjoint({name: (u.speaker for u in part) for name, part in self.splits.items()}, str(self.root))
+        check_disjoint({name: part.speakers for name, part in self.parts.items()}, str(self.root))
+
+    @cached_property
+    def parts(self) -> dict[str, Utterances]:
+        """The splits, all three, with their columns."""
+        return {
+            name: part
+            if isinstance(part := self.splits.get(name, ()), Utterances)
+            else Utterances.of(sorted(part, key=lambda u: u.id), self.root)
+            for name in SPLITS
+        }
 
     @cached_property
     def digest(self) -> str:
         """sha256 over splits, utterances, speakers and audio. It does not depend on the folder's path."""
-        return digest_of(
-            [
-                [split, u.id, u.speaker, u.digest, round(u.start, 4), round(u.seconds, 4), u.text, u.sex]
-                for split in SPLITS
-                for u in self.splits.get(split, ())
-            ]
-        )
+        if self.stored_digest:
+            return self.stored_digest
+        digest, separator = hashlib.sha256(b"["), b""
+        for split in SPLITS:
+            for u in self.parts[split]:
+                row = [split, u.id, u.speaker, u.digest, round(u.start, 4), round(u.seconds, 4), u.text, u.sex]
+                digest.update(separator + _canonical(row))
+                separator = b","
+        digest.update(b"]")
+        return digest.hexdigest()
 
-    @cached_property
-    def _by_id(self) -> dict[str, Utterance]:
-        return {u.id: u for part in self.splits.values() for u in part}
-
-    @cached_property
-    def _by_speaker(self) -> dict[str, tuple[Utterance, ...]]:
-        by_speaker: dict[str, list[Utterance]] = {}
-        for part in self.splits.values():
-            for u in part:
-                by_speaker.setdefault(u.speaker, []).append(u)
-        return {speaker: tuple(us) for speaker, us in by_speaker.items()}
-
-    def split(self, name: str) -> tuple[Utterance, ...]:
+    def split(self, name: str) -> Utterances:
         """The utterances of a split, sorted by id.
 
         Raises:
@@ -118,38 +82,52 @@ class Corpus:
         """
         if name not in SPLITS:
             raise UserError(f"unknown split {name!r}{nearest(name, SPLITS)}")
-        if not self.splits.get(name):
-            filled = ", ".join(f"{s} ({len(p)} utterances)" for s, p in self.splits.items() if p) or "none"
+        if not len(self.parts[name]):
+            filled = ", ".join(f"{s} ({len(p)} utterances)" for s, p in self.parts.items() if len(p)) or "none"
             raise UserError(f"the {name} split of {self.root} is empty; splits with speech: {filled}")
-        return self.splits[name]
+        return self.parts[name]
 
     def speakers(self, split: str) -> list[str]:
         """The names of the split's speakers, sorted; an empty list for an empty split."""
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}{nearest(split, SPLITS)}")
-        return sorted({u.speaker for u in self.splits.get(split, ())})
+        return list(self.parts[split].speakers)
 
     def utterance(self, id: str) -> Utterance:
         """The utterance with this id."""
-        if id not in self._by_id:
-            raise UserError(f"no utterance {id!r} in {self.root}{nearest(id, list(self._by_id)[:1000])}")
-        return self._by_id[id]
+        for part in self.parts.values():
+            if found := part.find(id):
+                return found
+        some = [known for part in self.parts.values() for known in islice(part.ids(), 1000)]
+        raise UserError(f"no utterance {id!r} in {self.root}{nearest(id, some)}")
 
     def of_speaker(self, speaker: str) -> tuple[Utterance, ...]:
         """All utterances of a speaker, sorted by id."""
-        if speaker not in self._by_speaker:
-            raise UserError(f"no speaker {speaker!r} in {self.root}{nearest(speaker, self._by_speaker)}")
-        return self._by_speaker[speaker]
+        for part in self.parts.values():
+            if len(rows := part.rows_of(speaker)):
+                return tuple(part[row] for row in rows.tolist())
+        raise UserError(f"no speaker {speaker!r} in {self.root}{nearest(speaker, self._names)}")
 
     def sex(self, speaker: str) -> str | None:
         """ "F", "M", or None if it is not known."""
-        return self.of_speaker(speaker)[0].sex
+        for part in self.parts.values():
+            if len(rows := part.rows_of(speaker)):
+                return part[int(rows[0])].sex
+        raise UserError(f"no speaker {speaker!r} in {self.root}{nearest(speaker, self._names)}")
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for part in self.parts.values() for name in part.speakers]
+
+
+def _canonical(value: Any) -> bytes:
+    """A value's canonical JSON (sorted keys, no spaces, UTF-8)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest_of(value: Any) -> str:
     """sha256, in hex, of a value's canonical JSON (sorted keys, no spaces, UTF-8)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
 
 
 def check_disjoint(speakers: dict[str, Iterable[str]], where: str) -> None:

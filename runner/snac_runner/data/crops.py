@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snac_core.errors import UserError
 from snac_core.seeding import generator
-from snac_runner.data.audio import load_audio
+from snac_runner.data.audio import load_audio, load_stretch
 from snac_runner.data.corpus import Corpus, Utterance
 from snac_runner.data.latents import LatentCache
 
@@ -20,22 +20,33 @@ _MAX_DRAWS = 8  # of a crop's start, before the loudest of them is taken
 _PAUSE_LEVEL = 0.1  # re the RMS of the utterance (-20 dB): a crop below this level is a pause
 
 
-def draw_start(audio: Tensor, length: int, draw: torch.Generator, *, grid: int = 1) -> int:
-    """Draw the start of a crop of `length` samples of audio (1, T), a multiple of `grid`: the first draw that is not a
-    pause, else the loudest of the draws."""
-    last = audio.shape[-1] - length
+def draw_start(audio: Tensor, length: int, draw: torch.Generator) -> int:
+    """Draw the start of a crop of `length` samples of audio (1, T): the first draw that is not a pause, else the
+    loudest of the draws."""
+    crop = partial(_slice, audio, length)
+    return _draw_crop(audio.shape[-1] - length, _PAUSE_LEVEL * _rms(audio), crop, draw)[0]
+
+
+def _slice(audio: Tensor, length: int, start: int) -> Tensor:
+    return audio[:, start : start + length]
+
+
+def _draw_crop(
+    last: int, threshold: float, crop: Callable[[int], Tensor], draw: torch.Generator, grid: int = 1
+) -> tuple[int, Tensor]:
+    """A start up to `last`, a multiple of `grid`, and the crop (1, n) there; see `draw_start`."""
     if last <= 0:
-        return 0
-    threshold = _PAUSE_LEVEL * _rms(audio)
-    best, loudest = 0, -1.0
+        return 0, crop(0)
+    best, loudest, kept = 0, -1.0, torch.empty(0)
     for _ in range(_MAX_DRAWS):
         start = grid * int(torch.randint(last // grid + 1, (), generator=draw))
-        level = _rms(audio[:, start : start + length])
+        audio = crop(start)
+        level = _rms(audio)
         if level >= threshold:
-            return start
+            return start, audio
         if level > loudest:
-            best, loudest = start, level
-    return best
+            best, loudest, kept = start, level, audio
+    return best, kept
 
 
 def _rms(audio: Tensor) -> float:
@@ -63,12 +74,17 @@ class Batch:
     lengths: list[int]
     latents: Tensor | None = None
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; `DataLoader` calls it."""
+        return replace(
+            self, audio=self.audio.pin_memory(), latents=None if self.latents is None else self.latents.pin_memory()
+        )
+
 
 class CropLoader:
     """Random crops of a split. Speakers are drawn uniformly, a speaker's utterances in proportion to their length.
 
-    Decoded and resampled utterances are kept in a least-recently-used cache of `cache_bytes`, which does not affect the
-    batches. Utterances are decoded whole: cut hour-long files into utterances first (segments in a manifest suffice).
+    Only the stretches that become crops are decoded.
 
     Args:
         corpus: the speech to draw from.
@@ -78,11 +94,9 @@ class CropLoader:
         batch_size: B.
         seed: of every draw, together with the step.
         latents: read the crops' latents from this cache; crops then start at whole latent frames.
-        cache_bytes: size of the cache; 2 GB hold about 6 hours at 24 kHz.
 
     Attributes:
-        utterances: utterance id -> utterance, of the split.
-        utterances_of: speaker -> utterances.
+        utterances: of the split.
         steps_per_epoch: ceil(number of utterances / B).
 
     Raises:
@@ -99,25 +113,17 @@ class CropLoader:
         seed: int,
         *,
         latents: LatentCache | None = None,
-        cache_bytes: int = 2 * 10**9,
     ) -> None:
         if batch_size < 1 or crop_seconds <= 0:
             raise UserError(f"batch_size {batch_size} and crop_seconds {crop_seconds} must be above 0")
-        utterances = corpus.split(split)
+        self.utterances = corpus.split(split)
         self.sample_rate = sample_rate
         self.crop_samples = max(1, round(crop_seconds * sample_rate))
         self.batch_size = batch_size
         self.seed = seed
         self.latents = latents
-        self.steps_per_epoch = -(-len(utterances) // batch_size)
-        self.speakers = corpus.speakers(split)
-        self.utterances = {u.id: u for u in utterances}
-        self.utterances_of = {s: [u for u in utterances if u.speaker == s] for s in self.speakers}
-        self._weights = {
-            s: torch.tensor([u.seconds for u in us], dtype=torch.float64) for s, us in self.utterances_of.items()
-        }
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._free_bytes = cache_bytes
+        self.steps_per_epoch = -(-len(self.utterances) // batch_size)
+        self.speakers = self.utterances.speakers
 
     def speakers_at(self, step: int) -> list[str]:
         """The B speakers of a step's batch; reads no audio."""
@@ -134,45 +140,43 @@ class CropLoader:
             step: which batch.
             rows: which of its items to read; all by default.
         """
-        of_batch = self.speakers_at(step)
-        positions = range(self.batch_size)[rows]
-        speakers = [of_batch[row] for row in positions]
-        audio = torch.zeros(len(positions), 1, self.crop_samples)
-        grid = self.latents.codec.hop_length if self.latents else 1
-        utterances, starts, lengths, latents = [], [], [], []
-        for number, (row, speaker) in enumerate(zip(positions, speakers, strict=True)):
-            draw = generator(self.seed, step, "crops", row)
-            choice = int(torch.multinomial(self._weights[speaker], 1, generator=draw))
-            utterance = self.utterances_of[speaker][choice]
-            whole = self.whole(utterance)
-            start = draw_start(whole, self.crop_samples, draw, grid=grid)
-            crop = whole[:, start : start + self.crop_samples]
+        chosen = self._chosen(step, rows)
+        audio = torch.zeros(len(chosen), 1, self.crop_samples)
+        starts, lengths, latents = [], [], []
+        for number, (utterance, draw) in enumerate(chosen):
+            start, crop = self._crop(utterance, draw)
             audio[number, :, : crop.shape[-1]] = crop
-            utterances.append(utterance.id)
             starts.append(start / self.sample_rate)
             lengths.append(crop.shape[-1])
             if self.latents:
                 latents.append(self.latents.at(utterance, start))
-        return Batch(audio, speakers, utterances, starts, lengths, torch.stack(latents) if latents else None)
+        speakers, ids = [u.speaker for u, _ in chosen], [u.id for u, _ in chosen]
+        return Batch(audio, speakers, ids, starts, lengths, torch.stack(latents) if latents else None)
 
-    def whole(self, utterance: Utterance) -> Tensor:
-        """A whole utterance (1, T) at the loader's sample rate, from the cache if it is there."""
-        if utterance.id in self._cache:
-            self._cache.move_to_end(utterance.id)
-            return self._cache[utterance.id]
-        audio = load_audio(utterance, self.sample_rate)
-        self._cache[utterance.id] = audio
-        self._free_bytes -= audio.numel() * audio.element_size()
-        while self._free_bytes < 0 and self._cache:
-            _, oldest = self._cache.popitem(last=False)
-            self._free_bytes += oldest.numel() * oldest.element_size()
-        return audio
+    def utterances_at(self, step: int, rows: slice = slice(None)) -> list[Utterance]:
+        """The utterances that the crops of a step are from; reads no audio."""
+        return [utterance for utterance, _ in self._chosen(step, rows)]
 
-    @property
-    def is_parallel(self) -> bool:
-        """Whether two speakers of the split say the same text."""
-        speaker_of: dict[str, str] = {}
-        return any(u.text and speaker_of.setdefault(u.text, u.speaker) != u.speaker for u in self.utterances.values())
+    def _chosen(self, step: int, rows: slice) -> list[tuple[Utterance, torch.Generator]]:
+        """The utterance of each item, and the generator that then draws the start of its crop."""
+        speakers = self.speakers_at(step)
+        chosen = []
+        for item in range(self.batch_size)[rows]:
+            draw = generator(self.seed, step, "crops", item)
+            own = self.utterances.rows_of(speakers[item])
+            choice = int(torch.multinomial(torch.from_numpy(self.utterances.seconds[own]), 1, generator=draw))
+            chosen.append((self.utterances[int(own[choice])], draw))
+        return chosen
+
+    def _crop(self, utterance: Utterance, draw: torch.Generator) -> tuple[int, Tensor]:
+        """The start in samples, and the crop (1, n); see `draw_start`."""
+        samples = round(round(utterance.seconds * utterance.sample_rate) * self.sample_rate / utterance.sample_rate)
+        crop = partial(self._stretch, utterance)
+        grid = self.latents.codec.hop_length if self.latents else 1
+        return _draw_crop(samples - self.crop_samples, _PAUSE_LEVEL * utterance.level, crop, draw, grid)
+
+    def _stretch(self, utterance: Utterance, start: int) -> Tensor:
+        return load_stretch(utterance, self.sample_rate, start, self.crop_samples)
 
 
 def parallel_speech(loader: CropLoader, step: int, targets: Sequence[str], rows: slice) -> tuple[Tensor, Tensor] | None:
@@ -188,14 +192,15 @@ def parallel_speech(loader: CropLoader, step: int, targets: Sequence[str], rows:
         audio (N * items, 1, T') padded with zeros, and lengths in samples (N * items,), 0 if the target does not
         have the text; None if no two speakers of the split say the same text.
     """
-    if not loader.is_parallel:
+    if not loader.utterances.is_parallel:
         return None
-    texts = [loader.utterances[name].text for name in loader.at(step, rows).utterances]
+    texts = [utterance.text for utterance in loader.utterances_at(step, rows)]
     waves = []
     for number, speaker in enumerate(targets):
         text = texts[number % len(texts)]
-        same = next((u for u in loader.utterances_of[speaker] if text and u.text == text), None)
-        waves.append(loader.whole(same)[0] if same else torch.zeros(0))
+        own = (loader.utterances[row] for row in loader.utterances.rows_of(speaker).tolist())
+        same = next((u for u in own if text and u.text == text), None)
+        waves.append(load_audio(same, loader.sample_rate)[0] if same else torch.zeros(0))
     lengths = torch.tensor([len(wave) for wave in waves])
     audio = torch.zeros(len(waves), 1, max(1, int(lengths.max())))
     for row, wave in enumerate(waves):

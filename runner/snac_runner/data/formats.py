@@ -1,44 +1,46 @@
 """How speech corpora are stored: folder layouts, tables of speakers, transcripts, and manifests.
 
-A manifest has one JSON object per line, one line per utterance. `path` (relative to the manifest) and `speaker` are
-required. `id`, `split`, `text`, `sex`, `start` and `seconds` (in s), `sample_rate` (in Hz) and `digest` (sha256 of the
-file) are optional. Either all lines have a split or none has.
+A manifest has one JSON object per line, one line per utterance; or it is a CSV file with a line of names above. `path`
+(relative to the manifest) and `speaker` are required. `id`, `split`, `text`, `sex`, `start` and `seconds` (in s),
+`sample_rate` (in Hz) and `digest` (sha256 of the file) are optional. Either all lines have a split or none has.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from snac_core.errors import UserError, nearest
-from snac_core.files import write_text
+from snac_core.files import writing
 from snac_runner.data.corpus import SPLITS, Utterance
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-"""Files that a corpus consists of; libsndfile decodes them."""
-
-MEDIA_SUFFIXES = (".m4a", ".aac", ".wma", ".webm", ".mp4", ".m4v", ".mkv", ".mov", ".avi", ".aif", ".aiff", ".caf")
-"""Other files with audio: PyAV or ffmpeg decodes them for a conversion; a corpus does not take them."""
+from snac_runner.data.decode import AUDIO_SUFFIXES, DECODER_NEEDED, HEADERLESS, MEDIA_SUFFIXES, has_decoder
 
 EXPECTED_LAYOUT = (
     "expected <root>/<speaker>/**/*.wav (or flac, ogg, mp3, opus), the same below train/, dev/ and test/, "
-    "a LibriSpeech, LibriTTS or VCTK folder, or a manifest (.jsonl)"
+    "a LibriSpeech, LibriTTS or VCTK folder, a manifest (.jsonl or .csv), a dataset saved by the datasets library, or "
+    "hf:ID of the Hugging Face Hub"
 )
 MANIFEST_NAME = "manifest.jsonl"
+MANIFEST_SUFFIXES = (".jsonl", ".csv")
 _LIBRISPEECH_SUBSET = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?$")
 _VCTK_AUDIO = ("wav48_silence_trimmed", "wav48")
 _ARCHIVE_FOLDERS = ("LibriSpeech", "LibriTTS", "LibriTTS_R", "VCTK-Corpus-0.92", "VCTK-Corpus")
 _SPEAKER_TABLES = ("speakers.tsv", "SPEAKERS.TXT", "speaker-info.txt")
+_LOOSE = "lies outside any speaker folder"
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A file, or a segment of a file, that may become an utterance. The other fields are as in Utterance.
 
@@ -49,7 +51,7 @@ class Candidate:
     """
 
     id: str
-    path: Path
+    path: str
     speaker: str
     split: str | None = None
     text: str | None = None
@@ -67,11 +69,38 @@ class CorpusFiles:
         candidates: what may become an utterance, sorted by path.
         skipped: (path, reason) of each file or folder that does not fit the layout.
         notes: facts that matter for reading results, one sentence each.
+        not_taken: suffix to number of files that may have audio but cannot be decoded here.
+        decoder: whether PyAV or ffmpeg is there.
     """
 
     candidates: list[Candidate] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    not_taken: Counter[str] = field(default_factory=Counter)
+    decoder: bool = field(default_factory=lambda: has_decoder())
+
+    def take(self, path: str) -> bool:
+        """Whether a file is audio that can be decoded; counts a file that cannot, if it may have audio."""
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in AUDIO_SUFFIXES or (suffix in MEDIA_SUFFIXES and self.decoder):
+            return True
+        if suffix in MEDIA_SUFFIXES or suffix in HEADERLESS:
+            self.not_taken[suffix] += 1
+        return False
+
+    @property
+    def reasons(self) -> list[str]:
+        """A sentence for each suffix in `not_taken`: how many files, why they are not taken, and how to take them."""
+        return [
+            f"{count} {suffix} file{'s are' if count > 1 else ' is'} not taken: "
+            + (
+                "samples without a header have no sample rate; expected wav or flac, as `ffmpeg -f s16le -ar 16000 -i "
+                f"a{suffix} a.wav` writes it (for 16 bits at 16 kHz)"
+                if suffix in HEADERLESS
+                else f"decoding needs {DECODER_NEEDED}"
+            )
+            for suffix, count in sorted(self.not_taken.items())
+        ]
 
 
 def find_files(root: Path) -> CorpusFiles:
@@ -95,9 +124,9 @@ def find_files(root: Path) -> CorpusFiles:
         files = CorpusFiles()
         _add_speakers(files, root, root, None)
     if not files.candidates:
-        loose = [path for path, _ in files.skipped if path.suffix.lower() in AUDIO_SUFFIXES]
+        loose = [path for path, reason in files.skipped if reason == _LOOSE]
         got = f"{len(loose)} audio files outside any speaker folder" if loose else "no audio file"
-        raise UserError(f"{root} holds {got}; {EXPECTED_LAYOUT}")
+        raise UserError("; ".join([f"{root} holds {got}", *files.reasons, EXPECTED_LAYOUT]))
     return files
 
 
@@ -108,10 +137,10 @@ def _add_speakers(files: CorpusFiles, folder: Path, root: Path, split: str | Non
         if entry.is_dir():
             files.candidates += [
                 _candidate(path, root, entry.name, split, text, sexes.get(entry.name))
-                for path, text in _audio_below(entry)
+                for path, text in _audio_below(entry, files.take)
             ]
-        elif entry.suffix.lower() in AUDIO_SUFFIXES:
-            files.skipped.append((entry, "lies outside any speaker folder"))
+        elif files.take(entry.name):
+            files.skipped.append((entry, _LOOSE))
 
 
 def _split_folders(root: Path, folders: list[str]) -> CorpusFiles:
@@ -120,10 +149,9 @@ def _split_folders(root: Path, folders: list[str]) -> CorpusFiles:
     for name in folders:
         if name in SPLITS:
             _add_speakers(files, root / name, root, name)
-        elif _has_audio(root / name):
+        elif _has_audio(root / name, files):
             files.skipped.append((root / name, "is not train, dev or test in a folder that is split into these"))
-    loose = [e for e in _entries(root) if e.suffix.lower() in AUDIO_SUFFIXES]
-    files.skipped += [(entry, "lies outside any speaker folder") for entry in loose]
+    files.skipped += [(e, _LOOSE) for e in _entries(root) if e.is_file() and files.take(e.name)]
     return files
 
 
@@ -137,7 +165,7 @@ def _librispeech(root: Path, folders: list[str]) -> CorpusFiles:
     for name in folders:
         if name in subsets:
             _add_speakers(files, root / name, root, subsets[name] if official else None)
-        elif _has_audio(root / name):
+        elif _has_audio(root / name, files):
             files.skipped.append((root / name, "is not a part of LibriSpeech such as train-clean-100"))
     return files
 
@@ -148,11 +176,11 @@ def _vctk(root: Path, audio: str) -> CorpusFiles:
     sexes = speaker_sexes(root / audio, root)
     second_microphone = 0
     for folder in (e for e in _entries(root / audio) if e.is_dir()):
-        paths = [path for path, _ in _audio_below(folder)]
-        stems = {path.stem for path in paths}
+        paths = [path for path, _ in _audio_below(folder, files.take)]
+        stems = {_stem(path) for path in paths}
         for path in paths:
-            stem = re.sub(r"_mic[12]$", "", path.stem)
-            if path.stem.endswith("_mic2") and f"{stem}_mic1" in stems:
+            stem = re.sub(r"_mic[12]$", "", _stem(path))
+            if _stem(path).endswith("_mic2") and f"{stem}_mic1" in stems:
                 second_microphone += 1
                 continue
             transcript = root / "txt" / folder.name / f"{stem}.txt"
@@ -163,8 +191,13 @@ def _vctk(root: Path, audio: str) -> CorpusFiles:
     return files
 
 
-def _candidate(path: Path, root: Path, speaker: str, split: str | None, text: str | None, sex: str | None) -> Candidate:
-    return Candidate(path.relative_to(root).with_suffix("").as_posix(), path, speaker, split, text, sex)
+def _candidate(path: str, root: Path, speaker: str, split: str | None, text: str | None, sex: str | None) -> Candidate:
+    id = os.path.splitext(path.removeprefix(f"{root}{os.sep}"))[0].replace(os.sep, "/")
+    return Candidate(id, path, speaker, split, text, sex)
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -172,12 +205,12 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _has_audio(folder: Path) -> bool:
-    return next(_audio_below(folder), None) is not None
+def _has_audio(folder: Path, files: CorpusFiles) -> bool:
+    return next(_audio_below(folder, files.take), None) is not None
 
 
-def _audio_below(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Audio files at any depth, sorted, with their texts if known; a folder linked twice is entered once."""
+def _audio_below(folder: Path, take: Callable[[str], bool]) -> Iterator[tuple[str, str | None]]:
+    """The files to take at any depth, sorted, with their texts if known; a folder linked twice is entered once."""
     entered: set[str] = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
@@ -186,12 +219,48 @@ def _audio_below(folder: Path) -> Iterator[tuple[Path, str | None]]:
             continue
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
-        audio = [path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES]
+        audio = [name for name in sorted(names) if not name.startswith(".") and take(name)]
         if audio:
             text_of = transcripts(Path(here), names)
-            for path in audio:
-                yield path, text_of(path.stem)
+            for name in audio:
+                yield os.path.join(here, name), text_of(_stem(name))
+
+
+def tree_state(root: Path) -> str:
+    """A digest of names, sizes and times of all that the files of a corpus folder are found by; no file is read.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    digest, entered, folders = hashlib.blake2b(f"{has_decoder()}".encode()), set[str](), [str(root)]
+    for name in _SPEAKER_TABLES:
+        with suppress(OSError):
+            state = os.stat(root.parent / name)
+            digest.update(f"{name} {state.st_size} {state.st_mtime_ns}".encode())
+    while folders:
+        folder = folders.pop()
+        rows = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    if entry.is_symlink():  # a folder linked twice is entered once
+                        real = os.path.realpath(entry.path)
+                        if real in entered:
+                            continue
+                        entered.add(real)
+                    folders.append(entry.path)
+                    rows.append((entry.name, 0, 0))
+                    continue
+                try:
+                    state = entry.stat()
+                    rows.append((entry.name, state.st_size, state.st_mtime_ns))
+                except OSError:  # a link that leads nowhere
+                    rows.append((entry.name, -1, 0))
+        rows.sort()
+        digest.update(repr((folder[len(str(root)) :], rows)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def speaker_sexes(folder: Path, root: Path) -> dict[str, str]:
@@ -282,11 +351,13 @@ def read_manifest(path: Path) -> list[Candidate]:
     Raises:
         UserError: naming the invalid line.
     """
+    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        candidates = [_manifest_candidate(row, path, f"{path}, line {number}") for number, row in read(path)]
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8; a manifest has one JSON object per line") from None
-    candidates = [_manifest_candidate(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not candidates:
         raise UserError(f"{path} is empty; a manifest has one JSON object per line, with path and speaker")
     without = [c for c in candidates if c.split is None]
@@ -300,14 +371,34 @@ def read_manifest(path: Path) -> list[Candidate]:
     return candidates
 
 
-def _manifest_candidate(line: str, path: Path, number: int) -> Candidate:
-    where = f"{path}, line {number}"
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg})") from None
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number of the line, value) of each line of JSON."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line, cells by column) of each line of a CSV file; empty cells are left out."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for cells in reader:
+            row: dict[str, Any] = {key: value for key, value in cells.items() if value or key is None}
+            if None in row:
+                raise UserError(f"{path}, line {reader.line_num}: more cells than columns; quote texts with commas")
+            for key in row.keys() & {"start", "seconds", "sample_rate"}:
+                with suppress(ValueError):
+                    row[key] = int(row[key]) if key == "sample_rate" else float(row[key])
+            yield reader.line_num, row
+
+
+def _manifest_candidate(row: Any, path: Path, where: str) -> Candidate:
     if not isinstance(row, dict):
-        raise UserError(f'{where}: expected an object such as {{"path": "a.wav", "speaker": "ann"}}, got {line[:40]!r}')
+        raise UserError(f'{where}: expected an object such as {{"path": "a.wav", "speaker": "ann"}}, got {row!r:.40}')
     row = {key: value for key, value in row.items() if value is not None}
     for key, value in row.items():
         if key not in _MANIFEST_KEYS:
@@ -326,8 +417,8 @@ def _manifest_candidate(line: str, path: Path, number: int) -> Candidate:
         raise UserError(f"{where}: start must not be negative and seconds must be above 0")
     return Candidate(
         id=row.get("id") or Path(row["path"]).with_suffix("").as_posix(),
-        path=path.parent / row["path"],
-        speaker=row["speaker"],
+        path=os.path.join(path.parent, row["path"]),
+        speaker=intern(row["speaker"]),
         split=row.get("split"),
         text=row.get("text"),
         sex=row.get("sex"),
@@ -340,20 +431,19 @@ def _manifest_candidate(line: str, path: Path, number: int) -> Candidate:
 def write_manifest(path: Path, splits: Mapping[str, Iterable[Utterance]]) -> None:
     """Write the utterances of each split as a manifest, with paths relative to it."""
     folder = path.parent.absolute()
-    lines = []
-    for split in SPLITS:
-        for u in splits.get(split, ()):
-            row = {
-                "id": u.id,
-                "path": Path(os.path.relpath(u.path.absolute(), folder)).as_posix(),
-                "speaker": u.speaker,
-                "split": split,
-                "start": u.start or None,
-                "seconds": u.seconds,
-                "sample_rate": u.sample_rate,
-                "sex": u.sex,
-                "text": u.text,
-                "digest": u.digest,
-            }
-            lines.append(json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False))
-    write_text(path, "\n".join(lines) + "\n")
+    with writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for split in SPLITS:
+            for u in splits.get(split, ()):
+                row = {
+                    "id": u.id,
+                    "path": Path(os.path.relpath(u.path.absolute(), folder)).as_posix(),
+                    "speaker": u.speaker,
+                    "split": split,
+                    "start": u.start or None,
+                    "seconds": u.seconds,
+                    "sample_rate": u.sample_rate,
+                    "sex": u.sex,
+                    "text": u.text,
+                    "digest": u.digest,
+                }
+                file.write(json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False) + "\n")

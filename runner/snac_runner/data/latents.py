@@ -32,7 +32,8 @@ from snac_core.codec.streaming import CHUNK_SECONDS, Windows, encoder_context
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_bytes
-from snac_runner.data.audio import cache_folder, load_audio, one_thread
+from snac_runner.data.audio import load_audio, one_thread
+from snac_runner.data.cache import cache_folder
 from snac_runner.data.corpus import Utterance, digest_of
 
 SHARD_SECONDS = 300.0

@@ -9,13 +9,11 @@ import errno
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import soundfile
@@ -25,7 +23,7 @@ from torch import Tensor
 from snac_core.errors import UserError, nearest
 from snac_core.files import writing
 from snac_runner.data.audio import resampled
-from snac_runner.data.formats import AUDIO_SUFFIXES, MEDIA_SUFFIXES
+from snac_runner.data.decode import AUDIO_SUFFIXES, MEDIA_SUFFIXES, decode
 
 PIPE = "-"
 """Name of standard input and standard output."""
@@ -153,7 +151,7 @@ def decodable(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder, f"{path.stem}.wav")
+        temporary = Path(folder, "audio" if str(path) == PIPE else f"{path.stem}.wav")
         name = "standard input" if str(path) == PIPE else str(path)
         try:
             if str(path) == PIPE:
@@ -161,9 +159,9 @@ def decodable(path: Path) -> Iterator[Path]:
                 if not temporary.stat().st_size:
                     raise UserError("standard input is empty; expected audio")
                 if not _has_libsndfile_format(temporary):
-                    _decode(temporary, temporary := temporary.with_suffix(".decoded.wav"))
+                    decode(temporary, temporary := temporary.with_suffix(".wav"))
             else:
-                _decode(path, temporary)
+                decode(path, temporary)
             yield temporary
         except UserError as error:
             raise UserError(str(error).replace(str(temporary), name).replace(folder + os.sep, "")) from error
@@ -175,37 +173,6 @@ def _has_libsndfile_format(path: Path) -> bool:
     except soundfile.LibsndfileError:
         return False
     return True
-
-
-def _decode(path: Path, out: Path) -> None:
-    """Write the first audio stream of a file as 32-bit wav, with its channels and sample rate."""
-    try:
-        import av
-    except ImportError:
-        if shutil.which("ffmpeg") is None:
-            raise UserError(
-                f"{path} needs PyAV or ffmpeg to be decoded, and neither is installed; "
-                "expected pip install 'snac-conditioning[media]', or wav, flac, ogg, mp3, opus"
-            ) from None
-        done = subprocess.run(
-            ["ffmpeg", "-v", "error", "-i", str(path.absolute()), "-vn", "-c:a", "pcm_f32le", "-y", str(out)],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise UserError(f"cannot decode {path}: {' '.join(done.stderr.split())[-200:]}") from None
-        return
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise UserError(f"{path} has no audio stream")
-            stream = container.streams.audio[0]
-            to_float = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
-            with soundfile.SoundFile(str(out), "w", stream.rate, stream.channels, "FLOAT") as file:
-                for frame in chain(container.decode(stream), [None]):  # None: what the resampler still holds
-                    for part in to_float.resample(frame):
-                        file.write(part.to_ndarray().reshape(-1, stream.channels))
-    except av.FFmpegError as error:
-        raise UserError(f"cannot decode {path}: {error.strerror}") from error
 
 
 def media_suffixes() -> tuple[str, ...]:

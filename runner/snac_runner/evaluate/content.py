@@ -19,7 +19,8 @@ from torchaudio.functional import edit_distance
 
 from snac_core.files import write_text
 from snac_core.metric import Conversion, Metric
-from snac_runner.data.audio import cache_folder, resample
+from snac_runner.data.audio import resample
+from snac_runner.data.cache import cache_folder
 from snac_runner.evaluate import whisper
 from snac_runner.evaluate.phone_recogniser import bundled, phones_of
 from snac_runner.evaluate.whisper import Whisper

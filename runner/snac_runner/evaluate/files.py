@@ -9,8 +9,9 @@ from pathlib import Path
 from snac_core.errors import UserError
 from snac_core.metric import Conversion, Metric
 from snac_core.speakers.encoder import SpeakerEncoder
-from snac_runner.data.audio import check_audio, load_audio, resample
-from snac_runner.data.formats import AUDIO_SUFFIXES
+from snac_runner.data.audio import load_audio, resample
+from snac_runner.data.checks import check_audio
+from snac_runner.data.decode import AUDIO_SUFFIXES
 from snac_runner.embeddings import mean_embedding, waveform_embedding
 from snac_runner.evaluate.metrics import BY_EVERY_JUDGE
 from snac_runner.evaluate.scoring import degraded

@@ -25,7 +25,7 @@ from snac_core.files import write_json
 from snac_core.plugins import Catalogue
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.console import SILENT, Console
-from snac_runner.data.audio import cache_folder
+from snac_runner.data.cache import cache_folder
 from snac_runner.data.corpus import SPLITS, Corpus, Segment, Utterance, digest_of
 from snac_runner.data.references import References
 from snac_runner.embeddings import segment_embedding, speaker_embeddings

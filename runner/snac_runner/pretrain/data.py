@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from snac_core.augment import resample_by, shift_formants
-from snac_core.errors import UserError
 from snac_core.seeding import derive, generator
 from snac_runner.data.corpus import Corpus
 from snac_runner.data.crops import CropLoader
@@ -78,73 +74,6 @@ class SpeechMix:
         audio = torch.cat([loader.at(step).audio for loader in self.loaders])
         draw = generator(self.seed, step, "augmentation")
         return augment(audio, self.crop_samples, self.sample_rate, self.augmentation, draw)
-
-
-class PrefetchingLoader:
-    """Prepares the batches of the next steps in other processes.
-
-    The batches equal those of `mix`. Steps are expected in order; any other step restarts the processes.
-
-    Args:
-        mix: source of the batches.
-        last: this step and later ones are not prefetched.
-        workers: largest number of processes; each caches the audio that it decodes.
-    """
-
-    def __init__(self, mix: SpeechMix, last: int, workers: int) -> None:
-        self.mix = mix
-        self.last = last
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = min(workers, cpus)
-        self.steps_per_epoch = mix.steps_per_epoch
-        self.next = 0
-        self.iterator: Iterator[Tensor | UserError] | None = None
-
-    def at(self, step: int) -> Tensor:
-        """The batch of a step, (B, 1, T); prefetching of the next ones continues or starts."""
-        if not 0 <= step < self.last:
-            return self.mix.at(step)
-        if self.iterator is None or step != self.next:
-            self.iterator = iter(
-                DataLoader(
-                    _StepDataset(self.mix),
-                    batch_size=None,
-                    sampler=range(step, self.last),
-                    num_workers=self.workers,
-                    prefetch_factor=4,
-                    pin_memory=torch.cuda.is_available(),
-                    worker_init_fn=_ignore_group_signals,
-                )
-            )
-        self.next = step + 1
-        batch = next(self.iterator)
-        if isinstance(batch, UserError):
-            raise batch
-        return batch
-
-    def close(self) -> None:
-        """Stop the processes."""
-        self.iterator = None
-
-
-def _ignore_group_signals(_worker: int) -> None:
-    """Ctrl-C reaches a whole process group. Workers leave it: the training process stops them after its checkpoint."""
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class _StepDataset(Dataset["Tensor | UserError"]):
-    """Batches by step. A UserError is returned, because DataLoader turns raised ones into a traceback."""
-
-    def __init__(self, mix: SpeechMix) -> None:
-        self.mix = mix
-
-    def __getitem__(self, step: int) -> Tensor | UserError:
-        try:
-            return self.mix.at(step)
-        except UserError as error:
-            return error
 
 
 def _counts(shares: Sequence[float], batch_size: int) -> list[int]:

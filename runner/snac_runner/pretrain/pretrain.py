@@ -19,11 +19,12 @@ from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.console import SILENT, Console
 from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus
+from snac_runner.data.loading import PrefetchingLoader
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.synth import synthesize
 from snac_runner.distributed import DistributedContext, distributed_context
 from snac_runner.logs import RunLog
-from snac_runner.pretrain.data import PrefetchingLoader, SpeechMix
+from snac_runner.pretrain.data import SpeechMix
 from snac_runner.pretrain.grow import initial_codec
 from snac_runner.pretrain.losses import SpectralDistance, windows
 from snac_runner.pretrain.resume import claim, resume
@@ -78,7 +79,7 @@ def pretrain(settings: PretrainSettings, out: str | Path, *, console: Console = 
 
 def _train(
     state: TrainingState,
-    batches: SpeechMix | PrefetchingLoader,
+    batches: SpeechMix | PrefetchingLoader[Tensor],
     corpora: list[Share],
     checkpoint: Path,
     console: Console,
@@ -183,7 +184,7 @@ def _corpora(settings: PretrainSettings, out: Path, context: DistributedContext,
 
 
 @contextmanager
-def _batches(state: TrainingState, corpora: list[Share]) -> Iterator[SpeechMix | PrefetchingLoader]:
+def _batches(state: TrainingState, corpora: list[Share]) -> Iterator[SpeechMix | PrefetchingLoader[Tensor]]:
     """The source of batches; on accelerators, which would wait for them, with prefetching."""
     s, rate = state.settings, state.codec.sampling_rate
     seed = derive(s.seed, "speech", state.context.rank)

@@ -1,0 +1,260 @@
+"""The utterances of a split, stored by column: compact in memory, and memory-mapped when they are read from a file."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from snac_core.files import writing
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance: a file, or a segment of a file, with speech of one speaker.
+
+    Attributes:
+        id: unique within the corpus: the path below the root without suffix, e.g. "dev/367/367-130732-0002".
+        path: the audio file.
+        speaker: the speaker's name.
+        seconds: length, in s.
+        sample_rate: of the file, in Hz.
+        start: where the utterance begins in the file, in s.
+        text: the transcript, if known.
+        sex: "F" or "M", if known.
+        digest: sha256 of the bytes of the file.
+        level: RMS re full scale, of the average of the channels; 0 if it is not known.
+    """
+
+    id: str
+    path: Path
+    speaker: str
+    seconds: float
+    sample_rate: int
+    start: float = 0.0
+    text: str | None = None
+    sex: str | None = None
+    digest: str = ""
+    level: float = 0.0
+
+
+class Segment(NamedTuple):
+    """A segment of an utterance: the utterance's id, the start (in s from the utterance's start), the length in s."""
+
+    utterance: str
+    start: float
+    seconds: float
+
+    def overlaps(self, other: Segment) -> bool:
+        """Whether both segments contain a common part of the same utterance."""
+        return (
+            self.utterance == other.utterance
+            and self.start < other.start + other.seconds
+            and other.start < self.start + self.seconds
+        )
+
+
+class _Texts(Sequence[str]):
+    """Texts in one array of bytes: text i is `data[ends[i - 1] : ends[i]]`, in UTF-8."""
+
+    def __init__(self, ends: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
+        self.ends, self.data = ends, data
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first = int(self.ends[index - 1]) if index else 0
+        return self.data[first : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
+
+
+class _TextWriter:
+    """Collects texts for `_Texts`."""
+
+    def __init__(self) -> None:
+        self.ends, self.data = array("q"), bytearray()
+
+    def add(self, text: str) -> None:
+        self.data += text.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
+        self.ends.append(len(self.data))
+
+
+_TEXTS = ("id", "path", "text", "digest")
+_NUMBERS = {"speaker": "i", "seconds": "d", "start": "d", "sample_rate": "i", "level": "f", "sex": "b"}
+_SEXES = (None, "F", "M")
+
+
+class Utterances(Sequence[Utterance]):
+    """The utterances of a split, sorted by id. An `Utterance` is made when it is asked for.
+
+    Args:
+        columns: as `columns_of` makes them.
+        root: the folder that relative paths begin at.
+    """
+
+    def __init__(self, columns: Columns, root: Path) -> None:
+        self.columns = columns
+        self.root = root
+        self._ids, self._paths, self._texts, self._digests = (
+            _Texts(columns[f"{name}.ends"], columns[f"{name}.data"]) for name in _TEXTS
+        )
+        names = _Texts(columns["speakers.ends"], columns["speakers.data"])
+        self.speakers: list[str] = list(names)
+        """Names, sorted."""
+        self.seconds: NDArray[np.float64] = columns["seconds"]
+        """Lengths (N,), in s."""
+
+    @classmethod
+    def of(cls, utterances: Iterable[Utterance], root: Path) -> Utterances:
+        """The columns of these utterances, which are sorted by id."""
+        return cls(columns_of(utterances, root), root)
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    @overload
+    def __getitem__(self, index: int) -> Utterance: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Utterance]: ...
+    def __getitem__(self, index: int | slice) -> Utterance | Sequence[Utterance]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(index)
+        columns = self.columns
+        return Utterance(
+            id=self._ids[row],
+            path=self.root / self._paths[row],
+            speaker=self.speakers[columns["speaker"][row]],
+            seconds=float(columns["seconds"][row]),
+            sample_rate=int(columns["sample_rate"][row]),
+            start=float(columns["start"][row]),
+            text=self._texts[row] or None,
+            sex=_SEXES[columns["sex"][row]],
+            digest=self._digests[row],
+            level=float(columns["level"][row]),
+        )
+
+    def find(self, id: str) -> Utterance | None:
+        """The utterance with this id, or None."""
+        row = bisect_left(self._ids, id)
+        return self[row] if row < len(self) and self._ids[row] == id else None
+
+    def ids(self) -> Iterator[str]:
+        """The ids, in order."""
+        return iter(self._ids)
+
+    def paths(self) -> Iterator[str]:
+        """The paths, relative to the root where they are below it."""
+        return iter(self._paths)
+
+    def rows_of(self, speaker: str) -> NDArray[np.int64]:
+        """Rows of a speaker's utterances, in order; empty for an unknown speaker."""
+        code = bisect_left(self.speakers, speaker)
+        if code == len(self.speakers) or self.speakers[code] != speaker:
+            return np.empty(0, dtype=np.int64)
+        return self._by_speaker[self._begins[code] : self._begins[code + 1]]
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of utterances of each speaker (P,)."""
+        return np.diff(self._begins)
+
+    @cached_property
+    def is_parallel(self) -> bool:
+        """Whether two speakers say the same text."""
+        speaker_of: dict[str, int] = {}
+        return any(
+            text and speaker_of.setdefault(text, speaker) != speaker
+            for text, speaker in zip(self._texts, self.columns["speaker"].tolist(), strict=True)
+        )
+
+    @cached_property
+    def _by_speaker(self) -> NDArray[np.int64]:
+        return np.argsort(self.columns["speaker"], kind="stable")
+
+    @cached_property
+    def _begins(self) -> NDArray[np.int64]:
+        counts = np.bincount(self.columns["speaker"], minlength=len(self.speakers))
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def columns_of(utterances: Iterable[Utterance], root: Path) -> dict[str, NDArray[Any]]:
+    """The columns of utterances that are sorted by id.
+
+    Texts are `<name>.ends` (N,) int64 and `<name>.data` uint8; numbers are `<name>` (N,); `speakers` are the names,
+    sorted, and `speaker` is an index into them. Paths below `root` are stored relative to it.
+    """
+    prefix = f"{root}/"
+    texts = {name: _TextWriter() for name in _TEXTS}
+    numbers = {name: array(kind) for name, kind in _NUMBERS.items()}
+    codes: dict[str, int] = {}
+    for u in utterances:
+        texts["id"].add(u.id)
+        texts["path"].add(u.path.as_posix().removeprefix(prefix))
+        texts["text"].add(u.text or "")
+        texts["digest"].add(u.digest)
+        numbers["speaker"].append(codes.setdefault(u.speaker, len(codes)))
+        numbers["sex"].append(_SEXES.index(u.sex))
+        for name in ("seconds", "start", "sample_rate", "level"):
+            numbers[name].append(getattr(u, name))
+    speakers = sorted(codes)
+    texts["speakers"] = _TextWriter()
+    for name in speakers:
+        texts["speakers"].add(name)
+    columns: dict[str, NDArray[Any]] = {name: np.array(values) for name, values in numbers.items()}
+    place = np.empty(len(speakers), dtype=np.int32)
+    place[[codes[name] for name in speakers]] = np.arange(len(speakers), dtype=np.int32)
+    columns["speaker"] = place[columns["speaker"].astype(np.int64)]
+    for name, writer in texts.items():
+        columns[f"{name}.ends"] = np.array(writer.ends, dtype=np.int64)
+        columns[f"{name}.data"] = np.frombuffer(bytes(writer.data), dtype=np.uint8)
+    return columns
+
+
+def store(path: Path, splits: Mapping[str, Utterances], about: Mapping[str, Any]) -> None:
+    """Write the utterances of each split, and JSON about them, as one safetensors file, atomically."""
+    arrays = {f"{split}/{name}": values for split, part in splits.items() for name, values in part.columns.items()}
+    with writing(path) as temporary:
+        save_file(
+            {name: np.ascontiguousarray(a) for name, a in arrays.items()}, temporary, {"about": json.dumps(about)}
+        )
+
+
+def stored(path: Path) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, Any]]:
+    """What `store` wrote: the columns of each split, memory-mapped, and what is about them.
+
+    Raises:
+        OSError, ValueError, KeyError: if there is no such file, or it is damaged.
+    """
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    size = int.from_bytes(data[:8].tobytes(), "little")  # https://huggingface.co/docs/safetensors: length, JSON, data
+    header = json.loads(data[8 : 8 + size].tobytes())
+    about = json.loads(header.pop("__metadata__")["about"])
+    splits: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, entry in header.items():
+        split, _, column = name.partition("/")
+        first, end = (8 + size + offset for offset in entry["data_offsets"])
+        if end > len(data):
+            raise ValueError(f"{path} is truncated")
+        kind = {"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8"}[entry["dtype"]]
+        splits.setdefault(split, {})[column] = data[first:end].view(kind)
+    return splits, about
