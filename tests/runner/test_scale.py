@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from small_study import PHASES, Bench, arm, result
 
+from large_corpus import at_scale as large_corpus
 from scale import at_scale
 from snac_runner.bench import covered
 
@@ -33,3 +34,12 @@ def test_phase_3_trains_with_negatives_of_every_choice(bench: Bench, tmp_path: P
 def test_the_time_of_kernels_that_overlap_counts_once() -> None:
     assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.6)]) == 4
     assert covered([]) == 0
+
+
+def test_the_table_of_a_corpus_has_a_line_for_scanning_and_one_for_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNAC_CACHE", str(tmp_path / "cache"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in large_corpus(1000, tmp_path / "speech")]
+    assert [row[:2] for row in rows[3:]] == [["scanned", "1,000"], ["opened again", "1,000"]]
+    assert float(rows[4][2]) < 2, "s to open again"
