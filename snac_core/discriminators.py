@@ -178,7 +178,8 @@ def feature_loss(real: Sequence[Features], fake: Sequence[Features], *, items: i
     Relative as in EnCodec, eq. 2, so that all layers have equal weight.
 
     Args:
-        real, fake: features of the same number of rows.
+        real: features of the recordings.
+        fake: features of the generated speech, of as many rows.
         items: the rows are divided into so many items, and each is relative to its own mean; 1: all rows together.
 
     Returns:

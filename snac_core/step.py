@@ -28,7 +28,8 @@ class Step:
     batch, and `rows` selects those of this part.
 
     Args:
-        speaker_ids, target_ids: of the whole batch, as `batch_speaker_ids` and `batch_target_ids`.
+        speaker_ids: of the whole batch, as `batch_speaker_ids`.
+        target_ids: of the whole batch, as `batch_target_ids`.
         rows: which items of the batch `audio` has; all by default.
 
     Attributes:

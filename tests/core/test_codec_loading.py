@@ -49,7 +49,7 @@ def test_upstreams_file_layout_loads(tmp_path: Path) -> None:
 
 
 def test_the_bundled_base_speaks_and_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snac_core.hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
     codec = SNAC.from_pretrained("tiny")
     assert (codec.name, codec.sampling_rate, codec.training) == ("tiny", 16_000, False)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def hub(folder: Path, *names: str) -> Any:
 def test_the_hub_is_asked_for_safetensors_first_and_pickled_weights_else(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = "snac_core.hub.hf_hub_download"
+    where = "huggingface_hub.hf_hub_download"
     old = as_upstream_stores_it(small(), tmp_path / "old")
     monkeypatch.setattr(where, hub(saved, "config.json", "model.safetensors"))
     new = SNAC.from_pretrained("someone/base", revision="v1")
