@@ -24,14 +24,14 @@ from snac_core.losses import MultiScaleSTFT, cosine_distance
 from snac_core.speakers.eres2netv2 import VARIABLE, ERes2NetV2Network
 from snac_runner.arm import Arm
 from snac_runner.bench import alternating, side_by_side
+from snac_runner.cli.train import adapters
 from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.data.synth import synthesize
 from snac_runner.memory import gibibytes
 from snac_runner.resources import StudyResources
 from snac_runner.train_step import precision_of_torch, train_step
 
-PHASES = ("phase3_contrastive", "phase4_decoder_film", "phase6_encoder_adapter")
-ARMS = [ArmSettings(strategies=(name,)) for name in PHASES]
+ARMS = [ArmSettings(strategies=(name,)) for name in adapters(discover())]
 
 
 def plain_step(arms: list[Arm], audio: torch.Tensor, targets: torch.Tensor) -> None:

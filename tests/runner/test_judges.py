@@ -207,12 +207,15 @@ def test_speech_of_a_fifth_of_a_second_and_of_two_minutes_and_an_empty_text(benc
     settings = {**SMALL, "data": str(speech), "base": str(bench.base), "pair_seconds": 60}
     del settings["test_pairs"]  # as many as there are
     resources = StudyResources(StudySettings(**settings), discover(), console=RecordedConsole(said))
-    assert {utterance.seconds for utterance in resources.corpus.of_speaker(speaker)} == {120.0}
+    pieces = [utterance.seconds for utterance in resources.corpus.of_speaker(speaker)]  # two minutes are cut at pauses
+    assert sum(pieces) == pytest.approx(120 * len(own[1:]), abs=0.01)
+    assert 8 <= min(pieces) <= max(pieces) <= 24
     assert any(
         f"{own[0]['path']}: is too short" in line and "0.200 s; at least 0.5 s are needed" in line for line in said
     )
     sources = [item for item in resources.test.items if item.pair.source_speaker == speaker]
-    assert {item.audio.shape[-1] / resources.test.sample_rate for item in sources} == {60.0}
+    assert sources
+    assert all(8 <= item.audio.shape[-1] / resources.test.sample_rate <= 24 for item in sources)
     assert all(item.pair.text is None for item in sources)
     metrics, _ = wanted_metrics(resources)
     resources.test.items = [sources[0], next(item for item in resources.test.items if item not in sources)]
