@@ -65,7 +65,8 @@ class Dying:
         return self.loader.at(step)
 
 
-# torch's handler of SIGCHLD raises in whatever code runs then, also where Python can only print the exception
+# torch's handler of SIGCHLD raises in whatever code runs then, also in pytest's own: not in the fast suite
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_is_killed_is_started_again_once(
     corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -79,7 +80,8 @@ def test_a_process_that_is_killed_is_started_again_once(
     prefetched.close()
 
 
-# torch's handler of SIGCHLD raises in whatever code runs then, also where Python can only print the exception
+# torch's handler of SIGCHLD raises in whatever code runs then, also in pytest's own: not in the fast suite
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_processes_that_are_killed_again_end_the_run_with_a_sentence(corpus: Corpus, tmp_path: Path) -> None:
     prefetched = PrefetchingLoader(Dying(corpus, tmp_path / "killed", always=True), 6, 1)

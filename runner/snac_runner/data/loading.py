@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -64,21 +65,22 @@ class PrefetchingLoader(Generic[T]):
             batch: T = self.batches.at(step, *rows)
             return batch
         key = step * len(self._data.parts) + self._data.parts.index(rows)
-        if self._iterator is None or key != self._next:
-            self._start(key)
-        try:
-            found = self._take()
-        except _DIED as error:
-            _log.warning("a process that reads audio died (%s); it is started again", _cause(error))
-            self._start(key)
+        for attempt in (1, 2):
             try:
+                if self._iterator is None or key != self._next:
+                    self._start(key)
                 found = self._take()
-            except _DIED as again:
+                break
+            except _DIED as error:
+                died, cause = error, _cause(error)
+            with suppress(*_DIED):  # torch's handler of SIGCHLD raises until the processes are forgotten
                 self.close()
+            if attempt == 2:
                 raise UserError(
-                    f"a process that reads audio died twice at step {step} ({_cause(again)}); run the same command "
-                    "again to continue, with more memory or workers = 0"
-                ) from again
+                    f"a process that reads audio died twice at step {step} ({cause}); run the same command again to "
+                    "continue, with more memory or workers = 0"
+                ) from died
+            _log.warning("a process that reads audio died (%s); it is started again", cause)
         self._next = key + 1
         if isinstance(found, UserError):
             raise found
