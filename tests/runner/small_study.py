@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,17 @@ def steps(folder: Path) -> list[int]:
 def weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a run's model."""
     return load_file(folder / "model" / "model.safetensors")
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """No file may grow past `after` bytes: what the system says then is what it says of a full disk, or near it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

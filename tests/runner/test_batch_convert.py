@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
-from small_study import PHASES, contents, runner
+from small_study import PHASES, contents, full_disk, runner
 
 from snac_core.errors import UserError
 from snac_runner.batch_convert import JOURNAL
@@ -40,6 +38,14 @@ def sources(tmp_path: Path, voices: list[Path]) -> Path:
     (folder / "text.wav").write_text("not audio")
     soundfile.write(folder / "silent.wav", np.zeros(rate), rate)
     return folder
+
+
+@pytest.fixture
+def good_sources(sources: Path) -> Path:
+    """The folder without the files that cannot be converted."""
+    for bad in ("text.wav", "silent.wav"):
+        (sources / bad).unlink()
+    return sources
 
 
 def convert(run: Path, *arguments: object) -> int:
@@ -65,13 +71,11 @@ def test_a_folder_is_mirrored_and_bad_files_are_named(
 
 
 def test_a_stopped_batch_continues_and_nothing_finished_is_written_again(
-    tmp_path: Path, runs: dict[str, Path], voices: list[Path], sources: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], good_sources: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    for bad in ("text.wav", "silent.wav"):
-        (sources / bad).unlink()
     out = tmp_path / "out"
-    command = ["--source", sources, "--target", voices[2], "--out", out]
+    command = ["--source", good_sources, "--target", voices[2], "--out", out]
     convert_one, calls = Converter.convert, []
 
     def interrupted(self: Converter, *arguments: object, **options: object) -> list[Path]:
@@ -99,13 +103,11 @@ def test_a_stopped_batch_continues_and_nothing_finished_is_written_again(
 
 
 def test_a_disk_that_is_full_in_the_middle_ends_a_batch_and_keeps_what_is_done(
-    tmp_path: Path, runs: dict[str, Path], voices: list[Path], sources: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], good_sources: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    for bad in ("text.wav", "silent.wav"):
-        (sources / bad).unlink()
     out = tmp_path / "out"
-    command = ["--source", sources, "--target", voices[2], "--out", out]
+    command = ["--source", good_sources, "--target", voices[2], "--out", out]
     encode, calls = AudioFormat._encode, []
 
     def filling(self: AudioFormat, path: Path, pieces: Iterable[torch.Tensor], *rest: Any) -> None:
@@ -115,7 +117,7 @@ def test_a_disk_that_is_full_in_the_middle_ends_a_batch_and_keeps_what_is_done(
             encode(self, path, pieces, *rest)
             return
         whole = torch.cat(list(pieces))
-        with small_files(2000), monkeypatch.context() as patch:
+        with full_disk(2000), monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
             encode(self, path, [whole], *rest)
 
@@ -129,17 +131,6 @@ def test_a_disk_that_is_full_in_the_middle_ends_a_batch_and_keeps_what_is_done(
     done = contents(out)
     assert len(done) == 4
     assert all(done[name] == first[name] for name in first if name != JOURNAL)
-
-
-@contextmanager
-def small_files(size: int) -> Iterator[None]:
-    """No file may grow past `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_list_gives_each_source_its_target(

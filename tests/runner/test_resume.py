@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_study import PHASES, Bench, arm, contents, plugin, records, result, runner, steps, weights
+from small_study import PHASES, Bench, arm, contents, full_disk, plugin, records, result, runner, steps, weights
 
 from snac_core import files
 from snac_core.errors import UserError
@@ -117,17 +114,6 @@ def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
         patch.setattr("snac_core.plugins.discover", pressed)
         assert runner("plugins") == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: interrupted"
-
-
-@contextmanager
-def full_disk(after: int) -> Iterator[None]:
-    """No file may grow past `after` bytes: what the system says then is what it says of a full disk, or near it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (after, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_no_checkpoint(
