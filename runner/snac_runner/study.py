@@ -9,28 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
-from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
-from snac_core.plugin_guard import describe_error
-from snac_runner.arm import Arm
 from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
 from snac_runner.controls import (
     CONTROLS,
     check_metric_names,
     check_versions,
-    evaluate_system,
-    informative_metrics,
     run_controls,
     wanted_metrics,
 )
 from snac_runner.data.pairs import PairList
-from snac_runner.distributed import ProcessLost
-from snac_runner.evaluate.model_figures import noise_floor, times_real_time
-from snac_runner.evaluate.scoring import WORST
-from snac_runner.evaluate.systems import conditioned, evaluating, needed_outputs
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import (
@@ -41,15 +30,19 @@ from snac_runner.run_folder import (
     result_status,
     run_config,
 )
-from snac_runner.run_result import Result, evaluation, versions, write_result
-from snac_runner.train import preflight, train_side_by_side
+from snac_runner.unit import Execute, Unit, compared_values, run_in_turn
 
 Runs = dict[tuple[str, int], Path]
 """(arm title, seed) to the run folder."""
 
 
 def run_study(
-    folder: Path, arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources, text: str
+    folder: Path,
+    arms: Sequence[ArmSettings],
+    rates: Sequence[float],
+    resources: StudyResources,
+    text: str,
+    execute: Execute = run_in_turn,
 ) -> list[Path]:
     """Run a study into `folder`; finished runs are kept, unfinished ones resumed.
 
@@ -59,6 +52,7 @@ def run_study(
         rates: learning rates to choose from, for each arm; empty: each arm's own.
         resources: of the study.
         text: the study as TOML, for study.toml.
+        execute: runs the units.
 
     Returns:
         the run folders of the arms.
@@ -68,7 +62,7 @@ def run_study(
         KeyboardInterrupt: on Ctrl-C; what was done so far is kept.
     """
     resources.check(choose_rates=bool(rates))
-    check_processes(arms, resources)
+    resources.context.check_equal(compared_values(arms, resources))
 
     def begin() -> None:
         check_study(folder, arms, rates, resources)
@@ -76,12 +70,12 @@ def run_study(
 
     resources.context.first_decides(begin)
     if rates:
-        arms = choose_rates(arms, rates, folder, resources)
+        arms = choose_rates(arms, rates, folder, resources, execute)
     study = resources.study
     runs = {(arm.title, seed): folder / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
     control_arms = [shuffled_arm(arms[0])] if study.shuffled_control else []
     control_runs = {(arm.title, study.seeds[0]): folder / "controls" / arm.title for arm in control_arms}
-    run_arms([*arms, *control_arms], runs | control_runs, resources, controls=folder)
+    run_arms([*arms, *control_arms], runs | control_runs, resources, controls=folder, execute=execute)
     run_controls(folder, resources)
     return list(runs.values())
 
@@ -93,6 +87,7 @@ def run_arms(
     *,
     controls: Path | None = None,
     test: bool = True,
+    execute: Execute = run_in_turn,
 ) -> None:
     """Train and evaluate every run that is not finished, the arms of a seed side by side; finished runs are kept.
 
@@ -102,6 +97,7 @@ def run_arms(
         resources: of the study.
         controls: the folder to evaluate the controls into, before the first arm is evaluated; None: no controls.
         test: False: train only, and do not use the test split. The same if the study has no test conversions.
+        execute: runs the units.
 
     Raises:
         UserError: if a folder holds a run of another configuration (nothing is trained then), or an arm cannot learn.
@@ -116,120 +112,20 @@ def run_arms(
             resources.context.first_decides(partial(check_versions, controls, metrics, resources))
     by_title = {arm.title: arm for arm in arms}
     context = resources.context
-    check_processes(arms, resources)
+    context.check_equal(compared_values(arms, resources))
     _ = resources.parts  # a batch that cannot be divided among the processes is an error
     configs = {key: run_config(by_title[key[0]], key[1], resources) for key in runs}
     states = context.first_decides(lambda: {key: check_folder(folder, configs[key]) for key, folder in runs.items()})
     for (title, seed), state in states.items():
         if state in ("success", "failed"):
             resources.console.line(f"{title}, seed {seed}: already finished ({state})")
-    for seed in resources.study.seeds:
-        unfinished = [arm for arm in arms if states.get((arm.title, seed)) in ("new", "unfinished")]
-        if not unfinished:
-            continue
-        results = [
-            Result(
-                runs[arm.title, seed], arm.title, "control" if arm.shuffled_speakers else "arm", seed, arm,
-                configs[arm.title, seed],
-            )
-            for arm in unfinished
-        ]  # fmt: skip
-        trained = [_prepared(settings, seed, runs[settings.title, seed], resources) for settings in unfinished]
-        for arm, result in zip(trained, results, strict=True):
-            if context.first:
-                write_json(arm.folder / "config.json", result.config)
-        try:
-            failures = train_side_by_side(trained, resources)
-        except KeyboardInterrupt:
-            for arm, result in zip(trained, results, strict=True):
-                result.status, result.cost = "cancelled", cost_of(arm)
-                result.error = f"interrupted at step {arm.progress.step} of {resources.study.steps}"
-                write_result(result, resources)
-            raise
-        if test and controls is not None and len(failures) < len(trained):
-            run_controls(controls, resources)
-        for arm, result in zip(trained, results, strict=True):
-            result.cost = cost_of(arm)
-            if result.arm in failures:
-                result.status, result.error = "failed", failures[result.arm]
-            else:
-                if context.first:
-                    arm.model.save_pretrained(arm.folder / "model")
-                if test:
-                    evaluate_arm(arm, result, controls)
-            if result.status == "failed":
-                resources.console.line(f"{result.arm}, seed {seed}: failed: {result.error}")
-            write_result(result, resources)
-
-
-def _prepared(settings: ArmSettings, seed: int, folder: Path, resources: StudyResources) -> Arm:
-    """An arm from its checkpoint, or a new one that has passed the preflight checks."""
-    try:
-        arm = Arm.new(settings, seed, folder, resources)
-        if not arm.load():
-            preflight(arm)
-    except (UserError, OSError, ProcessLost):
-        raise
-    except Exception as error:  # raised by a plugin
-        raise UserError(f"arm {settings.title!r} cannot start: {describe_error(error)}") from error
-    return arm
-
-
-def evaluate_arm(arm: Arm, result: Result, controls: Path | None) -> None:
-    """Score a trained arm on the test conversions, and write the figures on its model card; fills in `result`."""
-    resources = arm.resources
-    try:
-        selection = informative_metrics(controls, resources)
-        with evaluating(arm.model):
-            scores = evaluate_system(
-                result, conditioned(arm.model, outputs=needed_outputs(selection.metrics.values())),
-                {"run": result.config["hash"]}, resources, selection, worst=WORST if resources.study.samples else 0,
-            )  # fmt: skip
-        if not resources.context.first:
-            return
-        floor = noise_floor(arm.model, resources.test, resources.catalogue.metrics["secs"]())
-        speed = times_real_time(arm.model, resources.test)
-    except (OSError, ProcessLost):
-        raise
-    except Exception as error:  # e.g. a strategy that cannot process the length of a test utterance
-        result.status, result.error = "failed", f"in evaluation: {describe_error(error)}"
-        return
-    result.scores, result.noise_floor, result.cost["times_real_time"] = scores, {"secs": floor}, speed
-    arm.model.evaluation = evaluation(arm.model, result.scores, resources, seed=arm.seed, steps=arm.progress.step)
-    arm.model.save_pretrained(arm.folder / "model")  # again, for the model card
-
-
-def cost_of(arm: Arm) -> dict[str, Any]:
-    """What a run took: time in s (as if alone = shared + own), steps, trainable parameters, bytes, memory in bytes."""
-    progress = arm.progress
-    return {
-        "seconds_alone": progress.seconds_own + progress.seconds_shared,
-        "seconds_own": progress.seconds_own,
-        "seconds_shared": progress.seconds_shared,
-        "steps": progress.step,
-        "parameters": sum(parameter.numel() for _, parameter in arm.model.trained_parameters()),
-        "bytes": len(save(state_of(arm.model.attached))),
-        "peak_memory_bytes": progress.peak_memory or None,
-        "times_real_time": None,
-    }
-
-
-def check_processes(arms: Sequence[ArmSettings], resources: StudyResources) -> None:
-    """Raise UserError unless all processes that train together have the same data, versions and settings."""
-    config = run_config(arms[0], resources.study.seeds[0], resources)
-    settings = [config["study"], *(arm.model_dump(mode="json") for arm in arms)]
-    files = {f"plugin file of {name}": str(digest) for name, digest in config["plugin_files"].items()}
-    of_arm = versions(resources, arms[0])
-    plugins = {f"version of {name}": str(about["version"]) for name, about in of_arm.pop("plugins").items()}
-    resources.context.check_equal(
-        {
-            **{f"version of {name}": str(version) for name, version in of_arm.items()},
-            **plugins,
-            **files,
-            **{f"digest of {name}": digest for name, digest in resources.digests.items()},
-            "settings": json.dumps(settings, sort_keys=True),
-        }
-    )
+    units = [
+        Unit(seed, tuple(unfinished), {arm.title: runs[arm.title, seed] for arm in unfinished}, controls, test)
+        for seed in resources.study.seeds
+        if (unfinished := [arm for arm in arms if states.get((arm.title, seed)) in ("new", "unfinished")])
+    ]
+    if units:
+        execute(units, resources)
 
 
 def shuffled_arm(arm: ArmSettings) -> ArmSettings:
@@ -298,7 +194,11 @@ def write_study(folder: Path, arms: Sequence[ArmSettings], resources: StudyResou
 
 
 def choose_rates(
-    arms: Sequence[ArmSettings], rates: Sequence[float], folder: Path, resources: StudyResources
+    arms: Sequence[ArmSettings],
+    rates: Sequence[float],
+    folder: Path,
+    resources: StudyResources,
+    execute: Execute = run_in_turn,
 ) -> list[ArmSettings]:
     """Give each arm the learning rate with the best dev score, from one trial per rate on the first seed.
 
@@ -315,7 +215,7 @@ def choose_rates(
         for rate in rates
     }
     runs = {(trial.title, seed): folder / "trials" / trial.title / f"seed{seed}" for trial in trials.values()}
-    run_arms(list(trials.values()), runs, resources, test=False)
+    run_arms(list(trials.values()), runs, resources, test=False, execute=execute)
     chosen = []
     for arm in arms:
         scores = {}

@@ -117,7 +117,7 @@ class Bench:
         resources.console = RecordedConsole(self.lines, step)
         places = {(arm.title, seed): folder / arm.title / f"seed{seed}" for arm in arms for seed in study.seeds}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
+            patch.setattr("snac_runner.unit.noise_floor", lambda *_: 0.0)
             run_arms(arms, places, resources)
         return {arm.title: folder / arm.title / f"seed{study.seeds[0]}" for arm in arms}
 

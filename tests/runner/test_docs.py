@@ -77,7 +77,7 @@ def world(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr("snac_runner.resources.StudyResources", loaded)
     monkeypatch.setattr("snac_runner.pretrain.settings.recipe", quick)
     monkeypatch.setattr("snac_runner.pretrain.evaluate.compare", partial(compare, max_items=1, coarse=False))
-    monkeypatch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
+    monkeypatch.setattr("snac_runner.unit.noise_floor", lambda *_: 0.0)
     monkeypatch.setattr("snac_core.testing.strategies.COMPILING", [])  # ten seconds; tested elsewhere
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -117,7 +117,7 @@ def _study(number: int, folder: Path, plugin: Path) -> tuple[str, float]:
         (folder / "study").mkdir(exist_ok=True)
         resources.test_pairs.export(folder / "study" / "pairs.json")
         with pytest.MonkeyPatch.context() as patch:  # the noise of scores decides nothing here
-            patch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
+            patch.setattr("snac_runner.unit.noise_floor", lambda *_: 0.0)
             run_arms(arms, places, resources, controls=folder / "study")
         build(folder / "study")
         results = read(folder / "study")

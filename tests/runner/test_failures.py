@@ -90,16 +90,16 @@ def test_an_arm_that_fails_in_judging_is_failed_alone(bench: Bench, tmp_path: Pa
 def test_a_failure_of_the_final_judging_leaves_the_other_arms(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import snac_runner.study as study
+    import snac_runner.unit as unit
 
-    evaluate = study.evaluate_system
+    evaluate = unit.evaluate_system
 
     def failing(result, *rest, **options):  # type: ignore[no-untyped-def]
         if result.arm == PHASES[0]:
             raise RuntimeError("cannot be judged")
         return evaluate(result, *rest, **options)
 
-    monkeypatch.setattr(study, "evaluate_system", failing)
+    monkeypatch.setattr(unit, "evaluate_system", failing)
     folders = bench.train([arm(PHASES[0]), arm(PHASES[1])], tmp_path, steps=1)
     assert result(folders[PHASES[0]])["error"] == "in evaluation: RuntimeError: cannot be judged"
     assert result(folders[PHASES[1]])["status"] == "success"
@@ -186,7 +186,7 @@ def test_patience_ends_an_arm_and_the_others_go_on(
     monkeypatch.setattr("snac_runner.train.dev_score", lambda _: next(told))
     pooled = {name: {"mean": 0.0} for name in DEV_METRICS}
     monkeypatch.setattr("snac_runner.train.score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("snac_runner.study.evaluate_system", lambda *_, **__: Scores())
+    monkeypatch.setattr("snac_runner.unit.evaluate_system", lambda *_, **__: Scores())
     arms = [arm(PHASES[1], name="still"), arm(PHASES[1], name="moving")]
     folders = bench.train(arms, tmp_path, steps=4, eval_every=1, patience=2)
     assert [record["step"] for record in records(folders["moving"]) if "dev" in record] == [1, 2, 3, 4]

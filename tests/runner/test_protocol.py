@@ -92,7 +92,7 @@ def test_the_best_checkpoint_is_chosen_by_judged_conversion_and_written(
     monkeypatch.setattr(train, "dev_score", lambda pooled: scores[len(states)])
     pooled = {name: {"mean": 0.0} for name in train.DEV_METRICS}
     monkeypatch.setattr(train, "score", lambda *_, **__: Scores(pooled=pooled))
-    monkeypatch.setattr("snac_runner.study.evaluate_system", lambda *_, **_given: Scores())
+    monkeypatch.setattr("snac_runner.unit.evaluate_system", lambda *_, **_given: Scores())
     best = bench.train([arm(PHASES[2], lr=0.1)], tmp_path / "best", steps=3, eval_every=1, select="best")
     assert not torch.equal(*(states[step]["phase6_encoder_adapter.adapters.latent.output.weight"] for step in (2, 3)))
     assert all(torch.equal(value, states[2][key]) for key, value in weights(best[PHASES[2]]).items())
@@ -121,8 +121,8 @@ def test_every_arm_tries_the_same_rates_and_takes_its_own_best_on_dev(
 
     monkeypatch.setattr(train, "evaluate_on_dev", judging)
     heard: list[Any] = []  # test speakers have no say in this, and are not heard
-    monkeypatch.setattr("snac_runner.study.evaluate_system", lambda *given, **_: heard.append(given))
-    monkeypatch.setattr("snac_runner.study.noise_floor", lambda *given: heard.append(given))
+    monkeypatch.setattr("snac_runner.unit.evaluate_system", lambda *given, **_: heard.append(given))
+    monkeypatch.setattr("snac_runner.unit.noise_floor", lambda *given: heard.append(given))
     chosen = choose_rates(arms, rates, tmp_path, resources)
     assert sorted(tried) == [(name, rate, 0) for name in PHASES[1:] for rate in rates]  # equal trials, on one seed
     assert [one.lr for one in chosen] == [1e-3, 1e-1]

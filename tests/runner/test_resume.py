@@ -95,7 +95,7 @@ def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
 
     command = ["train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=1)]
     with monkeypatch.context() as patch:
-        patch.setattr("snac_runner.study.preflight", pressed)
+        patch.setattr("snac_runner.unit.preflight", pressed)
         assert runner(*command) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: stopped; nothing was trained yet"
     with monkeypatch.context() as patch:

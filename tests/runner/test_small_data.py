@@ -33,7 +33,7 @@ def few(bench: Bench, tmp_path: Path) -> Callable[[int], Path]:
 
 @pytest.fixture(autouse=True)
 def _no_noise_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snac_runner.study.noise_floor", lambda *_: 0.0)
+    monkeypatch.setattr("snac_runner.unit.noise_floor", lambda *_: 0.0)
 
 
 def test_two_speakers_are_refused_before_the_first_step_and_train_without_evaluation(
