@@ -144,10 +144,44 @@ class Converter:
             if stages:
                 outputs |= self._stages(path, out)
             for file, audio in outputs.items():
-                rate = check.sample_rate if audio_format.keep_rate else self.model.codec.sampling_rate
-                audio = resampled(audio, self.model.codec.sampling_rate, rate)
-                audio_format.write(file, audio_format.levelled(audio, level), rate)
+                self._write(file, audio, check.sample_rate, level, audio_format)
         return list(outputs)
+
+    @torch.no_grad()
+    def convert_together(
+        self, sources: Sequence[Path], target: Conditioning, outs: Sequence[Path], audio_format: AudioFormat
+    ) -> None:
+        """Convert files in one batch, each to what `convert` makes of it, up to rounding.
+
+        Args:
+            sources: files that libsndfile decodes, of at most the length of a chunk (`chunk_seconds`).
+            target: from `target`.
+            outs: the file to write for each source.
+            audio_format: of the files.
+
+        Raises:
+            UserError: if one of the sources cannot be used.
+        """
+        checks, audio, levels = [], [], [Level() for _ in sources]
+        for path, level in zip(sources, levels, strict=True):
+            checks.append(self._check(path, "source", MIN_SECONDS))
+            audio.append(torch.cat(list(level.measured(self._pieces(path))), dim=-1)[0, 0])
+        lengths = [len(item) for item in audio]
+        batch = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True).unsqueeze(1)
+        before, after = (target if self.model.acts(before_vq=side) else None for side in (True, False))
+        with self._computing(), self.model.codec.fixed_noise(NOISE_SEED):
+            codes = self.model.encode(batch, before, lengths=lengths)
+            converted = self.model.decode(codes, after, lengths=lengths)[:, 0].cpu()
+        for row, (out, check, level) in enumerate(zip(outs, checks, levels, strict=True)):
+            self._write(out, [converted[row, : lengths[row]]], check.sample_rate, level, audio_format)
+
+    def _write(
+        self, out: Path, pieces: Iterable[Tensor], source_rate: int, level: Level, audio_format: AudioFormat
+    ) -> None:
+        """Write converted audio in pieces (n,), at the rate and the level that the format asks for."""
+        rate = source_rate if audio_format.keep_rate else self.model.codec.sampling_rate
+        pieces = resampled(pieces, self.model.codec.sampling_rate, rate)
+        audio_format.write(out, audio_format.levelled(pieces, level), rate)
 
     def _stages(self, path: Path, out: Path) -> dict[Path, Iterator[Tensor]]:
         """The files of the stages, and their audio in pieces (n,)."""

@@ -376,6 +376,9 @@ class SNAC(nn.Module):
                 layer.compiled = True
             elif isinstance(layer, ResidualUnit):
                 layer.compiled = self.config["depthwise"]
+            elif isinstance(layer, WNConvTranspose1d):
+                layer.compiled = True
+                layer.fold()
         weight = next(self.parameters())
         try:
             with self.fixed_noise(0):

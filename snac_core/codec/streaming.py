@@ -193,8 +193,8 @@ class Windows:
         context: of the function.
         chunk: units of a chunk; windows are processed whenever so many more units have arrived.
         lag: units by which the arrival of the sequence is late: what waits for the end of a chunk of another stage.
-        fade: whether what a window gives beyond its chunk is faded into the next chunk: with less context than the
-            function depends on, the two differ, and a step between them would be a click.
+        fade: whether chunks of audio are joined without a step. With less context than the function depends on, two
+            windows differ where they meet, and a step would be a click.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Windows:
         self._held: Tensor | None = None  # what coming windows need of the sequence so far
         self._held_from = 0  # the unit at which it starts
         self._done = 0  # units that are finished
-        self._fade, self._beyond = fade, list[Tensor]()  # results of the last window beyond its chunk
+        self._fade, self._before = fade, list[Tensor]()  # results of the last window from its chunk's last element on
         self._due = self._chunk - lag % self._chunk if math.isfinite(self._chunk) else math.inf
 
     def push(self, piece: Tensor) -> list[Sequence[Tensor]]:
@@ -241,15 +241,15 @@ class Windows:
         unit = self._context.unit
         first = int(max(0, self._done - self._context.before))
         window = self._held[..., (first - self._held_from) * unit : (last - self._held_from) * unit]
-        results, beyond = [], []
-        for number, result in enumerate(self._apply(window, first)):
-            each = result.shape[-1] // (last - first)
-            rest = result[..., (self._done - first) * each :]
-            if self._fade and self._beyond:
-                rest = _faded(self._beyond[number], rest)
-            results.append(rest[..., : (end - self._done) * each])
-            beyond.append(rest[..., (end - self._done) * each :])
-        self._beyond = beyond
+        results, rests = [], []
+        for number, computed in enumerate(self._apply(window, first)):
+            each = computed.shape[-1] // (last - first)
+            start, stop = (self._done - first) * each, (end - first) * each
+            joins = self._fade and self._done > 0
+            result = _joined(self._before[number], computed, start, each // unit) if joins else computed
+            results.append(result[..., start:stop])
+            rests.append(result[..., stop - 1 :])
+        self._before = rests
         self._done = end
         first = int(max(self._held_from, end - self._context.before))
         self._held = self._held[..., (first - self._held_from) * unit :].clone()  # a view would keep all of it
@@ -257,15 +257,19 @@ class Windows:
         return results
 
 
-def _faded(before: Tensor, after: Tensor) -> Tensor:
-    """`after` (..., n), faded in linearly over the first quarter of `before` (..., m), which starts with it.
+def _joined(before: Tensor, after: Tensor, start: int, frame: int) -> Tensor:
+    """`after` (..., n), whose element `start` follows the first one of `before` (..., 1 + m), without a step there.
 
-    The rest of `before` is not used: the farther beyond its chunk, the more of its context is missing.
+    If m > 0, `before` is faded into `after` linearly over the first quarter of m: the farther beyond its chunk, the
+    more of its context is missing. If m = 0, the difference where the two meet is subtracted, less and less over
+    half of `frame` elements.
     """
-    count = min(before.shape[-1] // 4, after.shape[-1])
+    beyond = before.shape[-1] - 1
+    count = min(beyond // 4 if beyond else frame // 2, after.shape[-1] - start)
     weight = (torch.arange(count, device=after.device, dtype=after.dtype) + 0.5) / max(1, count)
-    start = before[..., :count] + weight * (after[..., :count] - before[..., :count])
-    return torch.cat([start, after[..., count:]], dim=-1)
+    new = after[..., start : start + count]
+    step = before[..., 1 : 1 + count] - new if beyond else before - after[..., start - 1 : start]
+    return torch.cat([after[..., :start], new + (1 - weight) * step, after[..., start + count :]], dim=-1)
 
 
 # -------------------------------------------------------------------- streams
@@ -465,7 +469,7 @@ class ConversionStream:
         seconds: length of a chunk; rounded to whole codes of the coarsest level. A short one has a low latency, a long
             one costs less time. None: `chunk_seconds`.
         lookahead: seconds of audio after a chunk that its conversion may depend on; None: all that it depends on. A
-            smaller number shortens the latency, and changes the result; chunks are then faded into each other.
+            smaller number shortens the latency, and changes the result; chunks are then joined without a step.
 
     Attributes:
         lookahead: seconds of audio after a chunk that its conversion depends on.

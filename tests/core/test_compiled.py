@@ -9,6 +9,7 @@ from torch import Tensor
 
 from snac_core import SNAC, UserError
 from snac_core.codec import kernels
+from snac_core.codec.layers import WNConvTranspose1d
 from snac_core.codec.streaming import EncoderStream, chunk_seconds
 from snac_core.conditioned import ConditionedCodec
 
@@ -58,6 +59,20 @@ def test_the_kernels_run_where_no_gradient_is_needed(pair: tuple[SNAC, SNAC], mo
         gradients.append(given.grad)
     assert not calls
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 8])
+def test_interleaved_phases_are_a_transposed_convolution(stride: int) -> None:
+    layer = WNConvTranspose1d(4, 6, stride).requires_grad_(False)
+    x = torch.randn(2, 4, 5)
+    expected = layer(x)
+    assert expected.shape == (2, 6, 5 * stride)
+    layer.compiled = True
+    layer.fold()
+    torch.testing.assert_close(layer(x), expected)
+    layer.parametrizations["weight"].original0.mul_(2)
+    layer.double()  # moving a layer folds it again
+    torch.testing.assert_close(layer(x.double()), super(WNConvTranspose1d, layer).forward(x.double()))
 
 
 def test_compiling_freezes_and_keeps_the_state_dict(pair: tuple[SNAC, SNAC]) -> None:

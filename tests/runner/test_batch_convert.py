@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from small_study import PHASES, contents, full_disk, runner
 
 from snac_core.errors import UserError
-from snac_runner.batch_convert import JOURNAL
+from snac_runner.batch_convert import JOURNAL, Outcome, convert_all, jobs_of_sources
+from snac_runner.console import Console
 from snac_runner.convert import Converter
 from snac_runner.data import media
+from snac_runner.data.audio import load_audio
 from snac_runner.data.media import AudioFormat, decodable
 from snac_runner.run_folder import CHECKPOINT
 
@@ -100,6 +102,48 @@ def test_a_stopped_batch_continues_and_nothing_finished_is_written_again(
     assert convert(runs[PHASES[2]], *command[:2], "--target", voices[3], "--out", out) == 2
     assert "exists and is not the conversion" in capsys.readouterr().err
     assert contents(out) == done
+
+
+def test_a_stop_before_the_next_line_of_code_loses_no_finished_file(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], good_sources: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command = ["--source", good_sources, "--target", voices[2], "--out", tmp_path / "out"]
+    convert_one = Converter.convert
+
+    def stopped(self: Converter, *arguments: object, **options: object) -> None:
+        convert_one(self, *arguments, **options)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(Converter, "convert", stopped)
+            assert convert(runs[PHASES[2]], *command) == 130
+    capsys.readouterr()
+    assert convert(runs[PHASES[2]], *command) == 0
+    assert "3 were finished" in capsys.readouterr().out
+
+
+def test_files_that_are_converted_together_are_those_that_each_gives_alone(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], sources: Path
+) -> None:
+    class Warnings(Console):
+        def warning(self, text: str) -> None:
+            shown.append(text)
+
+    shown: list[str] = []
+    converter = Converter(runs[PHASES[2]], "cpu", console=Warnings())
+    folders, outcomes = [tmp_path / "alone", tmp_path / "together"], []
+    shutil.copy(sources / "three.mp3", sources / "again.mp3")  # of equal length
+    for out, rows in zip(folders, (1, 3), strict=True):
+        out.mkdir()
+        jobs = jobs_of_sources([str(sources)], [str(voices[2])], out, ".wav")
+        outcomes.append(convert_all(jobs, converter, out, AudioFormat(bits=32), rows))
+    assert outcomes[0] == outcomes[1] == Outcome(converted=4, failed=2)
+    assert len(shown) == 2 * 2, "each bad file is named once"
+    for file in folders[0].rglob("*.wav"):
+        alone, together = (load_audio(out / file.relative_to(folders[0]), 16000) for out in folders)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
 def test_a_disk_that_is_full_in_the_middle_ends_a_batch_and_keeps_what_is_done(
