@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from snac_runner.data.corpus import Corpus
 from snac_runner.data.crops import Batch, CropLoader
 from snac_runner.data.loading import PrefetchingLoader
 from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.utterances import store
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_parts_of_batches_are_prepared_in_order(corpus: Corpus) -> None:
 
 
 class Dying:
-    """Kills the process that prepares a step: the first time, or each time."""
+    """Kills the process that prepares step 3: the first time, or each time."""
 
     steps_per_epoch = 1
 
@@ -65,24 +67,23 @@ class Dying:
         return self.loader.at(step)
 
 
-# torch's handler of SIGCHLD raises in whatever code runs then, also in pytest's own: not in the fast suite
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_process_that_is_killed_is_started_again_once(
-    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
-    prefetched = PrefetchingLoader(Dying(corpus, tmp_path / "killed", always=False), 6, 1)
-    with caplog.at_level(logging.WARNING):
-        for step in range(6):
-            assert torch.equal(prefetched.at(step).audio, prefetched.batches.at(step).audio if step != 3 else
-                               CropLoader(corpus, "train", 16000, 0.3, 2, 0).at(3).audio)  # fmt: skip
-    assert [record.message.split(" (")[0] for record in caplog.records] == ["a process that reads audio died"]
-    prefetched.close()
+    plain = CropLoader(corpus, "train", 16000, 0.3, 2, 0)
+    prefetched = PrefetchingLoader(Dying(corpus, tmp_path / "killed", always=False), 6, workers)
+    try:
+        with caplog.at_level(logging.WARNING):
+            for step in range(6):
+                assert torch.equal(prefetched.at(step).audio, plain.at(step).audio)
+    finally:
+        prefetched.close()
+    assert [record.message for record in caplog.records] == [
+        "a process that reads audio was killed; it is started again"
+    ]
 
 
-# torch's handler of SIGCHLD raises in whatever code runs then, also in pytest's own: not in the fast suite
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_processes_that_are_killed_again_end_the_run_with_a_sentence(corpus: Corpus, tmp_path: Path) -> None:
     prefetched = PrefetchingLoader(Dying(corpus, tmp_path / "killed", always=True), 6, 1)
 
@@ -90,5 +91,16 @@ def test_processes_that_are_killed_again_end_the_run_with_a_sentence(corpus: Cor
         for step in range(6):
             prefetched.at(step)
 
-    with pytest.raises(UserError, match=r"died twice at step \d \(.*\); run the same command again to continue"):
+    with pytest.raises(UserError, match=r"killed, and again after a new start, before step \d was read; run the same"):
         read()
+
+
+def test_a_process_maps_the_file_of_the_corpus_and_refuses_another(corpus: Corpus, tmp_path: Path) -> None:
+    part = corpus.split("train")
+    assert part.file is not None
+    assert len(pickle.dumps(part)) < 1000, "not its columns"
+    again = pickle.loads(pickle.dumps(part))
+    assert list(again) == list(part)
+    store(part.file.path, corpus.parts, {"digest": "of other speech"})
+    with pytest.raises(UserError, match="was scanned again by another command"):
+        pickle.loads(pickle.dumps(part))

@@ -59,12 +59,17 @@ with stoppable() as asked:
     assert done.stdout.split() == ["asked", "29"], done.stderr
 
 
-def test_an_error_in_a_worker_is_one_line(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_mix: SpeechMix, step: int) -> torch.Tensor:
+class Broken:
+    """Has no audio."""
+
+    steps_per_epoch = 1
+
+    def at(self, step: int) -> torch.Tensor:
         raise UserError(f"no audio at step {step}")
 
-    monkeypatch.setattr(SpeechMix, "at", broken)
-    prefetched = PrefetchingLoader(mix(corpus), last=6, workers=1)
+
+def test_an_error_in_a_worker_is_one_line() -> None:
+    prefetched = PrefetchingLoader(Broken(), last=6, workers=1)
     with pytest.raises(UserError, match=r"^no audio at step 0$"):
         prefetched.at(0)
     prefetched.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -73,12 +73,6 @@ class Batch:
     starts: list[float]
     lengths: list[int]
     latents: Tensor | None = None
-
-    def pin_memory(self) -> Batch:
-        """The same in page-locked memory; `DataLoader` calls it."""
-        return replace(
-            self, audio=self.audio.pin_memory(), latents=None if self.latents is None else self.latents.pin_memory()
-        )
 
 
 class CropLoader:
@@ -172,7 +166,7 @@ class CropLoader:
         """The start in samples, and the crop (1, n); see `draw_start`."""
         samples = round(round(utterance.seconds * utterance.sample_rate) * self.sample_rate / utterance.sample_rate)
         crop = partial(self._stretch, utterance)
-        grid = self.latents.codec.hop_length if self.latents else 1
+        grid = self.latents.hop_length if self.latents else 1
         return _draw_crop(samples - self.crop_samples, _PAUSE_LEVEL * utterance.level, crop, draw, grid)
 
     def _stretch(self, utterance: Utterance, start: int) -> Tensor:

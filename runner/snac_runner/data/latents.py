@@ -59,7 +59,8 @@ class LatentCache:
     """
 
     def __init__(self, utterances: Sequence[Utterance], codec: SNAC, crop_samples: int) -> None:
-        self.codec = codec
+        self._codec: SNAC | None = codec
+        self.unit, self.hop_length, self.sampling_rate = codec.padding_multiple, codec.hop_length, codec.sampling_rate
         self.crop_samples = crop_samples
         self._device = next(codec.parameters()).device
         self.folder = cache_folder() / "latents" / f"{codec.digest[:16]}-{self._device.type}"
@@ -75,6 +76,24 @@ class LatentCache:
                 shard.append(utterance)
             self._add(shard)
         self.size = sum(map(self._bytes, self._shards))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process that only reads needs: neither the codec nor the contents of shards."""
+        return {**vars(self), "_codec": None, "_context": None, "_shards": {}}
+
+    @property
+    def codec(self) -> SNAC:
+        """The codec.
+
+        Raises:
+            UserError: in a process that only reads.
+        """
+        if self._codec is None:
+            raise UserError(
+                f"a file of the latent cache in {self.folder} was deleted or damaged during training; run the same "
+                "command again to compute it and continue"
+            )
+        return self._codec
 
     def build(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Compute the shards that are not on disk; an interrupted build continues where it stopped.
@@ -119,9 +138,8 @@ class LatentCache:
             with one_thread():
                 write_bytes(path, self._computed(path))
             shard = _opened(path)
-        unit, hop = self.codec.padding_multiple, self.codec.hop_length
-        frames = -(-self.crop_samples // unit) * (unit // hop)
-        first = start // hop
+        frames = -(-self.crop_samples // self.unit) * (self.unit // self.hop_length)
+        first = start // self.hop_length
         latent: Tensor = shard.get_slice(self._key(utterance))[first : first + frames]
         return latent.T.contiguous()
 
@@ -133,15 +151,14 @@ class LatentCache:
 
     def _key(self, utterance: Utterance) -> str:
         """Identifies the audio that is encoded: the file's bytes, the position in it, and the least length."""
-        short = utterance.seconds * self.codec.sampling_rate < self.crop_samples
+        short = utterance.seconds * self.sampling_rate < self.crop_samples
         place = [utterance.digest, utterance.start, utterance.seconds, self.crop_samples if short else 0]
         return hashlib.sha256(digest_of(place).encode()).hexdigest()[:32]
 
     def _bytes(self, path: Path) -> int:
         """Size of a shard, estimated."""
-        unit, rate = self.codec.padding_multiple, self.codec.sampling_rate
-        samples = (max(utterance.seconds * rate, self.crop_samples) for utterance in self._shards[path])
-        frames = sum((int(n / unit) + 2) * (unit // self.codec.hop_length) for n in samples)
+        samples = (max(utterance.seconds * self.sampling_rate, self.crop_samples) for utterance in self._shards[path])
+        frames = sum((int(n / self.unit) + 2) * (self.unit // self.hop_length) for n in samples)
         return frames * self.codec.latent_dim * 4
 
     def _write(self, path: Path) -> None:
@@ -154,11 +171,10 @@ class LatentCache:
     @torch.no_grad()
     def _encoded(self, utterance: Utterance) -> Tensor:
         """The latent (F, C) of an utterance and the silence after it; a long one is encoded in windows."""
-        audio = load_audio(utterance, self.codec.sampling_rate)
-        unit = self.codec.padding_multiple
-        silence = max(0, self.crop_samples - audio.shape[-1]) + unit
+        audio = load_audio(utterance, self.sampling_rate)
+        silence = max(0, self.crop_samples - audio.shape[-1]) + self.unit
         padded = self.codec.preprocess(F.pad(audio, (0, silence)).unsqueeze(0).to(self._device))
-        chunk = max(1, round(CHUNK_SECONDS * self.codec.sampling_rate / unit))
+        chunk = max(1, round(CHUNK_SECONDS * self.sampling_rate / self.unit))
         windows = Windows(lambda window, _: [self.codec.advance(window, None, "latent")], self._context, chunk)
         parts = [*windows.push(padded), *windows.flush()]
         return torch.cat([part for (part,) in parts], dim=-1)[0].T.contiguous().cpu()

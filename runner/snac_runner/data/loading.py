@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from snac_core.errors import UserError
 
 T = TypeVar("T", covariant=True)
-_DIED = (RuntimeError, ConnectionError, EOFError)  # what DataLoader raises for a process that is killed
 _AHEAD = 4  # batches that each process prepares
+_PRELOADED = ("snac_runner.data.loading", "snac_runner.data.crops")
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +41,11 @@ class Batches(Protocol[T]):
 class PrefetchingLoader(Generic[T]):
     """Prepares the batches of the next steps in other processes. The batches equal those of `batches`.
 
-    Steps are expected in order; any other step restarts the processes. A process that is killed is replaced, once: its
-    batches are prepared again. On a machine with CUDA, batches arrive in page-locked memory.
+    Steps are best asked for in order: those after the latest one are being prepared. If a process is killed, all are
+    started again, once.
 
     Args:
-        batches: source of the batches.
+        batches: source of the batches; it is pickled for the processes.
         last: this step and later ones are not prefetched.
         workers: largest number of processes; 0: batches are prepared when they are asked for.
         parts: the rows of each batch that are asked for one after the other; none: whole batches.
@@ -51,63 +56,67 @@ class PrefetchingLoader(Generic[T]):
         self.last = last
         self.workers = min(workers, cores())
         self.steps_per_epoch = batches.steps_per_epoch
-        self._data = _StepDataset(batches, [(rows,) for rows in parts] or [()])
-        self._next = 0
-        self._iterator: Iterator[T | UserError] | None = None
+        self._parts: list[tuple[slice, ...]] = [(rows,) for rows in parts] or [()]
+        self._pool: ProcessPoolExecutor | None = None
+        self._running: dict[int, Future[T]] = {}  # by step * number of parts + part
+        self._retried_up_to = -1  # what was being prepared when a process was killed
 
     def at(self, step: int, *rows: slice) -> T:
         """The batch of a step, or rows of it; prefetching of the next ones continues or starts.
 
         Raises:
-            UserError: as `batches` does; also if the processes are killed again and again.
+            UserError: as `batches` does; also if a process is killed again after all were started again.
         """
-        if not self.workers or not 0 <= step < self.last or rows not in self._data.parts:
+        if not self.workers or not 0 <= step < self.last or rows not in self._parts:
             batch: T = self.batches.at(step, *rows)
             return batch
-        key = step * len(self._data.parts) + self._data.parts.index(rows)
-        for attempt in (1, 2):
+        key = step * len(self._parts) + self._parts.index(rows)
+        while True:
             try:
-                if self._iterator is None or key != self._next:
-                    self._start(key)
-                found = self._take()
-                break
-            except _DIED as error:
-                died, cause = error, _cause(error)
-            with suppress(*_DIED):  # torch's handler of SIGCHLD raises until the processes are forgotten
-                self.close()
-            if attempt == 2:
+                return self._submitted(key).result()
+            except BrokenProcessPool as error:
+                died = error
+            self.close()
+            if key <= self._retried_up_to:
                 raise UserError(
-                    f"a process that reads audio died twice at step {step} ({cause}); run the same command again to "
-                    "continue, with more memory or workers = 0"
+                    f"a process that reads audio was killed, and again after a new start, before step {step} was read; "
+                    "run the same command again to continue, with more memory or workers = 0"
                 ) from died
-            _log.warning("a process that reads audio died (%s); it is started again", cause)
-        self._next = key + 1
-        if isinstance(found, UserError):
-            raise found
-        return found
+            self._retried_up_to = key + self._ahead
+            _log.warning("a process that reads audio was killed; it is started again")
 
     def close(self) -> None:
-        """Stop the processes."""
-        self._iterator = None
+        """Stop the processes, after the batches that they are reading."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+        self._running.clear()
 
-    def _take(self) -> T | UserError:
-        assert self._iterator is not None
-        return next(self._iterator)
+    @property
+    def _ahead(self) -> int:
+        return self.workers * _AHEAD
 
-    def _start(self, key: int) -> None:
-        self._iterator = None  # stops the processes of before
-        self._iterator = iter(
-            DataLoader(
-                self._data,
-                batch_size=None,
-                sampler=range(key, self.last * len(self._data.parts)),
-                num_workers=self.workers,
-                prefetch_factor=_AHEAD,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_ignore_group_signals,
-                generator=torch.Generator(),  # else the loader draws from torch's global one
-            )
-        )
+    def _submitted(self, key: int) -> Future[T]:
+        """The batch with this key; the next ones are handed to the processes too."""
+        if self._pool is None:
+            self._pool = self._started()
+        wanted = range(key, min(key + self._ahead, self.last * len(self._parts)))
+        for other in [other for other in self._running if other not in wanted]:
+            self._running.pop(other).cancel()
+        for one in wanted:
+            if one not in self._running:
+                step, part = divmod(one, len(self._parts))
+                self._running[one] = self._pool.submit(_batch, step, *self._parts[part])
+        return self._running.pop(key)
+
+    def _started(self) -> ProcessPoolExecutor:
+        """The processes: forked, where that is possible, from a server that has imported torch and nothing else."""
+        server = "forkserver" in get_all_start_methods()
+        context = get_context("forkserver" if server else "spawn")
+        if server:
+            context.set_forkserver_preload([*_PRELOADED])
+        arguments = (bytes(ForkingPickler.dumps(self.batches)), {**os.environ})
+        return ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=arguments)
 
 
 def cores() -> int:
@@ -115,29 +124,38 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cause(error: BaseException) -> str:
-    """What DataLoader says of a process that died, without its advice."""
-    return str(error).split(". ")[0].split("\n")[0].rstrip(".")
+_PICKLED = [b""]  # of a worker process: the source of the batches
+_SOURCE: list[Batches[Any]] = []  # of a worker process: the same, once it is needed
 
 
-def _ignore_group_signals(_worker: int) -> None:
-    """Ctrl-C reaches a whole process group. Workers leave it: the training process stops them after its checkpoint."""
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _start_worker(batches: bytes, environment: dict[str, str]) -> None:
+    """Set up a worker process: one thread, no reaction to Ctrl-C, and an exit with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    os.environ.update(environment)  # the server was started with an earlier one
+    ForkingPickler.register(Tensor, _by_value)
+    _PICKLED[:] = [batches]
 
 
-class _StepDataset(Dataset["T | UserError"]):
-    """Parts of batches, by step * number of parts + part. A UserError is returned: DataLoader gives raised ones a
-    traceback."""
+def exit_with_parent() -> None:
+    """End this process when the one that has started it ends, even by a signal."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
-    def __init__(self, batches: Batches[T], parts: list[tuple[slice, ...]]) -> None:
-        self.batches = batches
-        self.parts = parts
 
-    def __getitem__(self, key: int) -> T | UserError:
-        step, part = divmod(key, len(self.parts))
-        try:
-            return self.batches.at(step, *self.parts[part])
-        except UserError as error:
-            return error
+def _by_value(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor as bytes: torch's own way, a shared file, is lost with a process that is killed."""
+    return torch.from_numpy, (tensor.numpy(),)
+
+
+def _batch(step: int, *rows: slice) -> Any:
+    if not _SOURCE:
+        _SOURCE.append(ForkingPickler.loads(_PICKLED[0]))  # of the process that has started this one, as all arguments
+    return _SOURCE[0].at(step, *rows)
+
+
+if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
+    os.setpgrp()  # Ctrl-C reaches a process group: this process stops its workers after its last checkpoint

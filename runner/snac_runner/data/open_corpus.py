@@ -29,7 +29,7 @@ from snac_runner.data.formats import (
     write_manifest,
 )
 from snac_runner.data.hugging_face import exported, is_dataset
-from snac_runner.data.utterances import Utterance, Utterances, store, stored
+from snac_runner.data.utterances import Columns, StoredColumns, Utterance, Utterances, store, stored
 
 _VERSION = 1  # of what is stored; other versions are ignored
 _log = logging.getLogger(__name__)
@@ -80,8 +80,10 @@ def open_corpus(
             "not taken": not_taken,
             "digest": corpus.digest,
         }
-        with suppress(OSError):
+        with suppress(OSError, ValueError, KeyError):
             store(file, corpus.parts, about)
+            columns, _ = stored(file)
+            corpus = replace(corpus, splits=_mapped(columns, file, folder, corpus.digest), stored_digest=corpus.digest)
     else:
         corpus, not_taken = found
     for place, reason in corpus.skipped:
@@ -133,7 +135,7 @@ def _stored_corpus(file: Path, folder: Path, manifest: Path | None) -> tuple[Cor
         columns, about = stored(file)
         if about["version"] != _VERSION:
             return None
-        splits = {split: Utterances(columns[split], folder) for split in SPLITS}
+        splits = _mapped(columns, file, folder, about["digest"])
         skipped = tuple((folder / place, reason) for place, reason in about["skipped"])
         if manifest is None:
             state = _tree_state(folder)
@@ -147,6 +149,10 @@ def _stored_corpus(file: Path, folder: Path, manifest: Path | None) -> tuple[Cor
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _mapped(columns: Mapping[str, Columns], file: Path, folder: Path, digest: str) -> dict[str, Utterances]:
+    return {split: Utterances(columns[split], folder, StoredColumns(file, split, digest)) for split in SPLITS}
 
 
 def _scanned(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from snac_core.errors import UserError
 from snac_core.files import writing
 
 Columns = Mapping[str, NDArray[Any]]
@@ -101,17 +102,29 @@ _NUMBERS = {"speaker": "i", "seconds": "d", "start": "d", "sample_rate": "i", "l
 _SEXES = (None, "F", "M")
 
 
+class StoredColumns(NamedTuple):
+    """Where columns are stored: the file, the split in it, and the digest of its corpus."""
+
+    path: Path
+    split: str
+    digest: str
+
+
 class Utterances(Sequence[Utterance]):
     """The utterances of a split, sorted by id. An `Utterance` is made when it is asked for.
+
+    Pickled, they are the name of the file of the columns, where there is one: another process maps it too.
 
     Args:
         columns: as `columns_of` makes them.
         root: the folder that relative paths begin at.
+        file: where the columns are memory-mapped from; None: they are in memory.
     """
 
-    def __init__(self, columns: Columns, root: Path) -> None:
+    def __init__(self, columns: Columns, root: Path, file: StoredColumns | None = None) -> None:
         self.columns = columns
         self.root = root
+        self.file = file
         self._ids, self._paths, self._texts, self._digests = (
             _Texts(columns[f"{name}.ends"], columns[f"{name}.data"]) for name in _TEXTS
         )
@@ -125,6 +138,9 @@ class Utterances(Sequence[Utterance]):
     def of(cls, utterances: Iterable[Utterance], root: Path) -> Utterances:
         """The columns of these utterances, which are sorted by id."""
         return cls(columns_of(utterances, root), root)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopened, (self.file, self.root)) if self.file else (Utterances, (dict(self.columns), self.root))
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -162,6 +178,10 @@ class Utterances(Sequence[Utterance]):
         """The ids, in order."""
         return iter(self._ids)
 
+    def digests(self) -> Iterator[str]:
+        """The sha256 of their files, in order."""
+        return iter(self._digests)
+
     def paths(self) -> Iterator[str]:
         """The paths, relative to the root where they are below it."""
         return iter(self._paths)
@@ -195,6 +215,21 @@ class Utterances(Sequence[Utterance]):
     def _begins(self) -> NDArray[np.int64]:
         counts = np.bincount(self.columns["speaker"], minlength=len(self.speakers))
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _reopened(file: StoredColumns, root: Path) -> Utterances:
+    """The utterances that another process has stored.
+
+    Raises:
+        UserError: if their file was replaced since.
+    """
+    try:
+        columns, about = stored(file.path)
+        if about["digest"] == file.digest:
+            return Utterances(columns[file.split], root, file)
+    except (OSError, ValueError, KeyError):
+        pass
+    raise UserError(f"the speech in {root} was scanned again by another command; run the same command to continue")
 
 
 def columns_of(utterances: Iterable[Utterance], root: Path) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ from snac_core.discriminators import Discriminators, adversarial_loss, discrimin
 from snac_core.files import writing
 from snac_core.seeding import derive, generator
 from snac_core.speakers.encoder import SpeakerEncoder
+from snac_runner.devices import to_device
 from snac_runner.distributed import DistributedContext
 from snac_runner.pretrain.cuda_graph import CudaGraphStep, StepInputs
 from snac_runner.pretrain.losses import SpeakerDistance, SpectralDistance
@@ -118,7 +119,7 @@ class TrainingState:
         s, device = self.settings, self.context.device
         if self.step == self.unquantized_steps and s.quantizer.kmeans_batches and (s.start is None or s.levels):
             self._initialize_codebooks(batches)
-        audio = batches.at(self.step).to(device, non_blocking=True)
+        audio = to_device(batches.at(self.step), device)
         levels, adversary_weight, segment_start = self._drawn_levels(len(audio)), self._adversary_weight(), None
         if adversary_weight is not None and self.segment is not None:
             draw = generator(s.seed, self.step, self.context.rank, "critics' stretch")
