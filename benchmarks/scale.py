@@ -26,7 +26,7 @@ from snac_core.conditioning import EncoderIdentity
 from snac_core.seeding import derive
 from snac_core.speakers.bank import Bank, open_bank, write_bank
 from snac_core.speakers.index import FLAT_UP_TO, BankPool, build_index, open_index
-from snac_core.speakers.sampling import SpeakerSampler
+from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
 
 DIM = 192
 EACH = 50  # utterances of a speaker
@@ -132,10 +132,13 @@ def _cost(bank: Bank, least: Bank, rounds: int) -> Cost:
     index, _ = build_index(bank)
     building = time.process_time() - begun
     bank = open_bank(bank.folder)
-    sampler = SpeakerSampler(BankPool(bank, open_index(bank)), 0)
+    reference = torch.from_numpy(np.array(bank.reference))
+    table = SpeakerTable(tuple(bank.names), reference, reference, bank.header.encoder_digest)
+    pool = BankPool(bank, open_index(bank), table)
+    sampler = SpeakerSampler(table, 0, lambda: pool)
     draw = np.random.default_rng(0)
-    anchors = [torch.from_numpy(draw.integers(0, len(bank), BATCH)) for _ in range(rounds + 1)]
-    others = [(of + len(bank) // 2) % len(bank) for of in anchors]
+    anchors = [torch.from_numpy(draw.integers(0, len(table), BATCH)) for _ in range(rounds + 1)]
+    others = [(of + len(table) // 2) % len(table) for of in anchors]
     targets = _median(lambda i: sampler.targets(anchors[i], i, COUNT, choice="stratified"), rounds)
     negatives = _median(lambda i: sampler.negatives(anchors[i], others[i], i, COUNT, choice="stratified"), rounds)
     header = index.header

@@ -110,34 +110,36 @@ class Phase3Contrastive(Strategy):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`contrastive`: the loss of the converted embeddings with positives and negatives; a scalar."""
         config, outputs = self.config, step.converted_embedding
-        rows = self._negatives(step)[step.output_rows]
-        mask = (rows >= 0).to(outputs.device)
-        table = step.sampler.table
-        negatives = table.reference[rows.clamp(min=0)].to(outputs.device)
-        positives = table.positives(step.target_ids).to(outputs.device)
+        speakers, negatives = (part[step.output_rows].to(outputs.device) for part in self._negatives(step))
+        mask = speakers >= 0
+        positives = step.sampler.table.positives(step.target_ids).to(outputs.device)
         if config.form == "margin":
             term = margin_ranking(outputs, positives, negatives, mask, margin=config.margin)
         else:
             term = contrastive(outputs, positives, negatives, mask, temperature=config.temperature)
         return {"contrastive": term}
 
-    def _negatives(self, step: Step) -> Tensor:
-        """Indices (M, N) of the negatives of each of the batch's M outputs in the sampler's table; -1: none."""
+    def _negatives(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Speakers (M, N) and embeddings (M, N, S) of the negatives of each of the batch's M outputs; -1: none."""
         config, targets, reference = self.config, step.batch_target_ids, step.sampler.table.reference
         sources = step.batch_speaker_ids.repeat(len(targets) // len(step.batch_speaker_ids))
-        drawn = step.sampler.negatives(
+        drawn = step.sampler.negative_embeddings(
             sources, targets, step.index, config.max_negatives, choice=config.negatives, strata=config.strata
         )
-        found = [drawn]
+        more = [drawn.speakers[:, :0]]
         if config.batch_negatives and config.negatives != "in_batch":  # those are drawn already
-            others: Tensor = torch.unique(torch.cat([sources, targets])).expand(len(targets), -1)
-            legal = reference[targets] @ reference[others[0]].T < NEAR_DUPLICATE
-            legal &= (others != targets.unsqueeze(1)) & (others != sources.unsqueeze(1))
-            found.append(torch.where(legal, others, -1))
+            present: Tensor = torch.unique(torch.cat([sources, targets])).expand(len(targets), -1)
+            legal = reference[targets] @ reference[present[0]].T < NEAR_DUPLICATE
+            legal &= (present != targets.unsqueeze(1)) & (present != sources.unsqueeze(1))
+            more.append(torch.where(legal, present, -1))
         if config.source_negative:
             near = (reference[sources] * reference[targets]).sum(1) >= NEAR_DUPLICATE
-            found.append(torch.where(near, -1, sources).unsqueeze(1))
-        return _without_repeats(torch.cat(found, dim=1))
+            more.append(torch.where(near, -1, sources).unsqueeze(1))
+        others = torch.cat(more, dim=1)
+        again = (others.unsqueeze(2) == drawn.speakers.unsqueeze(1)).any(dim=2)
+        once = torch.where(_without_repeats(drawn.rows) < 0, -1, drawn.speakers)
+        speakers = torch.cat([once, _without_repeats(torch.where(again, -1, others))], dim=1)
+        return speakers, torch.cat([drawn.embeddings, reference[others.clamp(min=0)]], dim=1)
 
 
 def _without_repeats(rows: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class Arm:
         if settings.shuffled_speakers:  # each speaker's conditioning is that of a fixed other speaker; references stay
             shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
             table = replace(table, conditioning=table.conditioning.roll(shift, 0), shuffled=True)
-        sampler = SpeakerSampler(table, seed)
+        sampler = SpeakerSampler(table, seed, lambda: resources.utterances)
         for name, hook in model.callers("training_start"):
             hook(context=TrainingContext(model, sampler, table.names, generator(seed, name, "training start")))
         parameters = [parameter for _, parameter in model.trained_parameters()]

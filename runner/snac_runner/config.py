@@ -32,6 +32,9 @@ CONTROL_ROWS = ("source", "floor", "ceiling", "mismatched", "signal_processing",
 SYSTEMS = "systems"
 """Folder of the results of other systems."""
 
+AUTO, NONE = "auto", "none"
+"""Values of `bank` that are not a folder."""
+
 DATASET = "hf:"
 """What the name of a data set of the Hugging Face library begins with, in `data`."""
 
@@ -144,6 +147,13 @@ class StudySettings(BaseModel):
     targets_per_item: int = Field(1, ge=1, description="Target speakers drawn for every crop at every step.")
     target_choice: Literal["random", "in_batch", "stratified"] = Field(
         "random", description="How targets are drawn: uniformly, from the batch, or by similarity (easy, medium, hard)."
+    )
+    bank: str = Field(
+        "auto",
+        min_length=1,
+        description="What stratified targets and negatives are drawn from: a folder with the embedding bank of the "
+        "training speech, built if it is missing; auto: one in the cache folder, for more than 4096 training "
+        "utterances, else the speakers; none: the speakers.",
     )
     eval_every: int = Field(0, ge=0, description="Steps between evaluations on dev speakers; 0: only at the end.")
     dev_pairs: int = Field(
@@ -377,12 +387,18 @@ def stored_study(path: Path) -> StudySettings:
 
 
 def with_data(shared: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    """The settings with an absolute path of the data, relative to the working folder, else to the settings file."""
-    data = shared.get("data")
-    if not isinstance(data, str) or not data or data.startswith(DATASET):
-        return dict(shared)
-    places = [Path(data), *([file.parent / data] if file else [])]
-    return {**shared, "data": str(next((p for p in places if p.exists()), places[0]).resolve())}
+    """The settings with absolute paths of data and bank, relative to the working folder, else to the settings file."""
+
+    def absolute(path: str) -> str:
+        places = [Path(path), *([file.parent / path] if file else [])]
+        return str(next((p for p in places if p.exists()), places[0]).resolve())
+
+    settings, data, bank = dict(shared), shared.get("data"), shared.get("bank")
+    if isinstance(data, str) and data and not data.startswith(DATASET):
+        settings["data"] = absolute(data)
+    if isinstance(bank, str) and bank and bank not in (AUTO, NONE):
+        settings["bank"] = absolute(bank)
+    return settings
 
 
 def with_plugins(shared: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:

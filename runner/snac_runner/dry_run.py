@@ -36,6 +36,7 @@ CONTENT_SPREAD = StandardDeviations(
 def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources: StudyResources) -> str:
     """The arms as diffs from the defaults, time, memory, and the minimum detectable effect of this size."""
     study = resources.study
+    resources.utterances = None  # a plan does not embed the speech; draws take milliseconds either way
     resources.check(choose_rates=bool(rates))
     lines = [f"study {study.name!r}: {len(arms)} arm(s) x {len(study.seeds)} seed(s), {study.steps} steps each"]
     first = ArmSettings().model_dump()

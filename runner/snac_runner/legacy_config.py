@@ -15,9 +15,11 @@ from typing import Any
 from snac_core.errors import UserError, nearest
 from snac_core.legacy import LegacyKeys, number
 from snac_core.plugins import Registry
-from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.config import AUTO, NONE, ArmSettings, StudySettings
 
 _FROZEN = "freeze_base"  # its only possible value is true
+_BANK = ("faiss_index_path", "embedding_cache_path")  # paths of what is one folder here, the first one given counts
+_BANK_SWITCH = "use_faiss_hard_negatives"
 _TODAY = {*StudySettings.model_fields, *ArmSettings.model_fields}
 
 
@@ -33,7 +35,7 @@ def _keys_of(strategies: Registry) -> dict[str, LegacyKeys]:
 
 def _known(keys_of: Mapping[str, LegacyKeys]) -> set[str]:
     own = {key for keys in keys_of.values() for key in keys.keys}
-    return {*_table()["renamed"], *_table()["ignored"], _FROZEN, *own}
+    return {*_table()["renamed"], *_table()["ignored"], _FROZEN, *_BANK, *own}
 
 
 def is_original(values: Mapping[str, Any], strategies: Registry) -> bool:
@@ -109,7 +111,37 @@ def _translated(
             if not (place.startswith("arm.") and place.removeprefix("arm.") in values):  # the file's own setting wins
                 _put(found, name, place, value)
     idle = [keys.remark(values) for keys in used.values() if keys.remark]
+    if any(_BANK_SWITCH in keys.owned for keys in used.values()):
+        bank, remark = _bank(values)
+        found = {**bank, **found}  # the file's own setting wins
+        idle.append(remark)
+    else:
+        idle += [f"{key} has no effect: nothing is drawn from an index" for key in _BANK if key in values]
     return found, [*remarks, *(f"{where}: {remark}" for remark in idle if remark)]
+
+
+def _bank(values: Mapping[str, Any]) -> tuple[dict[str, str], str | None]:
+    """The setting `bank`, and a remark on its folder.
+
+    Raises:
+        ValueError: for a path that is no text.
+    """
+    paths = {key: values[key] for key in _BANK if values.get(key)}
+    for key, path in paths.items():
+        if not isinstance(path, str):
+            raise ValueError(f"{key} = {path!r}; expected a path")
+    if not number(values, _BANK_SWITCH, 0):
+        remark = f"{' and '.join(paths)}: no effect without {_BANK_SWITCH}" if paths else None
+        return {"bank": NONE}, remark
+    if not paths:
+        return {"bank": AUTO}, None
+    given = Path(next(iter(paths.values())))
+    folder = str(given if given.is_dir() else given.with_suffix(".bank"))
+    remark = (
+        f"{' and '.join(paths)}: embeddings and index are in one folder, {folder}, which is built if it is missing; "
+        "files of the original program are not read"
+    )
+    return {"bank": folder}, remark
 
 
 def _adapter(values: Mapping[str, Any], keys_of: Mapping[str, LegacyKeys], where: str) -> str:

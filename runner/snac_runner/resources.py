@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,10 +13,13 @@ from snac_core.codec import SNAC
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
 from snac_core.plugins import Catalogue
+from snac_core.speakers.bank import HEADER, open_bank
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
+from snac_core.speakers.index import TABLE_UP_TO, BankPool, build_index, open_index
 from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
 from snac_core.timing import Stopwatch
-from snac_runner.config import StudySettings
+from snac_runner.bank_build import EncoderSpec, build_bank, check_is_of
+from snac_runner.config import AUTO, NONE, StudySettings
 from snac_runner.console import SILENT, Console
 from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.data.crops import Batch, CropLoader, parallel_speech
@@ -26,7 +30,7 @@ from snac_runner.data.pairs import PairList, conversion_pairs
 from snac_runner.data.references import POSITIVES, References
 from snac_runner.devices import device_named, to_device
 from snac_runner.distributed import DistributedContext
-from snac_runner.embeddings import speaker_embeddings
+from snac_runner.embeddings import bank_folder, speaker_embeddings
 from snac_runner.evaluate.codes import SpeakerProbe
 from snac_runner.evaluate.conversions import Conversions
 from snac_runner.evaluate.judges import Calibration, calibrate, calibration_of, check_judges, load_judges
@@ -154,6 +158,54 @@ class StudyResources:
         conditioning, scoring = (torch.stack([mean[name] for name in names]) for mean in means)
         parts = torch.stack([torch.stack([single[f"{name}/{i}"] for i in range(POSITIVES)]) for name in names])
         return SpeakerTable(tuple(names), conditioning, scoring, self.speaker_encoder.digest, parts)
+
+    @cached_property
+    def utterances(self) -> BankPool | None:
+        """What stratified targets and negatives are drawn from instead of `table`; which of the two it is, is said.
+
+        The first process builds the bank if it is missing; every process maps its files into memory.
+
+        Raises:
+            UserError: if the bank belongs to another encoder or to other speech, or the processes differ in it.
+        """
+        study, corpus, table = self.study, self.corpus, self.table
+        count, what = len(corpus.split("train")), "stratified targets and negatives are drawn from"
+        if study.bank == NONE or (study.bank == AUTO and count <= TABLE_UP_TO):
+            reason = "bank = 'none'" if study.bank == NONE else f"{TABLE_UP_TO} utterances are too few for an index"
+            self.console.line(f"{what} the embeddings of {len(table)} speakers ({reason}; there are {count})")
+            return None
+        folder = Path(self.context.first_decides(lambda: str(self._built_bank())))
+        bank = open_bank(folder, encoder=self.speaker_encoder)
+        device = self.device
+        index = open_index(bank, gpu=(device.index or 0) if device.type == "cuda" else None)
+        pool = BankPool(bank, index, table)
+        kind = index.search_kind.split(", on")[0]
+        self.context.check_equal({"index": kind, "digest of the index": index.header.sha256})
+        self.console.line(
+            f"{what} {len(pool)} utterances of {len(table)} speakers in {folder} (index {index.search_kind}, "
+            f"recall@100 {index.header.recall:.2f})"
+        )
+        return pool
+
+    def _built_bank(self) -> Path:
+        """The folder of the bank, which is built if it is missing, or is in the cache folder and not up to date."""
+        study, encoder, corpus = self.study, self.speaker_encoder, self.corpus
+        folder = bank_folder(corpus, encoder) if study.bank == AUTO else Path(study.bank)
+        try:
+            if study.bank != AUTO and (folder / HEADER).is_file():
+                check_is_of(open_bank(folder, encoder=encoder), corpus)
+            else:
+                spec = EncoderSpec(study.speaker_encoder, plugins=study.plugins)
+                progress = self.console.progress(f"{encoder.name} on all utterances")
+                build_bank(corpus, folder, spec, progress=progress)
+            bank = open_bank(folder, encoder=encoder)
+            try:
+                open_index(bank)
+            except UserError:  # missing, or of the bank before
+                build_index(bank)
+        except OSError as error:
+            raise UserError(f"cannot write the embedding bank {folder}: {error.strerror or error}") from error
+        return folder
 
     @property
     def digests(self) -> dict[str, str]:
@@ -328,6 +380,8 @@ class StudyResources:
             raise UserError(f"no conversion is possible in the test split of {self.corpus.root}")
         if self.evaluates:
             _ = self.judges
+        if study.target_choice == "stratified" or study.bank not in (AUTO, NONE):
+            _ = self.utterances
 
     def _pairs(self, split: str, n: int) -> PairList:
         study = self.study

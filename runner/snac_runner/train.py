@@ -50,7 +50,8 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
         Interrupted: on Ctrl-C or SIGTERM, after all checkpoints are written.
     """
     study, seed, context = resources.study, arms[0].seed, resources.context
-    batches, sampler = resources.batches_ahead(seed), SpeakerSampler(resources.table, seed)
+    batches = resources.batches_ahead(seed)
+    sampler = SpeakerSampler(resources.table, seed, lambda: resources.utterances)
     logs = {
         arm.settings.title: RunLog(arm.folder, batches.steps_per_epoch, arm.progress.step)
         for arm in (arms if context.first else ())

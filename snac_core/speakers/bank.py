@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,11 +107,11 @@ class Bank:
 
     def find(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Rows (K,) of the utterances with these keys (K, 32); -1 for unknown keys."""
-        return _find(self.keys, keys)
+        return find_rows(self.keys, keys)
 
     def find_speakers(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Rows (K,) of the speakers with these keys (K, 32); -1 for unknown keys."""
-        return _find(self.speaker_keys, keys)
+        return find_rows(self.speaker_keys, keys)
 
     def verify(self) -> None:
         """Compare the digests of all files with the header; UserError if a file has changed."""
@@ -124,16 +124,15 @@ class Bank:
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None, audio: str | None = None) -> Bank:
+def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None) -> Bank:
     """Open a bank, without reading its arrays.
 
     Args:
         folder: of its files.
         encoder: the required speaker encoder.
-        audio: the required `BankHeader.audio`.
 
     Raises:
-        UserError: if there is no bank, it is truncated, or it has another encoder or other audio.
+        UserError: if there is no bank, it is truncated, or it has another encoder.
     """
     folder = Path(folder)
     for attempt in range(_TRIES):  # a build may replace the files after the header is read
@@ -152,8 +151,6 @@ def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None, audi
             f"{encoder.name!r} (digest {encoder.digest[:12]}): build one with `runner index build --encoder "
             f"{encoder.name}`"
         )
-    if audio is not None and audio != header.audio:
-        raise UserError(f"{folder} is stale: it was made of other audio; bring it up to date with `runner index build`")
     return bank
 
 
@@ -188,8 +185,8 @@ def write_bank(
         for name, (kind, _) in ARRAYS.items()
     }
     for name, lines in zip(TEXTS, (ids, names), strict=True):
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        files[name] = _store(folder, name, ".jsonl", text.encode())
+        texts = (json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+        files[name] = _store(folder, name, ".jsonl", texts)
     audio = audio_digest(arrays["keys"], arrays["labels"])
     assert encoder.digest is not None
     header = BankHeader(encoder.name, encoder.digest, encoder.dim, audio, splits, speaker_splits, files)
@@ -222,14 +219,15 @@ def check_finite(embeddings: NDArray[np.float32], of: Sequence[str], encoder: st
             raise UserError(f"speaker encoder {encoder!r} gives NaN or infinite values for {name!r}; leave it out")
 
 
-def _store(folder: Path, name: str, suffix: str, content: NDArray[Any] | bytes) -> tuple[str, str, int]:
+def _store(folder: Path, name: str, suffix: str, content: NDArray[Any] | Iterable[bytes]) -> tuple[str, str, int]:
     """Write one file, named by its digest; returns (file name, sha256, bytes)."""
     whole = folder / f"{name}{suffix}"
     with writing(whole) as temporary:
-        if isinstance(content, bytes):
-            temporary.write_bytes(content)
-        else:
+        if isinstance(content, np.ndarray):
             np.save(temporary, content)
+        else:
+            with temporary.open("wb") as opened:
+                opened.writelines(content)
     digest = _sha256(whole)
     file = f"{name}-{digest[:16]}{suffix}"
     whole.replace(folder / file)
@@ -277,7 +275,8 @@ def _mapped(path: Path, kind: Any, axes: int) -> NDArray[Any]:
     return values
 
 
-def _find(among: NDArray[np.uint8], keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+def find_rows(among: NDArray[np.uint8], keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rows (K,) of `keys` (K, 32) in `among` (N, 32), the first of equal ones; -1 for keys that are not there."""
     if not len(among) or not len(keys):
         return np.full(len(keys), -1, dtype=np.int64)
     stored, wanted = (np.ascontiguousarray(k).view("V32").ravel().view("S32") for k in (among, keys))

@@ -1,4 +1,4 @@
-"""FAISS indexes of banks, and sampling from the utterances of a bank: at random, and hard ones by index search."""
+"""FAISS indexes of banks, and choices among the utterances of a bank: random ones, and near ones by index search."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from snac_core.errors import UserError
 from snac_core.files import write_json, writing
 from snac_core.seeding import derive
 from snac_core.speakers.bank import Bank
+from snac_core.speakers.sampling import Candidates, SpeakerTable
 
 HEADER = "index.json"
 FORMAT = 1
-FLAT_UP_TO = 200_000
-"""Largest number of embeddings for exact search; above, IVF-PQ with 4-bit codes."""
+FLAT_UP_TO = 15_000
+"""Largest number of embeddings for exact search, where a draw for a batch of 64 takes at most 20 ms; above, IVF-PQ with
+4-bit codes."""
 PROBED = 16  # cells searched per query
 PART = 2  # dimensions per code
 TRAINED_ON = 64  # embeddings per cell
 QUERIES = 128  # to measure recall
 _SLAB = 131_072  # rows per read
+TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,18 @@ class IndexHeader:
 
 
 class SpeakerIndex:
-    """An open index."""
+    """An open index.
 
-    def __init__(self, folder: Path, header: IndexHeader, searched: Any) -> None:
+    Attributes:
+        folder: of its files.
+        header: its content.
+        search_kind: how it searches: `IndexHeader.kind`, or on which GPU.
+    """
+
+    def __init__(self, folder: Path, header: IndexHeader, searched: Any, search_kind: str = "") -> None:
         self.folder = folder
         self.header = header
+        self.search_kind = search_kind or header.kind
         self._index = searched
 
     def check(self, bank: Bank) -> None:
@@ -129,8 +139,13 @@ def build_index(bank: Bank) -> tuple[SpeakerIndex, float]:
     return SpeakerIndex(bank.folder, header, index), seconds
 
 
-def open_index(bank: Bank) -> SpeakerIndex:
-    """Open the index in the folder of a bank.
+def open_index(bank: Bank, *, gpu: int | None = None) -> SpeakerIndex:
+    """Open the index in the folder of a bank, memory-mapped.
+
+    Args:
+        bank: its embeddings.
+        gpu: number of a CUDA device; with faiss-gpu, exact search on this device, of all embeddings in float16, is
+            used instead of the index. It has not been tried on a GPU.
 
     Raises:
         UserError: if there is no index, it is damaged, or it belongs to another bank.
@@ -157,9 +172,23 @@ def open_index(bank: Bank) -> SpeakerIndex:
         got = "is missing" if there is None else f"is truncated: {there} of {header.bytes} bytes"
         raise UserError(f"{file} {got}; rebuild it with `runner index build`")
     try:
-        return SpeakerIndex(bank.folder, header, faiss.read_index(str(file)))
+        if gpu is not None and getattr(faiss, "get_num_gpus", int)() > gpu:
+            return SpeakerIndex(bank.folder, header, _on_gpu(bank.embeddings, gpu), f"exact, on GPU {gpu}")
+        return SpeakerIndex(bank.folder, header, faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC))
     except RuntimeError as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def _on_gpu(embeddings: NDArray[np.float32], gpu: int) -> Any:
+    """An exact index of embeddings (N, S), in float16, on a CUDA device."""
+    import faiss
+
+    options = faiss.GpuIndexFlatConfig()
+    options.device, options.useFloat16 = gpu, True
+    index: Any = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), embeddings.shape[1], options)
+    for first in range(0, len(embeddings), _SLAB):
+        index.add(np.ascontiguousarray(embeddings[first : first + _SLAB]))
+    return index
 
 
 def _sample(embeddings: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
@@ -184,8 +213,8 @@ def _recall(index: Any, embeddings: NDArray[np.float32], seed: int) -> float:
     return float(np.mean([len(set(a) & set(b)) / nearest for a, b in zip(found.tolist(), rows.tolist(), strict=True)]))
 
 
-ALL_UP_TO = 4096
-"""Largest number of rows of which all are candidates, without an index."""
+TABLE_UP_TO = 4096
+"""Largest number of training utterances that are too few for an index: choices draw from the table of speakers."""
 RANDOM = 1024
 """Random rows per batch; what 1 % of the rows have occurs about ten times."""
 NEAREST = 32
@@ -194,72 +223,73 @@ _MAX_RESULTS = 1024  # of the index per query
 
 
 class BankPool:
-    """A split of a bank, for `SpeakerSampler`; rows are utterances, counted from the first of the split.
+    """The training utterances of a bank, for `SpeakerSampler`; rows are counted from the first one.
 
-    Random rows are uniform, so speakers are drawn in proportion to their utterances. A search for the nearest rows of
-    other speakers requests as many extra rows as the largest speaker has, up to 1024 in all.
+    Candidates are random rows, which are uniform, so that speakers occur in proportion to their utterances, and the
+    nearest rows of other speakers. The search for these requests as many extra rows as the largest speaker has, up to
+    1024 in all.
 
     Args:
         bank: the embeddings.
-        index: of the same bank; not needed for a split of at most `ALL_UP_TO` utterances.
-        split: "train", "dev" or "test".
+        index: of the same bank.
+        table: the training speakers, with embeddings by the same encoder.
+
+    Raises:
+        UserError: if the three do not belong together.
     """
 
-    def __init__(self, bank: Bank, index: SpeakerIndex | None = None, split: str = "train") -> None:
-        self.first, end = bank.header.splits.get(split, (0, 0))
-        self.size = end - self.first
-        if not self.size:
-            raise UserError(f"the bank {bank.folder} has no {split} utterances to draw from")
-        if index is None and self.size > ALL_UP_TO:
+    def __init__(self, bank: Bank, index: SpeakerIndex, table: SpeakerTable) -> None:
+        self.first, end = bank.header.splits.get(TRAIN, (0, 0))
+        first_speaker, end_speaker = bank.header.speaker_splits.get(TRAIN, (0, 0))
+        if bank.header.encoder_digest != table.encoder:
             raise UserError(
-                f"{self.size} {split} utterances in {bank.folder} and no index to find hard ones; expected one above "
-                f"{ALL_UP_TO}: build it with `runner index build`"
+                f"{bank.folder} is a bank of speaker encoder {bank.header.encoder!r}; the training speakers have "
+                "embeddings of another encoder"
             )
-        if index is not None:
-            index.check(bank)
-        self.index = index
+        if tuple(bank.names[first_speaker:end_speaker]) != table.names:
+            raise UserError(
+                f"{bank.folder} has {end_speaker - first_speaker} training speakers, and the data has others "
+                f"({len(table)}); bring the bank up to date with `runner index build`"
+            )
+        index.check(bank)
+        self.bank, self.index, self.reference = bank, index, table.reference
+        self.size = end - self.first
         self.embeddings: NDArray[np.float32] = bank.embeddings[self.first : end]
-        self._labels = torch.from_numpy(np.array(bank.labels[self.first : end])).long()
-        counts = torch.bincount(self._labels)
-        self.speakers = int((counts > 0).sum())
-        self.nearest = min(NEAREST + int(counts.max()), _MAX_RESULTS, self.size)
+        self._speakers = torch.from_numpy(np.array(bank.labels[self.first : end])).long() - first_speaker
+        self.nearest = min(NEAREST + int(torch.bincount(self._speakers).max()), _MAX_RESULTS, len(bank))
 
     def __len__(self) -> int:
         return self.size
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """(K, S) of rows (K,)."""
+        """(..., S) of rows, read from the disk or its cache."""
         return torch.from_numpy(np.asarray(self.embeddings[rows.numpy()]))
 
-    def labels(self, rows: Tensor) -> Tensor:
-        """Speakers of rows, of the same shape."""
-        return self._labels[rows]
+    def speakers_of(self, rows: Tensor) -> Tensor:
+        """Rows of the table of speakers, of the same shape."""
+        return self._speakers[rows]
 
-    def candidates(self, queries: list[Tensor], hard: bool, draw: torch.Generator) -> tuple[Tensor, list[Tensor]]:
-        """Rows and their exact cosines; see `snac_core.speakers.sampling.EmbeddingPool`."""
-        if self.size <= ALL_UP_TO:
-            rows = torch.arange(self.size)
-        else:
-            rows = torch.randint(self.size, (RANDOM,), generator=draw).sort().values
-        vectors = self.vectors(rows)
-        cosines = [of @ vectors.T for of in queries]
-        if self.size <= ALL_UP_TO or not hard:
-            return rows.unsqueeze(0), cosines
-        near = self._nearest_others(queries[0])
-        found, place = torch.unique(near, return_inverse=True)  # queries share near rows: each is read once
-        vectors = self.vectors(found)[place]
-        near_cosines = [torch.einsum("ms,mks->mk", of, vectors) for of in queries]
-        both = torch.cat([rows.expand(len(near), -1), near], dim=1)
-        return both, [torch.cat([far, close], dim=1) for far, close in zip(cosines, near_cosines, strict=True)]
+    def candidates(self, queries: list[Tensor], avoid: Tensor, draw: torch.Generator) -> Candidates:
+        """Random rows, and the nearest to the first queries; see `snac_core.speakers.sampling.EmbeddingPool`."""
+        far = torch.unique(torch.randint(self.size, (RANDOM,), generator=draw))
+        far_vectors, far_speakers = self.vectors(far), self.reference[self._speakers[far]]
+        near = self._nearest_others(queries[0], avoid)
+        near = torch.where(torch.isin(near, far), -1, near)  # no row is a candidate twice
+        found, place = torch.unique(near.clamp(min=0), return_inverse=True)  # queries share rows: each is read once
+        near_vectors, near_speakers = self.vectors(found), self.reference[self._speakers[found]]
 
-    def _nearest_others(self, queries: Tensor) -> Tensor:
-        """(M, K) rows of this split near to each query (M, S), of other speakers than the nearest of all."""
-        assert self.index is not None
+        def cosines(far: Tensor, near: Tensor) -> list[Tensor]:
+            return [torch.cat([of @ far.T, (of @ near.T).gather(1, place)], dim=1) for of in queries]
+
+        rows = torch.cat([far.expand(len(near), -1), near], dim=1)
+        return Candidates(rows, cosines(far_vectors, near_vectors), cosines(far_speakers, near_speakers))
+
+    def _nearest_others(self, queries: Tensor, avoid: Tensor) -> Tensor:
+        """(M, K) rows near to each query (M, S) of speakers that are not among `avoid` (M, A); -1: no more."""
         found = self.index.search(queries, self.nearest)[1] - self.first
         here = (found >= 0) & (found < self.size)
-        found = torch.where(here, found, 0)
-        labels = self._labels[found]
-        other = here & (labels != labels[:, :1])
-        order = torch.where(other, 0, found.shape[1]) + torch.arange(found.shape[1])
+        speakers = self._speakers[found.clamp(0, self.size - 1)]
+        here &= (speakers.unsqueeze(2) != avoid.unsqueeze(1)).all(dim=2)
+        order = torch.where(here, 0, found.shape[1]) + torch.arange(found.shape[1])
         kept = order.topk(min(NEAREST, found.shape[1]), largest=False).indices
-        return found.gather(1, kept)
+        return torch.where(here, found, -1).gather(1, kept)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -113,26 +114,51 @@ _REDRAWS = 32  # of targets that are the anchor's own speaker, or a near-duplica
 _log = logging.getLogger(__name__)
 
 
+class Candidates(NamedTuple):
+    """Rows of a pool that a draw chooses from.
+
+    Attributes:
+        rows: (M, C), or (1, C) if they are the same for all queries; -1: none.
+        cosines: (M, C) of the rows to each of the queries.
+        of_speakers: (M, C) of the rows' speakers to each of the queries, where these differ from `cosines`.
+    """
+
+    rows: Tensor
+    cosines: list[Tensor]
+    of_speakers: list[Tensor]
+
+
 class EmbeddingPool(Protocol):
-    """Embeddings to sample from, one per row: speakers, or the utterances of a bank (`snac_core.speakers.index`)."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def speakers(self) -> int:
-        """Number of speakers."""
+    """Embeddings to draw from: of speakers, or of all their utterances (`snac_core.speakers.index.BankPool`)."""
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """Unit embeddings (K, S) of rows (K,)."""
+        """Unit embeddings (..., S) of rows."""
 
-    def labels(self, rows: Tensor) -> Tensor:
-        """Speaker labels of rows, as integers of the same shape."""
+    def speakers_of(self, rows: Tensor) -> Tensor:
+        """Rows of the table of speakers, of the same shape."""
 
-    def candidates(self, queries: list[Tensor], hard: bool, draw: torch.Generator) -> tuple[Tensor, list[Tensor]]:
-        """Candidate rows (M, C) or (1, C), and their cosines (M, C) to each of the queries (M, S).
+    def candidates(self, queries: list[Tensor], avoid: Tensor, draw: torch.Generator) -> Candidates:
+        """All rows of a small pool; else random rows, and the nearest to the first queries.
 
-        All rows of a small pool; else random rows, and with `hard` also the nearest to the first queries.
+        Args:
+            queries: (M, S) each.
+            avoid: (M, A) speakers that are not wanted; a candidate may still be of one.
+            draw: the random generator.
         """
+
+
+class Negatives(NamedTuple):
+    """Negatives of M outputs; -1 in `rows` and `speakers`: none.
+
+    Attributes:
+        rows: (M, N) of what they are drawn from, the speakers or their utterances.
+        speakers: (M, N) rows of the table.
+        embeddings: (M, N, S), of unit norm.
+    """
+
+    rows: Tensor
+    speakers: Tensor
+    embeddings: Tensor
 
 
 @dataclass(frozen=True)
@@ -158,11 +184,6 @@ class SpeakerTable:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def speakers(self) -> int:
-        """P: every row is a speaker."""
-        return len(self.names)
-
     def indices(self, speakers: Sequence[str]) -> Tensor:
         """Row indices (len(speakers),) of speakers.
 
@@ -183,13 +204,13 @@ class SpeakerTable:
         """Positives (M, K, S) of the speakers (M,), from other audio than `conditioning`."""
         return self.reference[rows].unsqueeze(1) if self.parts is None else self.parts[rows]
 
-    def labels(self, rows: Tensor) -> Tensor:
+    def speakers_of(self, rows: Tensor) -> Tensor:
         """The rows themselves."""
         return rows
 
-    def candidates(self, queries: list[Tensor], hard: bool, draw: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+    def candidates(self, queries: list[Tensor], avoid: Tensor, draw: torch.Generator) -> Candidates:
         """All speakers (1, P), and their exact cosines (M, P)."""
-        return torch.arange(len(self)).unsqueeze(0), [of @ self.reference.T for of in queries]
+        return Candidates(torch.arange(len(self)).unsqueeze(0), [of @ self.reference.T for of in queries], [])
 
 
 @dataclass(frozen=True)
@@ -207,32 +228,24 @@ class SpeakerSampler:
     """Samples targets and negatives; every draw depends on (seed, step, purpose) alone.
 
     Args:
-        pool: the speakers (a table), or the utterances of a bank.
+        table: the speakers.
         seed: of the run.
+        utterances: returns what stratified choices draw from instead of the table, or None; called at the first such
+            draw.
 
     Attributes:
         notes: one sentence per kind of replacement, e.g. of an empty stratum; also logged, once each.
     """
 
-    def __init__(self, pool: EmbeddingPool, seed: int) -> None:
-        if pool.speakers < 2:
-            raise UserError(f"converting needs at least 2 training speakers; got {pool.speakers}")
-        self.pool = pool
+    def __init__(
+        self, table: SpeakerTable, seed: int, utterances: Callable[[], EmbeddingPool | None] | None = None
+    ) -> None:
+        if len(table) < 2:
+            raise UserError(f"converting needs at least 2 training speakers; got {len(table)}")
+        self.table = table
         self.seed = seed
         self.notes: list[str] = []
-
-    @property
-    def table(self) -> SpeakerTable:
-        """The embeddings of the speakers.
-
-        Raises:
-            UserError: if the sampler draws from the utterances of a bank.
-        """
-        if not isinstance(self.pool, SpeakerTable):
-            raise UserError(
-                "this sampler draws from the utterances of a bank; conditioning needs its table of speakers"
-            )
-        return self.pool
+        self._utterances = utterances
 
     def targets(
         self, anchors: Tensor, step: int, count: int, *, choice: Choice = "random", strata: Strata | None = None
@@ -252,10 +265,9 @@ class SpeakerSampler:
         """
         if choice == "random":
             return self._random_targets(anchors, step, count)
-        queries, avoid = self.pool.vectors(anchors), self.pool.labels(anchors).unsqueeze(1)
         draws = _Draws("targets", step, count, strata or Strata(), repeat=True)
-        rows = self._draw(choice, draws, [queries], avoid, anchors)
-        drawn = rows.T.flatten()
+        rows, pool = self._draw(choice, draws, [self.table.reference[anchors]], anchors.unsqueeze(1), anchors)
+        drawn = _speakers(pool, rows).T.flatten()
         if bool((drawn >= 0).all()):
             return drawn
         self._state(f"no {choice} target for some speakers: theirs are drawn at random")
@@ -271,7 +283,7 @@ class SpeakerSampler:
         choice: Choice = "random",
         strata: Strata | None = None,
     ) -> Tensor:
-        """Rows that the output must not sound like: of neither anchor's nor target's speaker, nor near-duplicates.
+        """Speakers that the output must not sound like: neither anchor nor target, nor near-duplicates of them.
 
         Args:
             anchors: rows (M,) of the source speaker of each output.
@@ -285,41 +297,63 @@ class SpeakerSampler:
         Returns:
             rows (M, count); -1 where an output has no (or, in the batch, no further) legal negative.
         """
-        queries = [self.pool.vectors(targets), self.pool.vectors(anchors)]
-        avoid = torch.stack([self.pool.labels(anchors), self.pool.labels(targets)], dim=1)
-        batch = torch.cat([anchors, targets])
-        draws = _Draws("negatives", step, count, strata or Strata(), repeat=False)
-        return self._draw(choice, draws, queries, avoid, batch)
+        return self.negative_embeddings(anchors, targets, step, count, choice=choice, strata=strata).speakers
 
-    def _draw(self, choice: Choice, draws: _Draws, queries: list[Tensor], avoid: Tensor, batch: Tensor) -> Tensor:
-        """(M, count) rows, or -1: of none of the labels `avoid` (M, A), and no near-duplicates of `queries` (M, S)."""
+    def negative_embeddings(
+        self,
+        anchors: Tensor,
+        targets: Tensor,
+        step: int,
+        count: int,
+        *,
+        choice: Choice = "random",
+        strata: Strata | None = None,
+    ) -> Negatives:
+        """The same draw as `negatives`, with the embeddings that were drawn: of speakers, or of their utterances."""
+        queries = [self.table.reference[targets], self.table.reference[anchors]]
+        draws = _Draws("negatives", step, count, strata or Strata(), repeat=False)
+        avoid = torch.stack([anchors, targets], dim=1)
+        rows, pool = self._draw(choice, draws, queries, avoid, torch.cat([anchors, targets]))
+        return Negatives(rows, _speakers(pool, rows), pool.vectors(rows.clamp(min=0)))
+
+    @cached_property
+    def stratified_pool(self) -> EmbeddingPool:
+        """What stratified choices draw from."""
+        return (self._utterances and self._utterances()) or self.table
+
+    def _draw(
+        self, choice: Choice, draws: _Draws, queries: list[Tensor], avoid: Tensor, batch: Tensor
+    ) -> tuple[Tensor, EmbeddingPool]:
+        """(M, count) rows of a pool, or -1: none of the speakers `avoid` (M, A), or near-duplicates of `queries`."""
         if choice not in CHOICES:
             raise UserError(f"unknown choice {choice!r}{nearest(str(choice), CHOICES)}")
         purpose, count, strata = draws.purpose, draws.count, draws.strata
-        draw = self._generator(draws.step, purpose if choice == "random" else f"{choice} {purpose}")
+        draw = generator(self.seed, draws.step, purpose if choice == "random" else f"{choice} {purpose}")
+        pool: EmbeddingPool = self.stratified_pool if choice == "stratified" else self.table
         if choice == "in_batch":
-            rows = torch.unique(batch).unsqueeze(0)
-            vectors = self.pool.vectors(rows[0])
-            cosines = [of @ vectors.T for of in queries]
+            present = torch.unique(batch)
+            vectors = self.table.reference[present]
+            found = Candidates(present.unsqueeze(0), [of @ vectors.T for of in queries], [])
         else:
-            rows, cosines = self.pool.candidates(queries, choice == "stratified", draw)
+            found = pool.candidates(queries, avoid, draw)
         limit = strata.same_speaker_threshold if choice == "stratified" else NEAR_DUPLICATE
-        legal = cosines[0] < limit
-        for others in cosines[1:]:
+        legal = found.cosines[0] < limit
+        for others in (*found.cosines[1:], *found.of_speakers):
             legal &= others < limit
-        labels = self.pool.labels(rows)
-        for label in avoid.unbind(1):
-            legal &= labels != label.unsqueeze(1)
+        legal &= found.rows >= 0
+        speakers = pool.speakers_of(found.rows.clamp(min=0))
+        for avoided in avoid.unbind(1):
+            legal &= speakers != avoided.unsqueeze(1)
         if not bool(legal.any(dim=1).all()):
             self._state(f"some speakers have no legal {choice} {purpose[:-1]}")
         if choice == "stratified":
-            places = draw_strata(cosines[0], legal, count, strata, draw, self._state)
+            places = draw_strata(found.cosines[0], legal, count, strata, draw, self._state)
         elif choice == "in_batch":
             places = draw_distinct(legal, count, torch.rand(legal.shape, generator=draw), again=draws.repeat)
         else:
             places = self._uniform(legal, count, draw)
-        found = rows.expand(len(places), -1).gather(1, places.clamp(min=0))
-        return torch.where(places < 0, -1, found)
+        rows = found.rows.expand(len(places), -1).gather(1, places.clamp(min=0))
+        return torch.where(places < 0, -1, rows), pool
 
     def _uniform(self, legal: Tensor, count: int, draw: torch.Generator) -> Tensor:
         possible = legal.any(dim=1, keepdim=True)
@@ -327,29 +361,27 @@ class SpeakerSampler:
         return torch.where(possible, places, -1)
 
     def _random_targets(self, anchors: Tensor, step: int, count: int) -> Tensor:
-        """(count * B,): a row that is not the anchor, drawn again while it is of its speaker or a near-duplicate."""
-        draw = self._generator(step, "targets")
-        own, source = self.pool.labels(anchors).repeat(count), self.pool.vectors(anchors).repeat(count, 1)
-        size, rows = len(self.pool), torch.empty(0, dtype=torch.long)
+        """(count * B,): a speaker that is not the anchor, drawn again while it is a near-duplicate of it."""
+        draw = generator(self.seed, step, "targets")
+        reference, size = self.table.reference, len(self.table)
+        source, rows = reference[anchors].repeat(count, 1), torch.empty(0, dtype=torch.long)
         again = torch.ones(count * len(anchors), dtype=torch.bool)
         for _ in range(_REDRAWS):
             shift = torch.randint(1, size, (count, len(anchors)), generator=draw)
             drawn = ((anchors + shift) % size).flatten()
             rows = torch.where(again, drawn, rows) if len(rows) else drawn
-            same = self.pool.labels(rows) == own
-            again = same | ((self.pool.vectors(rows) * source).sum(1) >= NEAR_DUPLICATE)
+            again = (reference[rows] * source).sum(1) >= NEAR_DUPLICATE
             if not bool(again.any()):
                 return rows
         self._state("near-duplicates of some speakers are their targets: there is hardly anybody else")
-        for place in same.nonzero().flatten().tolist():  # a speaker with nearly all of the rows
-            others = self.pool.labels(torch.arange(size)) != own[place]
-            rows[place] = int(others.nonzero()[int(rows[place]) % int(others.sum())])
         return rows
-
-    def _generator(self, step: int, purpose: str) -> torch.Generator:
-        return generator(self.seed, step, purpose)
 
     def _state(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
             _log.warning("%s", note)
+
+
+def _speakers(pool: EmbeddingPool, rows: Tensor) -> Tensor:
+    """The speakers of rows of a pool; -1 for -1."""
+    return torch.where(rows < 0, -1, pool.speakers_of(rows.clamp(min=0)))

@@ -160,8 +160,8 @@ def test_parallel_speech_is_what_a_conversion_is_compared_with(fixtures: Fixture
 
 def negatives_of(step: Step) -> list[set[int]]:
     """The speakers that each output must not sound like."""
-    rows = step.model.attached["phase3_contrastive"]._negatives(step)  # type: ignore[operator]
-    return [set(row.tolist()) - {-1} for row in rows]
+    speakers = step.model.attached["phase3_contrastive"]._negatives(step)[0]  # type: ignore[operator]
+    return [set(row.tolist()) - {-1} for row in speakers]
 
 
 def test_the_negatives_are_drawn_ones_the_batch_and_the_source_and_never_the_target(fixtures: Fixtures) -> None:
@@ -215,7 +215,7 @@ def test_what_conditions_is_no_positive(fixtures: Fixtures) -> None:
 
 def test_nobody_counts_twice_among_the_negatives(fixtures: Fixtures) -> None:
     step = step_of(fixtures, "phase3_contrastive", path=False, max_negatives=12)
-    for row in step.model.attached["phase3_contrastive"]._negatives(step).tolist():
+    for row in step.model.attached["phase3_contrastive"]._negatives(step)[0].tolist():
         found = [speaker for speaker in row if speaker >= 0]
         assert found
         assert len(set(found)) == len(found)

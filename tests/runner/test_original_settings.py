@@ -70,9 +70,30 @@ def test_what_all_arms_share_comes_along(phase: str) -> None:
 def test_every_key_without_meaning_is_named_with_its_reason() -> None:
     remarks = loaded("phase4")[2]
     for key in ("speaker_emb_dim", "val_data", "num_epochs", "early_stopping_patience", "output_dir",
-                "faiss_index_path", "embedding_cache_path", "comment"):  # fmt: skip
+                "comment"):  # fmt: skip
         assert sum(f": {key} has no meaning here: " in remark for remark in remarks) == 1, key
-    assert len(remarks) == 9, "and nothing else is, but as which phase the file is read"
+    assert len(remarks) == 8, "and nothing else is, but as which phase the file is read, and where the index is"
+
+
+def test_the_index_of_an_original_file_is_the_bank_of_the_study(tmp_path: Path) -> None:
+    study, _, remarks = loaded("phase4")
+    assert study.bank == "data/faiss.bank", "beside the file of the original program, which is not touched"
+    assert (
+        "faiss_index_path and embedding_cache_path: embeddings and index are in one folder, data/faiss.bank"
+        in (remarks[-1])
+    )
+    assert loaded("phase4", faiss_index_path=str(tmp_path))[0].bank == str(tmp_path), "a folder is taken as it is"
+    assert loaded("phase4", faiss_index_path="", embedding_cache_path="")[0].bank == "auto"
+    off, _, said = loaded("phase4", use_faiss_hard_negatives=False)
+    assert off.bank == "none"
+    assert said[-1].endswith("faiss_index_path and embedding_cache_path: no effect without use_faiss_hard_negatives")
+    unused, _, said = loaded("phase4", contrastive_weight=0)
+    assert unused.bank == "auto"
+    assert sum("has no effect: nothing is drawn from an index" in remark for remark in said) == 2
+    assert loaded("phase4", bank="none")[0].bank == "none", "the setting of today wins"
+    assert loaded("phase3")[0].bank == "none", "the file draws from the speakers"
+    with pytest.raises(UserError, match="faiss_index_path = 3; expected a path"):
+        loaded("phase4", faiss_index_path=3)
 
 
 def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:
@@ -105,7 +126,7 @@ def test_a_key_without_effect_in_its_file_is_named_with_what_would_turn_it_on() 
         assert said[0].endswith(f"which this file does not use; {switch} turns it on")
     off = loaded("phase6", gan_weight=0, use_synthetic_vc=False, contrastive_weight=0)[2]
     assert not [remark for remark in off if ": contrastive_weight has no effect" in remark], "it says so itself"
-    strata = loaded("phase4", use_stratified_negatives=False, use_faiss_hard_negatives=False)[2][-1]
+    strata = loaded("phase4", use_stratified_negatives=False, use_faiss_hard_negatives=False)[2][-2]
     assert "neg_ratio_easy" in strata
     assert strata.endswith(": no effect without use_stratified_negatives")
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from snac_core.conditioning import EncoderIdentity
 from snac_core.speakers.bank import Bank, write_bank
+from snac_core.speakers.index import BankPool, build_index
+from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
 
 
 def arrays(speakers: int, each: int, dim: int = 16, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -44,3 +47,17 @@ def written(folder: Path, parts: dict[str, NDArray[Any]], encoder: str = "e" * 6
         splits={"train": (0, cut), "dev": (cut, rows), "test": (rows, rows)},
         speaker_splits={"train": (0, train), "dev": (train, speakers), "test": (speakers, speakers)},
     )
+
+
+def table_of(bank: Bank) -> SpeakerTable:
+    """The training speakers of a bank."""
+    first, last = bank.header.speaker_splits["train"]
+    conditioning, reference = (torch.from_numpy(np.array(a[first:last])) for a in (bank.conditioning, bank.reference))
+    return SpeakerTable(tuple(bank.names[first:last]), conditioning, reference, bank.header.encoder_digest)
+
+
+def sampler_of(bank: Bank, seed: int = 0) -> SpeakerSampler:
+    """A sampler whose stratified choices draw from the utterances of a bank; its index is built."""
+    table = table_of(bank)
+    pool = BankPool(bank, build_index(bank)[0], table)
+    return SpeakerSampler(table, seed, lambda: pool)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from banks import arrays, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
 from snac_core.errors import UserError
-from snac_core.speakers.index import BankPool, build_index
 from snac_core.speakers.sampling import NEAR_DUPLICATE, SpeakerSampler, SpeakerTable, Strata, draw_distinct
 
 seeds = st.integers(0, 2**40)
@@ -182,61 +178,3 @@ def test_an_unknown_choice_suggests_the_nearest() -> None:
     sampler = SpeakerSampler(table(5), 0)
     with pytest.raises(UserError, match="unknown choice 'stratifed'; did you mean 'stratified'"):
         sampler.negatives(torch.tensor([0]), torch.tensor([1]), 1, 1, choice="stratifed")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rows_of_all", [4096, 300], ids=["exact", "random rows and the index"])
-def test_utterances_of_a_bank_are_drawn_by_the_same_rules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_of_all: int
-) -> None:
-    monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", rows_of_all)
-    monkeypatch.setattr("snac_core.speakers.index.RANDOM", 200)
-    bank = written(tmp_path, arrays(150, 8, dim=6))
-    pool = BankPool(bank, build_index(bank)[0])
-    assert len(pool) == 960, "train alone"
-    embeddings, labels = pool.vectors(torch.arange(960)), pool.labels(torch.arange(960))
-    sampler, strata = SpeakerSampler(pool, 0), Strata()
-    anchors = torch.arange(0, 960, 30)
-    targets = sampler.targets(anchors, 1, 1, choice="stratified")
-    negatives = sampler.negatives(anchors, targets, 1, 10, choice="stratified")
-    assert int(negatives.min()) >= 0
-    for other in (anchors, targets):
-        assert bool((labels[negatives] != labels[other].unsqueeze(1)).all())
-        cosine = torch.einsum("ms,mks->mk", embeddings[other], embeddings[negatives])
-        assert float(cosine.max()) < NEAR_DUPLICATE
-    assert bool((labels[targets] != labels[anchors]).all())
-    assert stratum(cosine, strata).tolist() == [[0] * 3 + [1] * 4 + [2] * 3] * len(anchors)
-    assert sampler.notes == []
-    assert torch.equal(negatives, SpeakerSampler(pool, 0).negatives(anchors, targets, 1, 10, choice="stratified"))
-
-
-def test_one_search_serves_a_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", 100)
-    bank = written(tmp_path, arrays(60, 5))
-    index = build_index(bank)[0]
-    searches = []
-    search = index.search
-    monkeypatch.setattr(index, "search", lambda queries, k: searches.append(len(queries)) or search(queries, k))
-    anchors = torch.arange(0, 200, 10)
-    SpeakerSampler(BankPool(bank, index), 0).negatives(anchors, anchors + 5, 1, 6, choice="stratified")
-    assert searches == [20]
-
-
-def test_a_speaker_with_nearly_all_utterances_still_gets_others_as_targets(tmp_path: Path) -> None:
-    parts = arrays(5, 200)
-    parts["labels"][:795] = 0
-    pool = BankPool(written(tmp_path, parts))
-    targets = SpeakerSampler(pool, 0).targets(torch.zeros(50, dtype=torch.long), 1, 2)
-    assert bool((pool.labels(targets) != 0).all())
-
-
-def test_a_large_bank_without_index_and_an_empty_split_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bank = written(tmp_path, arrays(10, 20))
-    with pytest.raises(UserError, match="has no test utterances to draw from"):
-        BankPool(bank, split="test")
-    monkeypatch.setattr("snac_core.speakers.index.ALL_UP_TO", 100)
-    with pytest.raises(UserError, match="no index to find hard ones"):
-        BankPool(bank)
-    with pytest.raises(UserError, match="conditioning needs its table of speakers"):
-        _ = SpeakerSampler(BankPool(bank, build_index(bank)[0]), 0).table

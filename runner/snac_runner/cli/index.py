@@ -72,9 +72,9 @@ def show(
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Check that a bank and its index are complete and match the encoder and the data folder; and describe them."""
-    from snac_core.speakers.bank import audio_digest, open_bank
+    from snac_core.speakers.bank import open_bank
     from snac_core.speakers.index import open_index
-    from snac_runner.bank_build import BankContents, EncoderSpec
+    from snac_runner.bank_build import EncoderSpec, check_is_of
     from snac_runner.cli.console import say, terminal
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.embeddings import bank_folder
@@ -83,9 +83,8 @@ def show(
     with terminal() as console:
         corpus = open_corpus(data, warn=console.warning)
         loaded = spec.load()
-        contents = BankContents.of(corpus)
-        audio = audio_digest(contents.keys, contents.labels)
-        bank = open_bank(out or bank_folder(corpus, loaded), encoder=loaded, audio=audio)
+        bank = open_bank(out or bank_folder(corpus, loaded), encoder=loaded)
+        check_is_of(bank, corpus)
         bank.verify()
         index = open_index(bank)
     say(_description(bank, index))

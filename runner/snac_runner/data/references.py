@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from math import floor
+
+import numpy as np
+from numpy.typing import NDArray
 
 from snac_core.errors import UserError
 from snac_runner.data.corpus import Corpus, Segment, Utterance
 
 POSITIVES = 4  # segments of a speaker's scoring audio that contrastive losses use as positives
+_KEPT = 1024  # speakers whose roles are kept in memory
 _MIN_PIECE_SECONDS = 2.5  # of a piece that is cut from an utterance
 
 
@@ -70,19 +75,18 @@ class References:
             raise UserError(
                 f"conditioning_seconds {conditioning_seconds} and scoring_seconds {scoring_seconds} must be above 0"
             )
-        corpus.split(split)
+        part = corpus.split(split)
         self.speakers = corpus.speakers(split)
         self.split = split
-        utterances = {speaker: corpus.of_speaker(speaker) for speaker in self.speakers}
-        self._segments = {
-            speaker: _assign_roles(us, conditioning_seconds, scoring_seconds) for speaker, us in utterances.items()
-        }
-        self.notes = _notes(utterances, split)
+        self.notes = _notes(part.counts, split)
 
-    def _of(self, speaker: str) -> _SpeakerSegments:
-        if speaker not in self._segments:
-            raise UserError(f"speaker {speaker!r} is not in the {self.split} split")
-        return self._segments[speaker]
+        @lru_cache(maxsize=_KEPT)  # the roles of all speakers of a large corpus would be an object per utterance
+        def assigned(speaker: str) -> _SpeakerSegments:
+            if not len(part.rows_of(speaker)):
+                raise UserError(f"speaker {speaker!r} is not in the {split} split")
+            return _assign_roles(corpus.of_speaker(speaker), conditioning_seconds, scoring_seconds)
+
+        self._of = assigned
 
     def conditioning(self, speaker: str) -> list[Segment]:
         """The segments that the speaker's conditioning embedding is computed from."""
@@ -146,7 +150,12 @@ def _hash_order(utterance: Utterance) -> tuple[str, str]:
 
 def whole_segment(utterance: Utterance) -> Segment:
     """The segment that is a whole utterance."""
-    return Segment(utterance.id, 0.0, _floor_ms(utterance.seconds))
+    return Segment(utterance.id, 0.0, whole_seconds(utterance.seconds))
+
+
+def whole_seconds(seconds: float) -> float:
+    """The length of the segment that is a whole utterance of `seconds`."""
+    return _floor_ms(seconds)
 
 
 def _pieces(segment: Segment, count: int) -> list[Segment]:
@@ -173,18 +182,17 @@ def _capped(parts: tuple[Segment, ...], seconds: float) -> tuple[Segment, ...]:
     return tuple(kept)
 
 
-def _notes(utterances: dict[str, tuple[Utterance, ...]], split: str) -> tuple[str, ...]:
-    one = sum(1 for us in utterances.values() if len(us) == 1)
-    two = sum(1 for us in utterances.values() if len(us) == 2)
+def _notes(counts: NDArray[np.int64], split: str) -> tuple[str, ...]:
+    one, two = int((counts == 1).sum()), int((counts == 2).sum())
     notes = []
     if one:
         notes.append(
-            f"{split}: {one} of {len(utterances)} speakers have one utterance; conditioning and scoring are its two "
+            f"{split}: {one} of {len(counts)} speakers have one utterance; conditioning and scoring are its two "
             "halves, which share recording and session, so similarity is higher than across sessions"
         )
     if one + two:
         notes.append(
-            f"{split}: for {one + two} of {len(utterances)} speakers the converted source is also conditioning "
+            f"{split}: for {one + two} of {len(counts)} speakers the converted source is also conditioning "
             "audio of their own embedding; this affects scores with their own embedding, not conversions"
         )
     return tuple(notes)
