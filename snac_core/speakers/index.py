@@ -276,10 +276,12 @@ class BankPool:
         near = self._nearest_others(queries[0], avoid)
         near = torch.where(torch.isin(near, far), -1, near)  # no row is a candidate twice
         found, place = torch.unique(near.clamp(min=0), return_inverse=True)  # queries share rows: each is read once
-        near_vectors, near_speakers = self.vectors(found), self.reference[self._speakers[found]]
+        near_vectors, near_speakers = self.vectors(found)[place], self.reference[self._speakers[found]][place]
+        both = torch.stack(queries, dim=1)  # (M, Q, S)
 
         def cosines(far: Tensor, near: Tensor) -> list[Tensor]:
-            return [torch.cat([of @ far.T, (of @ near.T).gather(1, place)], dim=1) for of in queries]
+            of_near = torch.bmm(near, both.mT).unbind(2)
+            return [torch.cat([of @ far.T, close], dim=1) for of, close in zip(queries, of_near, strict=True)]
 
         rows = torch.cat([far.expand(len(near), -1), near], dim=1)
         return Candidates(rows, cosines(far_vectors, near_vectors), cosines(far_speakers, near_speakers))

@@ -6,11 +6,12 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import overload
 
 from snac_core.errors import UserError
 from snac_runner.data.cache import cache_folder
@@ -164,7 +165,7 @@ def _scanned(
     """The corpus, from its files; why files are not taken; and the paths of all files that may be part of it."""
     files = CorpusFiles(read_manifest(manifest)) if manifest else _found(root)
     usable = _Usable(files)
-    usable.add(check_audio_files([_file_segment(c) for c in files.candidates], root, progress))
+    usable.add(check_audio_files(_Segments(files.candidates), root, progress))
     prefix = f"{root if root.is_dir() else root.parent}/"
     paths = {Path(c.path).as_posix().removeprefix(prefix) for c in files.candidates} if manifest else set()
     if not usable.rows:
@@ -236,8 +237,23 @@ def scan(
     return corpus
 
 
-def _file_segment(c: Candidate) -> FileSegment:
-    return c.path, c.start, c.seconds
+class _Segments(Sequence[FileSegment]):
+    """What is checked of each candidate."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    @overload
+    def __getitem__(self, index: int) -> FileSegment: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[FileSegment]: ...
+    def __getitem__(self, index: int | slice) -> FileSegment | Sequence[FileSegment]:
+        if isinstance(index, slice):
+            return [(c.path, c.start, c.seconds) for c in self.candidates[index]]
+        return self[index : index + 1][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +291,8 @@ class _Usable:
         self.skipped = list(files.skipped)
         self.cut = self.pieces = 0
         self._ids: set[str] = set()
-        self._first: dict[bytes, _Row] = {}
-        self._others: dict[bytes, list[_Row]] = {}
+        self._first: dict[str, _Row] = {}  # by digest
+        self._others: dict[str, list[_Row]] = {}
 
     def add(self, checks: Iterator[AudioCheck]) -> None:
         """Add each candidate by its check."""
@@ -304,12 +320,11 @@ class _Usable:
     def _duplicate(self, row: _Row) -> str:
         """Why a row duplicates an earlier one (of a file with the same bytes), which would leak between splits or
         references; "" if it does not."""
-        key = bytes.fromhex(row.digest)
-        if key not in self._first:
-            self._first[key] = row
+        first = self._first.setdefault(row.digest, row)
+        if first is row:
             return ""
-        others = self._others.setdefault(key, [])
-        for other in (self._first[key], *others):
+        others = self._others.setdefault(row.digest, [])
+        for other in (first, *others):
             if row.start < other.start + other.seconds and other.start < row.start + row.seconds:
                 return (
                     f"is the same audio as {other.of.path}"

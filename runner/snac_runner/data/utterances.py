@@ -260,8 +260,8 @@ def columns_of(utterances: Iterable[Utterance], root: Path) -> dict[str, NDArray
     place[[codes[name] for name in speakers]] = np.arange(len(speakers), dtype=np.int32)
     columns["speaker"] = place[columns["speaker"].astype(np.int64)]
     for name, writer in texts.items():
-        columns[f"{name}.ends"] = np.array(writer.ends, dtype=np.int64)
-        columns[f"{name}.data"] = np.frombuffer(bytes(writer.data), dtype=np.uint8)
+        columns[f"{name}.ends"] = np.frombuffer(writer.ends, dtype=np.int64)
+        columns[f"{name}.data"] = np.frombuffer(writer.data, dtype=np.uint8)
     return columns
 
 
