@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_an_unreadable_file_is_skipped_with_the_reason(tmp_path: Path) -> None:
     assert check_audio(tmp_path / "gone.wav").problem == "cannot be read: No such file or directory"
 
 
-@pytest.mark.parametrize("kind", ["missing", "file", "empty", "no speakers", "one speaker", "nothing usable"])
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "no speakers", "one speaker", "copies", "nothing usable"])
 def test_a_wrong_folder_is_an_error_that_says_what_is_expected(tmp_path: Path, speech: Speech, kind: str) -> None:
     root = tmp_path / "data"
     expected = r"expected <root>/<speaker>"
@@ -92,6 +93,10 @@ def test_a_wrong_folder_is_an_error_that_says_what_is_expected(tmp_path: Path, s
         message = "holds 1 audio files outside any speaker folder; " + expected
     elif kind == "one speaker":
         root, message = speech({"ann": 3}), "holds one speaker, 'ann'; conversion needs at least two; " + expected
+    elif kind == "copies":
+        root = speech({"ann": 3})
+        shutil.copytree(root / "ann", root / "bob")
+        message = r"holds one speaker, 'ann' \(3 of the files cannot be used: .*bob.*is the same audio as .*ann.*\)"
     else:
         for speaker in ("a", "b"):
             (root / speaker).mkdir(parents=True)

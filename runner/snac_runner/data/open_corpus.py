@@ -168,12 +168,15 @@ def _scanned(
     usable.add(check_audio_files(_Segments(files.candidates), root, progress))
     prefix = f"{root if root.is_dir() else root.parent}/"
     paths = {Path(c.path).as_posix().removeprefix(prefix) for c in files.candidates} if manifest else set()
+    first = f"{usable.skipped[0][0]}, {usable.skipped[0][1]}" if usable.skipped else "?"
     if not usable.rows:
-        first = f"{usable.skipped[0][0]}, {usable.skipped[0][1]}" if usable.skipped else "?"
         raise UserError(f"{root}: none of {len(files.candidates)} audio files is usable; the first, {first}")
     speakers = sorted({row.of.speaker for row in usable.rows})
     if len(speakers) < 2:
-        raise UserError(f"{root} holds one speaker, {speakers[0]!r}; conversion needs at least two; {EXPECTED_LAYOUT}")
+        skipped = f" ({len(usable.skipped)} of the files cannot be used: {first})" if usable.skipped else ""
+        raise UserError(
+            f"{root} holds one speaker, {speakers[0]!r}{skipped}; conversion needs at least two; {EXPECTED_LAYOUT}"
+        )
     split_of, notes = _assign_splits([row.of for row in usable.rows], *split)
     folder = root if root.is_dir() else root.parent
     rows: dict[str, list[_Row]] = {name: [] for name in SPLITS}
