@@ -54,7 +54,7 @@ def measured(rng: np.random.Generator, studies: int, *, effect: float, **size: o
     for _ in range(studies):
         arms, *labels = drawn_study(rng, effect=0.0, **size)  # type: ignore[arg-type]
         equal = compare(arms, *labels, content_margin=0.05)
-        false += any(c.decision.word in ("better", "worse") for c in equal)
+        false += any(c.decision.word in ("better", "worse", "mixed") for c in equal)
         covered.append([c.difference.low <= 0 <= c.difference.high for c in equal])
         detectable += [c.detectable for c in equal]
         arms, *labels = drawn_study(rng, effect=effect, **size)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +22,14 @@ from snac_runner.resources import StudyResources
 from snac_runner.run_folder import read_result, result_status
 from snac_runner.run_result import Result, write_result
 
-CONTROLS: dict[str, Callable[[SNAC], systems.System]] = {
-    "source": lambda codec: systems.source(),
+CONTROLS: dict[str, Callable[[SNAC, Collection[str]], systems.System]] = {
+    "source": lambda codec, outputs: systems.source(outputs),
     "floor": systems.floor,
-    "ceiling": systems.ceiling,
-    "mismatched": systems.mismatched,
-    "signal_processing": systems.signal_processing,
+    "ceiling": lambda codec, outputs: systems.ceiling(codec),
+    "mismatched": lambda codec, outputs: systems.mismatched(codec),
+    "signal_processing": lambda codec, outputs: systems.signal_processing(codec),
 }
+"""Name to what makes the system from the codec and the outputs that a metric judges."""
 MIN_NATURAL = 2.5
 """Mean opinion score that a predictor of naturalness must give the unchanged sources."""
 NEEDS = {"signal_processing": "parselmouth"}  # control to the package that it needs
@@ -61,8 +62,9 @@ def run_controls(folder: Path, resources: StudyResources) -> None:
         if not selected:
             continue
         result = Result(place, name, "control")
+        outputs = systems.needed_outputs(selected.values())
         result.scores = evaluate_system(
-            result, system(resources.codec), {"control": name, **resources.digests}, resources,
+            result, system(resources.codec, outputs), {"control": name, **resources.digests}, resources,
             MetricSelection(selected, missing),
         )  # fmt: skip
         write_result(result, resources)

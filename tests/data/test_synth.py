@@ -32,6 +32,13 @@ def test_voices_are_shared_out_as_promised(speakers: int, sizes: tuple[int, int,
     assert tuple(len(chosen[split]) for split in ("train", "dev", "test")) == sizes
 
 
+def test_without_dev_all_held_out_voices_are_test_voices() -> None:
+    chosen = choose_voices(40, 3, dev=False)
+    assert set(chosen) == {"train", "test"}
+    assert sorted(chosen["test"]) == sorted(HELD_OUT)
+    assert chosen["train"] == choose_voices(40, 3)["train"]
+
+
 def test_held_out_voices_are_never_in_train_and_no_voice_changes_sides() -> None:
     assert len(HELD_OUT) == 16
     assert not set(HELD_OUT) & set(TRAIN)

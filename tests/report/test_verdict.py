@@ -58,9 +58,10 @@ def test_without_a_content_measure_nothing_is_called_better() -> None:
     ("speaker", "content", "word"),
     [
         ((0.1, 0.2), (-0.005, 0.01), "better"),  # superior on one, not inferior on the other
-        ((0.1, 0.2), (-0.05, 0.01), "inconclusive"),  # words may have been lost
+        ((0.1, 0.2), (-0.05, 0.01), "mixed"),  # words may have been lost
         ((-0.04, 0.01), (0.02, 0.03), "better"),
-        ((-0.06, 0.01), (0.02, 0.03), "inconclusive"),
+        ((-0.06, 0.01), (0.02, 0.03), "mixed"),
+        ((0.1, 0.2), (-0.2, -0.1), "mixed"),  # a trade
         ((-0.2, -0.1), (-0.01, 0.005), "worse"),
         ((-0.01, 0.01), (-0.005, 0.005), "inconclusive"),
     ],
@@ -123,9 +124,15 @@ def test_exchanging_the_arms_reverses_the_verdict(
     assert other == opposite.get(found, found)
 
 
-def test_two_arms_that_are_each_slightly_ahead_in_one_measure_are_inconclusive() -> None:
-    found = decide(made_up(0.01, 0.045), 0.001, content=made_up(-0.045, -0.01), content_p=0.001, content_margin=0.05)
+def test_two_seeds_are_too_few_to_show_a_difference_in_one_measure_alone() -> None:
+    two = replace(made_up(0.1, 0.2), seeds=2)
+    found = decide(two, 0.001, content=made_up(-0.05, 0.01), content_p=0.001, content_margin=0.01)
     assert found.word == "inconclusive"
+
+
+def test_two_arms_that_are_each_slightly_ahead_in_one_measure_are_mixed() -> None:
+    found = decide(made_up(0.01, 0.045), 0.001, content=made_up(-0.045, -0.01), content_p=0.001, content_margin=0.05)
+    assert found.word == "mixed"
 
 
 def test_more_of_everything_makes_a_smaller_effect_detectable() -> None:
@@ -272,29 +279,63 @@ def test_a_metric_that_some_runs_lack_is_counted_only_where_it_was_measured(tmp_
     assert ("b", "stoi") not in numbers.ok
 
 
-def test_content_by_several_versions_of_a_recogniser_gets_no_verdict(tmp_path: Path) -> None:
-    write_study(tmp_path, gains={"a": 0.1, "b": 0.2}, samples=0)
-    rates = {"floor": 0.2, "mismatched": 0.9}
+def _read_by(version: str, rates: dict[str, float]) -> Callable[[dict[str, Any]], None]:
+    """Adds word errors to a result, as of a recogniser: the arm's rate, and a little noise."""
 
-    def read(version: str) -> Callable[[dict[str, Any]], None]:
-        def add(result: dict[str, Any]) -> None:
-            rate = rates.get(result["arm"], 0.3)
-            for row in result["utterances"]:
-                row["metrics"]["wer"] = rate
-            n = len(result["utterances"])
-            result["metrics"]["wer"] = {"mean": rate, "n_ok": n, "n": n, "unit": "share", "direction": "down",
-                                        "role": "content", "margin": 0.05, "version": version}  # fmt: skip
+    def add(result: dict[str, Any]) -> None:
+        rate, rng = rates.get(result["arm"], 0.3), np.random.default_rng(result["seed"])
+        for row in result["utterances"]:
+            row["metrics"]["wer"] = rate + float(rng.normal(0, 0.03))
+        n = len(result["utterances"])
+        result["metrics"]["wer"] = {"mean": rate, "n_ok": n, "n": n, "unit": "share", "direction": "down",
+                                    "role": "content", "margin": 0.05, "version": version}  # fmt: skip
 
-        return add
+    return add
 
-    other = tmp_path / "controls" / "mismatched"
-    shutil.copytree(tmp_path / "controls" / "floor", other)
+
+def _add_content(folder: Path, rates: dict[str, float]) -> None:
+    other = folder / "controls" / "mismatched"
+    shutil.copytree(folder / "controls" / "floor", other)
     _changed(other, "result.json", lambda result: result.update(arm="mismatched"))
     for pattern in ("*/seed*/result.json", "controls/*/result.json"):
-        _changed(tmp_path, pattern, read("reader 1"))
+        _changed(folder, pattern, _read_by("reader 1", {"floor": 0.2, "mismatched": 0.9, **rates}))
+
+
+def test_arms_that_are_each_ahead_in_one_measure_are_mixed_and_the_reader_chooses(tmp_path: Path) -> None:
+    write_study(tmp_path, gains={"a": 0.05, "b": 0.3}, seeds=3, samples=0)
+    _add_content(tmp_path, {"a": 0.21, "b": 0.40})
+    _, numbers, text = reported(tmp_path)
+    (pair,) = numbers.comparisons
+    assert (pair.decision.word, pair.more_similar, pair.fewer_errors) == ("mixed", "b", "a")
+    assert text.kind == "difference"
+    assert text.headline == "a has fewer content errors than b; b has higher speaker similarity than a."
+    assert text.size.startswith("a against b: −19")
+    assert text.next_step == "b has higher speaker similarity and more content errors: choose by what you need."
+
+
+def test_a_difference_in_content_alone_is_told_and_the_other_measure_is_called_open(tmp_path: Path) -> None:
+    write_study(tmp_path, gains={"a": 0.1, "b": 0.1, "c": 0.12}, seeds=3, samples=0, seed_spread=0.06)
+    _add_content(tmp_path, {"a": 0.21, "b": 0.21, "c": 0.40})
+    _, numbers, text = reported(tmp_path)
+    words = {(c.a, c.b): c.decision.word for c in numbers.comparisons}
+    assert words == {("a", "b"): "inconclusive", ("a", "c"): "mixed", ("b", "c"): "mixed"}
+    assert {c.more_similar for c in numbers.comparisons} == {None}
+    first, second = (arm for arm in numbers.ranked if arm != "c")
+    assert text.headline == (
+        f"{first} and {second} have fewer content errors than c; no difference in speaker similarity is shown."
+    )
+    assert "[" in text.size
+    assert "normalised SECS" in text.size
+    if numbers.ranked[0] == "c":
+        assert text.next_step.startswith(f"Keep {first} if content is more important to you. ")
+
+
+def test_content_by_several_versions_of_a_recogniser_gets_no_verdict(tmp_path: Path) -> None:
+    write_study(tmp_path, gains={"a": 0.1, "b": 0.2}, samples=0)
+    _add_content(tmp_path, {})
     assert reported(tmp_path)[1].content is not None
     assert not reported(tmp_path)[1].obstacles
-    _changed(tmp_path, "b/seed1/result.json", read("reader 2"))
+    _changed(tmp_path, "b/seed1/result.json", _read_by("reader 2", {}))
     _, _, verdict = reported(tmp_path)
     assert verdict.headline.startswith("No verdict")
     assert any("reader 1 and reader 2" in line for line in [verdict.headline, *verdict.missing])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from small_study import Bench
-from torch import Tensor
+from torch import Tensor, nn
 
 from snac_core.metric import Conversion
 from snac_runner.controls import informative_metrics
@@ -154,6 +154,21 @@ def distillmos() -> None:
     pytest.importorskip("distillmos", reason="needs distillmos (the judges extra)")
 
 
+@given(st.integers(0, 40), st.integers(1, 3), st.integers(1, 2), st.integers(0, 3))
+def test_the_convolutions_of_a_padded_clip_are_those_of_the_whole_window(
+    sound: int, items: int, stride: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    first, last = nn.Conv2d(2, 3, 3, padding=(0, 1)), nn.Conv2d(3, 4, 3, stride=(2, stride), padding=(0, 1))
+    layers = nn.Sequential(first, nn.LeakyReLU(0.1), nn.Conv2d(3, 3, 3, padding=(0, 1)), nn.LeakyReLU(0.1), last)
+    window = torch.randn(items, 2, 9, 40)
+    window[..., sound:] = 0
+    with torch.no_grad():
+        whole, short = layers(window), naturalness.WithoutPadding(layers)(window)
+    assert short.shape == whole.shape
+    assert torch.allclose(short, whole, atol=1e-6)
+
+
 @pytest.mark.usefixtures("distillmos")
 def test_the_score_of_speech_falls_with_noise_and_does_not_depend_on_the_level(librispeech_mini: Path) -> None:
     speech = load_audio(next(iter(sorted((librispeech_mini / "dev").glob("*/*.flac")))), RATE, seconds=4.0)[0]
@@ -191,11 +206,13 @@ def test_a_score_that_rejects_the_sources_themselves_is_not_measured(
 
 
 @pytest.mark.usefixtures("distillmos")
-@pytest.mark.parametrize("seconds", [0.2, 9.3])
-def test_windows_are_those_of_the_package(seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [0.2, 3.1, 9.3])
+def test_scores_are_those_of_the_package(seconds: float) -> None:
+    from distillmos import ConvTransformerSQAModel
+
     audio = vowel(seconds=seconds)
     with torch.inference_mode():
-        expected = float(naturalness._distillmos()(audio[None]))
+        expected = float(ConvTransformerSQAModel().eval()(audio[None]))
     assert naturalness.distillmos(audio, RATE) == pytest.approx(expected, abs=1e-4)
 
 

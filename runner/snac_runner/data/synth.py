@@ -107,17 +107,17 @@ _VERSION = 1  # of the files that given arguments produce
 _README = """# {speakers} synthetic speakers
 
 Synthesized by espeak-ng at {rate} Hz, resampled to {target} Hz, 16 bit, RMS {level}. {count} sentences, {who}:
-a parallel corpus with known text. Split by voice: {train} train, {dev} dev, {test} test; the voices of dev and test are
+a parallel corpus with known text. Split by voice: {split}; the voices of dev and test are
 never in train, for any number of speakers. `{manifest}` gives the voice, split and text of each file, and the sex if
 the voice's definition states it. Made with speakers={speakers}, seed={seed}; equal arguments produce equal files.
 """
 
 
-def choose_voices(speakers: int, seed: int = 0) -> dict[str, list[str]]:
+def choose_voices(speakers: int, seed: int = 0, *, dev: bool = True) -> dict[str, list[str]]:
     """Split -> voices: half of the speakers are held out (at most 16), and a third of those (rounded up) are dev.
 
-    8 speakers are 4 train, 2 dev and 2 test; 24 are 12, 4 and 8; 80 are 64, 6 and 10. The seed decides which voices.
-    A larger number of speakers does not move a voice to another split.
+    8 speakers are 4 train, 2 dev and 2 test; 24 are 12, 4 and 8; 80 are 64, 6 and 10. Without `dev`, all that are held
+    out are test. The seed decides which voices. A larger number of speakers does not move a voice to another split.
 
     Raises:
         UserError: if the number of speakers is not from 8 to 80.
@@ -125,11 +125,11 @@ def choose_voices(speakers: int, seed: int = 0) -> dict[str, list[str]]:
     if not MIN_VOICES <= speakers <= MAX_VOICES:
         raise UserError(f"got {speakers} synthetic speakers; expected {MIN_VOICES} to {MAX_VOICES}")
     held_out = min(len(HELD_OUT), speakers // 2)
-    dev = -(-held_out // 3)
-    test = held_out - dev
+    validated = -(-held_out // 3) if dev else 0
     evaluation = sorted(HELD_OUT, key=lambda name: hash_fraction(name, seed))
     train = sorted(TRAIN, key=lambda name: hash_fraction(name, seed))
-    return {"train": train[: speakers - held_out], "dev": evaluation[:dev], "test": evaluation[-test:]}
+    test = evaluation[-(held_out - validated) :]
+    return {"train": train[: speakers - held_out], **({"dev": evaluation[:validated]} if dev else {}), "test": test}
 
 
 def synthesize(
@@ -139,6 +139,7 @@ def synthesize(
     seed: int = 0,
     *,
     held_out: int = 0,
+    dev: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Synthesize a corpus in `root`: `<split>/<voice>/<voice>_<number>.flac`, a manifest and a README.
@@ -152,6 +153,7 @@ def synthesize(
         seed: of the choice of voices and sentences.
         held_out: number of sentences (the last ones) for dev and test only; train has the others. With 0, all voices
             say all sentences, and objectives that learn from parallel speech are trained on the texts of the test.
+        dev: whether there are dev voices; False: all voices that are held out are test voices.
         progress: called with (voices done, voices in all).
 
     Returns:
@@ -167,7 +169,7 @@ def synthesize(
         raise UserError(f"held_out is {held_out} of {len(texts)} sentences; expected 0 to {len(texts) - 1}")
     evaluation_texts = texts[-held_out:] if held_out else texts
     texts_of = {"train": texts[: len(texts) - held_out], "dev": evaluation_texts, "test": evaluation_texts}
-    voices = choose_voices(speakers, seed)
+    voices = choose_voices(speakers, seed, dev=dev)
     settings: dict[str, object] = {"recipe": _VERSION, "voices": voices, "texts": texts, "seed": seed}
     if held_out:
         settings["held_out"] = held_out
@@ -189,7 +191,7 @@ def synthesize(
         readme = _README.format(
             speakers=speakers, rate=22050, target=SAMPLE_RATE, level=_LEVEL, count=len(texts), manifest=MANIFEST_NAME,
             seed=seed, who="different ones in train than in dev and test" if held_out else "the same for all voices",
-            **{split: len(names) for split, names in voices.items()},
+            split=", ".join(f"{len(names)} {split}" for split, names in voices.items()),
         )  # fmt: skip
         write_text(working / "README.md", readme)
         write_json(working / "synth.json", settings)

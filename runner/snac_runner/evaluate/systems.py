@@ -108,12 +108,13 @@ def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, output
     return render
 
 
-def floor(codec: SNAC) -> System:
-    """The bare codec on the source: the score without any conditioning."""
+def floor(codec: SNAC, outputs: Collection[str] = OUTPUTS) -> System:
+    """The bare codec on the source: the score without any conditioning. `outputs`: as of `conditioned`."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
         audio = resynthesis(codec, item.audio)
-        return Rendering(converted=audio, identity=audio, synthetic=resynthesis(codec, conversions.shifted(item)))
+        shifted = resynthesis(codec, conversions.shifted(item)) if "synthetic" in outputs else None
+        return Rendering(converted=audio, identity=audio, synthetic=shifted)
 
     return render
 
@@ -145,11 +146,12 @@ def _same_words(a: Pair, b: Pair) -> bool:
     return a.source.utterance == b.source.utterance
 
 
-def source() -> System:
-    """The source, copied."""
+def source(outputs: Collection[str] = OUTPUTS) -> System:
+    """The source, copied. `outputs`: as of `conditioned`."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
-        return Rendering(converted=item.audio[0], identity=item.audio[0], synthetic=conversions.shifted(item)[0])
+        shifted = conversions.shifted(item)[0] if "synthetic" in outputs else None
+        return Rendering(converted=item.audio[0], identity=item.audio[0], synthetic=shifted)
 
     return render
 

@@ -4,6 +4,8 @@ Every pair of arms is compared in two primary measures, speaker similarity and c
 
 - "better", "worse": superior in one measure, not inferior in the other by more than its margin.
 - "higher", "lower": superior in speaker similarity, where content has no primary measure.
+- "mixed": a difference is shown, and neither arm is better: each is superior in one measure, or one arm is superior in
+  one measure and not shown to be not inferior in the other. Needs three seeds.
 - "inconclusive": the study has enough data for a verdict, and no difference is shown.
 - "no verdict": the data cannot carry a verdict, e.g. fewer than 8 target speakers, or one seed.
 """
@@ -37,6 +39,7 @@ from snac_runner.evaluate.statistics import (
 
 MIN_TARGETS = 8  # five target speakers cannot reach p < 0.05 in a sign-flip test (2 / 2**5 = 0.0625)
 MIN_SEEDS = 2
+MIXED_SEEDS = 3  # with two, one measure alone calls 9 % of equal arms different (docs/experiments)
 MIN_OK = 0.95  # share of the conversions that must have been measured
 SPEAKER_MARGIN = 0.05  # largest loss of normalised SECS that counts as not worse
 MIN_RANGE = 0.30  # of a content judge: its error rate on other words (mismatched) minus that on the bare codec
@@ -44,7 +47,7 @@ ALPHA = 0.05
 MAX_SEEDS, MAX_TARGETS = 20, 1000  # that a reader is told to use
 PLANNED_POWER = 0.84  # of the interval; the sign-flip test, which must agree, lowers it by up to three points
 
-Word = Literal["better", "worse", "higher", "lower", "inconclusive", "no verdict"]
+Word = Literal["better", "worse", "higher", "lower", "mixed", "inconclusive", "no verdict"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ def decide(
 
     "better": one measure is superior (its interval excludes zero, and p < 0.05), the other is not inferior (its
     interval is above minus its margin). "worse" is the same from B's side. If both hold, because each arm is ahead in
-    one measure by less than the margin, the verdict is "inconclusive". Without a content measure the verdict can be
-    "higher" or "lower", but not "better" or "worse".
+    one measure by less than the margin, or neither holds although an arm is superior in a measure, the verdict is
+    "mixed", from `MIXED_SEEDS` seeds on. Without a content measure the verdict can be "higher" or "lower", but not
+    "better" or "worse".
 
     Args:
         speaker: difference in normalised SECS.
@@ -115,19 +119,22 @@ def decide(
     def not_inferior(e: Estimate, margin: float, sign: int) -> bool:
         return e.low > -margin if sign > 0 else e.high < margin
 
+    def by_speaker(sign: int) -> bool:
+        return judges_agree and superior(speaker, speaker_p, sign)
+
+    if content is None:
+        return Decision("higher" if by_speaker(1) else "lower" if by_speaker(-1) else "inconclusive")
+
     def better(sign: int) -> bool:
-        by_speaker = judges_agree and superior(speaker, speaker_p, sign)
-        if content is None:
-            return by_speaker
-        return (by_speaker and not_inferior(content, content_margin, sign)) or (
+        return (by_speaker(sign) and not_inferior(content, content_margin, sign)) or (
             superior(content, content_p, sign) and not_inferior(speaker, SPEAKER_MARGIN, sign)
         )
 
-    words: tuple[Word, Word] = ("higher", "lower") if content is None else ("better", "worse")
     ahead, behind = better(1), better(-1)
-    if ahead == behind:  # neither, or each ahead in one measure by less than the margin
-        return Decision("inconclusive")
-    return Decision(words[0] if ahead else words[1])
+    if ahead != behind:
+        return Decision("better" if ahead else "worse")
+    shown = any(by_speaker(sign) or superior(content, content_p, sign) for sign in (1, -1))
+    return Decision("mixed" if shown and speaker.seeds >= MIXED_SEEDS else "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,23 @@ class Comparison:
     def judges_agree(self) -> bool:
         """Whether all judges of the speaker give the difference the same sign."""
         return all(value * self.difference.mean > 0 for value in self.further.values())
+
+    @property
+    def more_similar(self) -> str | None:
+        """The arm with significantly higher speaker similarity; None if no difference is shown."""
+        shown = self.judges_agree and self.p_adjusted < ALPHA
+        return _ahead(self.difference, self.a, self.b) if shown else None
+
+    @property
+    def fewer_errors(self) -> str | None:
+        """The arm with significantly fewer content errors; None if no difference is shown."""
+        shown = self.content is not None and self.content_p_adjusted < ALPHA
+        return _ahead(self.content, self.b, self.a) if self.content is not None and shown else None
+
+
+def _ahead(e: Estimate, a: str, b: str) -> str | None:
+    """`a` if the interval is above zero, `b` if it is below, None if it contains zero."""
+    return a if e.low > 0 else b if e.high < 0 else None
 
 
 def compare(

@@ -479,7 +479,7 @@ def _compare(
     comparisons = len(found) * len(primaries)
     return tuple(
         replace(c, needed=needed_sizes(c.difference, comparisons=comparisons))
-        if c.decision.word == "inconclusive" and c.p_adjusted >= ALPHA
+        if c.decision.word in ("inconclusive", "mixed") and c.p_adjusted >= ALPHA
         else c
         for c in found
     )

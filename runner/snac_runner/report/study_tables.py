@@ -35,7 +35,8 @@ COMPUTED = (
 
 NEEDED = "size with which a true difference as large as the measured one is found with a power of 80 %"
 VERDICTS = (
-    "inconclusive: enough data for a verdict, and no difference is shown; no verdict: the data cannot carry a verdict"
+    "mixed: a difference is shown in a measure, and neither arm is better; inconclusive: enough data for a verdict, "
+    "and no difference is shown; no verdict: the data cannot carry a verdict"
 )
 
 

@@ -1,6 +1,6 @@
 """The sentences of a report: the verdict, findings and cautions, generated from the estimates only.
 
-`snac_runner.evaluate.verdict` defines the verdicts "better", "higher", "inconclusive" and "no verdict".
+`snac_runner.evaluate.verdict` defines the verdicts "better", "higher", "mixed", "inconclusive" and "no verdict".
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def verdict(study: Study, numbers: StudyEstimates) -> Verdict:
         headline = "No verdict: " + "; ".join(missing) + "."
         step = "Add what is missing. Until then, the numbers below are only a description of these runs."
         return Verdict("no verdict", headline, compared, _leading(numbers), step, findings, missing, warned)
-    kind = "difference" if words & {"higher", "lower", "better", "worse"} else "inconclusive"
+    kind = "difference" if words & {"higher", "lower", "better", "worse", "mixed"} else "inconclusive"
     size = _sizes(numbers) if kind == "difference" else _leading(numbers)
     return Verdict(kind, _headline(numbers), compared, size, _next_step(numbers), findings, missing, warned)
 
@@ -114,7 +114,7 @@ def _unit(numbers: StudyEstimates) -> str:
 
 
 def _sizes(numbers: StudyEstimates) -> str:
-    """By how much the arms that win are ahead of the best arm that they are better than."""
+    """By how much the arms that win are ahead of the best arm that they are better than; else, of mixed pairs."""
     told: list[str] = []
     for arm, others in _below(numbers).items():
         if not others or len(told) == MAX_PAIRS:
@@ -126,7 +126,39 @@ def _sizes(numbers: StudyEstimates) -> str:
         if c.content is not None:
             size += f", with {_signed(c.content, sign, scale=100, digits=1)} points of content error"
         told.append(size)
+    for c in () if told else _mixed(numbers)[:MAX_PAIRS]:
+        ahead = c.fewer_errors or c.more_similar
+        other, sign = (c.b, 1) if ahead == c.a else (c.a, -1)
+        assert c.content is not None
+        told.append(
+            f"{ahead} against {other}: {_signed(c.content, sign, scale=100, digits=1)} points of content error, "
+            f"{_signed(c.difference, sign)} {_unit(numbers)}"
+        )
     return f"{'; '.join(told)}."
+
+
+def _mixed(numbers: StudyEstimates) -> list[Comparison]:
+    return [c for c in numbers.comparisons if c.decision.word == "mixed"]
+
+
+def _in_one_measure(numbers: StudyEstimates) -> str:
+    """What mixed pairs show: which arms are ahead in which measure."""
+    parts, pairs = [], _mixed(numbers)
+    for measure, unknown in (("fewer content errors", "content"), ("higher speaker similarity", "speaker similarity")):
+        beaten: dict[str, list[str]] = {}  # arm to the arms that it is ahead of
+        for c in pairs:
+            if ahead := c.fewer_errors if unknown == "content" else c.more_similar:
+                beaten.setdefault(ahead, []).append(c.b if ahead == c.a else c.a)
+        alike: dict[frozenset[str], list[str]] = {}  # arms to those that are ahead of exactly these
+        for arm in numbers.ranked:
+            if arm in beaten:
+                alike.setdefault(frozenset(beaten[arm]), []).append(arm)
+        for others, arms in alike.items():
+            verb = "has" if len(arms) == 1 else "have"
+            parts.append(f"{listed(arms)} {verb} {measure} than {listed([o for o in numbers.ranked if o in others])}")
+        if not beaten:
+            parts.append(f"no difference in {unknown} is shown")
+    return f"{'; '.join(parts)}."
 
 
 def _leading(numbers: StudyEstimates) -> str:
@@ -162,6 +194,10 @@ def _next_step(numbers: StudyEstimates) -> str:
         return f"{dropped}Listen to {first} and {second}: the judges of the speaker disagree on which is ahead."
     if c.p_adjusted < ALPHA and c.content is not None:
         return f"{dropped}{_by_content(c, first, sign)}."
+    measure = ""
+    if c.decision.word == "mixed":
+        dropped += f"Keep {c.fewer_errors} if content is more important to you. "
+        measure = " in speaker similarity"
     if numbers.score == "normalised" and max(-c.difference.low, c.difference.high) < SPEAKER_MARGIN:
         return f"{dropped}{first} and {second} differ by less than {SPEAKER_MARGIN:g}: keep the cheaper one."
     difference = number(abs(c.difference.mean))
@@ -171,8 +207,9 @@ def _next_step(numbers: StudyEstimates) -> str:
     if needed := needed_words(c):
         now = f"now {c.difference.seeds} and {c.difference.targets}"
         true = f"if the true difference is {difference} as measured"
-        return f"{dropped}{small}To decide {pair}, use {needed} ({now}), {true}."
-    return f"{dropped}{small}The measured difference {pair} ({difference}) is too small to be decided: keep either."
+        return f"{dropped}{small}To decide{measure} {pair}, use {needed} ({now}), {true}."
+    told = f"The measured difference{measure} {pair} ({difference}) is too small to be decided: keep either."
+    return f"{dropped}{small}{told}"
 
 
 def _by_content(c: Comparison, ahead: str, sign: int) -> str:
@@ -201,6 +238,8 @@ def _headline(numbers: StudyEstimates) -> str:
     whole = numbers.content is not None
     one, many = ("is better than", "are better than") if whole else (
         "has higher speaker similarity than", "have higher speaker similarity than")  # fmt: skip
+    if not beaten and _mixed(numbers):
+        return _in_one_measure(numbers)
     if not beaten:
         measure = "speaker similarity or content" if whole else "speaker similarity"
         return f"Inconclusive: no difference in {measure} between {plural(len(arms), 'arm')} is shown."
