@@ -47,7 +47,7 @@ def draw_ranking(axes: Any, report: dict[str, Any]) -> None:
 def main(study: Path, arm: str) -> None:
     """Draw and write the picture."""
     report = json.loads((study / "report.json").read_text())
-    samples = study / arm / "seed0" / "samples"
+    samples = min((study / arm).glob("seed*/samples"))
     pair = next(path.name for path in sorted(samples.glob("*.wav")) if path.stem.count(".") == 0)
     sounds = {
         "source": study / "controls" / "source" / "samples" / pair,
