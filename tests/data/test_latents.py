@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus, Utterance
 from snac_runner.data.crops import CropLoader
 from snac_runner.data.latents import LatentCache
+from snac_runner.data.loading import PrefetchingLoader
 from snac_runner.data.open_corpus import open_corpus
 
 CODEC = {"sampling_rate": 16000, "encoder_dim": 4, "encoder_rates": [4, 5], "decoder_dim": 64, "decoder_rates": [5, 4],
@@ -187,3 +189,22 @@ print(cache.folder)
     (folder,) = {process.communicate()[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0]
     assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == contents(alone)
+
+
+def test_processes_that_read_ahead_have_no_codec_and_say_what_to_do_without_a_file(corpus: Corpus, codec: SNAC) -> None:
+    cache = cache_of(corpus, codec)
+    cache.build()
+    plain = CropLoader(corpus, "train", 16000, CROP / 16000, 2, 0, latents=cache)
+    prefetched = PrefetchingLoader(plain, 20, 1)
+    try:
+        for step in (0, 1):
+            expected, found = plain.at(step), prefetched.at(step)
+            assert expected.latents is not None
+            assert found.latents is not None
+            assert torch.equal(expected.latents, found.latents)
+        shutil.rmtree(cache.folder)
+        prefetched.close()  # processes keep files open
+        with pytest.raises(UserError, match="was deleted or damaged during training; run the same command again"):
+            prefetched.at(2)
+    finally:
+        prefetched.close()

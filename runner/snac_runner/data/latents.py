@@ -166,6 +166,7 @@ class LatentCache:
             write_bytes(path, self._computed(path))
 
     def _computed(self, path: Path) -> bytes:
+        _ = self.codec  # an error where there is none
         return save({self._key(utterance): self._encoded(utterance) for utterance in self._shards[path]})
 
     @torch.no_grad()
