@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.typing import NDArray
 from small_study import Bench, runner
 
 from snac_core.errors import UserError
 from snac_core.speakers.bank import open_bank
-from snac_core.speakers.encoder import load_speaker_encoder
-from snac_runner.bank_build import EncoderSpec, build_bank
+from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
+from snac_runner.bank_build import EncoderSpec, Job, build_bank
 from snac_runner.data.audio import load_audio
+from snac_runner.data.corpus import Corpus, Utterance, Utterances
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.references import References, whole_segment
 from snac_runner.embeddings import bank_folder, mean_embedding, segment_embedding, speaker_embeddings
@@ -286,3 +290,45 @@ def test_the_command_builds_shows_and_refuses_what_is_stale(
     assert runner("index", "build", *options) == 0
     assert "embedded: 1; reused: 14" in capsys.readouterr().out
     assert len(open_bank(tmp_path / "bank")) == 15
+
+
+def test_a_build_holds_few_utterances_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [(f"s{n // 50:02d}", n) for n in range(2000)]
+    many = (Utterance(f"{s}/{n:04d}", tmp_path / "none.wav", s, 2.0, 16000, digest=f"{n:064x}") for s, n in names)
+    corpus = Corpus(tmp_path, "many", {"train": Utterances.of(many, tmp_path)})
+    calls = most = 0
+
+    def embedded(encoder: SpeakerEncoder, jobs: Sequence[Job]) -> NDArray[np.float32]:
+        nonlocal calls, most
+        calls += 1
+        if calls % 40 == 0:
+            most = max(most, sum(type(one) is Utterance for one in gc.get_objects()))
+        values = np.zeros((len(jobs), encoder.dim), np.float32)
+        values[np.arange(len(jobs)), [int(utterance.digest, 16) % encoder.dim for utterance, _ in jobs]] = 1
+        return values
+
+    monkeypatch.setattr("snac_runner.bank_build._embed", embedded)
+    bank = build_bank(corpus, tmp_path / "bank", EncoderSpec("simple"), workers=1).bank
+    assert np.array_equal(bank.embeddings.argmax(1), np.arange(2000) % bank.header.dim)
+    assert bank.ids == [utterance.id for utterance in corpus.split("train")]
+    assert 0 < most < 100
+
+
+def test_records_that_a_loss_of_power_has_left_are_embedded_again(
+    speech: Path, plugin: Path, embedded_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, corpus = tmp_path / "bank", open_corpus(speech)
+    with monkeypatch.context() as patch:
+        patch.setattr("snac_runner.bank_build.write_bank", lambda *_, **__: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            build_bank(corpus, folder, source(plugin), workers=1)
+    (file,) = folder.glob("partial-*/embeddings.bin")
+    data = bytearray(file.read_bytes())
+    size = 32 + 4 * 4  # a key and four numbers
+    data[size + 32 : 2 * size] = bytes(16)  # the second embedding was not written
+    file.write_bytes(data[:-7])  # nor the end of the last record
+    embedded_log.write_text("")
+    resumed = build_bank(corpus, folder, source(plugin), workers=1)
+    assert (len(lines(embedded_log)), resumed.embedded) == (2, 2)
+    whole = build_bank(corpus, tmp_path / "whole", source(plugin), workers=1)
+    assert files(folder) == files(whole.bank.folder)
