@@ -5,6 +5,7 @@ shares nothing. Then each precision, and less memory.
 
     python benchmarks/gpu.py                                                     # on a GPU: batch 32 x 2 s
     python benchmarks/gpu.py --device cpu --batch 2 --seconds 1 --base tiny --encoder simple --rounds 1      # a trial
+    python benchmarks/gpu.py --device cpu --batch 2 --seconds 1 --count configs/phase6_adapters.json   # any machine
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from snac_core import SNAC, ConditionedCodec, Conditioning, discover
 from snac_core.losses import MultiScaleSTFT, cosine_distance
+from snac_core.plugins import Catalogue
 from snac_core.speakers.eres2netv2 import VARIABLE, ERes2NetV2Network
 from snac_runner.arm import Arm
 from snac_runner.bench import alternating, side_by_side
-from snac_runner.cli.train import adapters
-from snac_runner.config import ArmSettings, StudySettings
+from snac_runner.cli.train import adapters, read_settings
+from snac_runner.config import ArmSettings, StudySettings, compose
+from snac_runner.console import SILENT
 from snac_runner.data.synth import synthesize
 from snac_runner.memory import gibibytes
 from snac_runner.resources import StudyResources
@@ -56,6 +60,33 @@ def plain_step(arms: list[Arm], audio: torch.Tensor, targets: torch.Tensor) -> N
         arm.optimizer.step()
 
 
+def count(study: StudySettings, arms: list[ArmSettings], folder: Path, catalogue: Catalogue) -> None:
+    """Print the operations of a step of each arm, and the memory for its gradients, for each second of the batch.
+
+    Both depend on no device. A multiplication and an addition are two operations; those of FFTs, activations and the
+    optimizer are not counted. The memory is that of the tensors that the step keeps for its gradients, in float32.
+    """
+    seconds = study.batch_size * study.crop_seconds
+    for less in (False, True):
+        resources = StudyResources(study.model_copy(update={"checkpoint_decoder": less}), catalogue)
+        for settings in arms:
+            arm = Arm.new(settings, 0, folder / f"{settings.title}-{less}", resources)
+            batch = resources.draw(1, resources.batches(0), arm.sampler)
+            kept: dict[int, int] = {}
+
+            def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+                if not isinstance(tensor, torch.nn.Parameter):
+                    kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            counter = FlopCounterMode(display=False)
+            with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                train_step([arm], [batch], resources.context).checked()
+            operations, memory = counter.get_total_flops() / 1e12 / seconds, sum(kept.values()) / 2**30 / seconds
+            with_less = ", checkpoint_decoder" if less else ""
+            print(f"  {settings.title}{with_less}: {operations:.3f} TFLOP, {memory:.2f} GiB", flush=True)
+
+
 def main() -> None:
     """Print the measurements."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,6 +96,7 @@ def main() -> None:
     options.add_argument("--base", default="snac_24khz", help="configuration for random weights, or a bundled codec")
     options.add_argument("--encoder", default="eres2netv2", help="eres2netv2 with random weights, or another one")
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--count", nargs="*", metavar="FILE", help="count operations instead, also of original files")
     given = options.parse_args()
     warnings.simplefilter("ignore")
     catalogue = discover()
@@ -80,6 +112,15 @@ def main() -> None:
             data=str(synthesize(Path(folder) / "speech", 24, 6)), base=base, speaker_encoder=given.encoder,
             batch_size=given.batch, crop_seconds=given.seconds, device=given.device, dev_pairs=0, test_pairs=0,
         )  # fmt: skip
+        if given.count is not None:
+            print("for each second of the batch:")
+            files = [read_settings(Path(file), (), (), SILENT)[0] for file in given.count]
+            originals = [
+                compose({k: v for k, v in values.items() if k not in StudySettings.model_fields}, [{}], "")[1][0]
+                for values in files
+            ]
+            count(study, [*ARMS, *originals], Path(folder), catalogue)
+            return
         for precision in ("fp32", "tf32", "bf16"):
             with precision_of_torch(precision):
                 print(f"precision {precision}:")

@@ -264,8 +264,8 @@ class WNConvTranspose1d(WeightNormed, nn.ConvTranspose1d):  # type: ignore[overr
         super().fold()
         if self.compiled:
             with torch.inference_mode(False), torch.no_grad():
-                later, earlier = self.weight.unflatten(2, (2, -1)).unbind(2)  # taps on input t and on input t - 1
-                self._phases = torch.stack([earlier, later], -1).permute(1, 2, 0, 3).flatten(0, 1).contiguous()
+                weight, stride = self.weight, self.stride[0]  # taps on input t, then on input t - 1
+                self._phases = torch.stack([weight[..., stride:], weight[..., :stride]], -1).permute(1, 2, 0, 3).flatten(0, 1).contiguous()
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, C, T) to (B, D, T * stride)."""
@@ -274,8 +274,9 @@ class WNConvTranspose1d(WeightNormed, nn.ConvTranspose1d):  # type: ignore[overr
         assert self.bias is not None
         stride, skipped = self.stride[0], int(self.padding[0])
         phases = nn.functional.conv1d(x, self._phases, self.bias.repeat_interleave(stride), padding=1)
-        audio = phases.unflatten(1, (-1, stride)).transpose(2, 3).flatten(2)
-        return audio[..., skipped : skipped + x.shape[-1] * stride]
+        audio = phases.view(len(x), -1, stride, phases.shape[-1]).transpose(2, 3).flatten(2)
+        upsampled: Tensor = audio[..., skipped : skipped + x.shape[-1] * stride]
+        return upsampled
 
 
 class LocalMHA(nn.Module):
