@@ -50,6 +50,8 @@ class Step:
         sampler: targets and negatives.
         index: number of the step, from 1.
         frozen_activations: activations of the bare codec on `audio`, shared by all arms.
+        imitations: latents (B, C, F) of `audio` in the voices of other speakers, and the conditioning encoder's
+            embeddings (B, S) of those voices; None if they were not computed beforehand.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Step:
         index: int,
         rows: slice = slice(None),
         frozen_activations: FrozenActivations | None = None,
+        imitations: tuple[Tensor, Tensor] | None = None,
         parallel: Callable[[], tuple[Tensor, Tensor] | None] | None = None,
         batch_audio: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class Step:
         self._find_parallel = parallel
         self._find_batch_audio = batch_audio
         self.frozen_activations = frozen_activations or FrozenActivations(model.codec, audio)
+        self.imitations = imitations
         table = sampler.table
         self.own = Conditioning(table.conditioning[speaker_ids].to(audio.device), encoder=table.encoder)
         self.target = Conditioning(table.conditioning[target_ids].to(audio.device), encoder=table.encoder)
@@ -93,14 +97,18 @@ class Step:
     def conditioning_of(self, audio: Tensor) -> Conditioning:
         """Conditioning on the speakers of `audio` (B, 1, T) at `sample_rate`, B rows, from the conditioning encoder.
 
+        Rows of an arm with shuffled speakers as in `conditioning_on`.
+        """
+        return self.conditioning_on(lambda: self.speaker_encoder(audio, self.sample_rate))
+
+    def conditioning_on(self, embeddings: Callable[[], Tensor]) -> Conditioning:
+        """Conditioning on embeddings (B, S) of the conditioning encoder, which are computed if they are needed.
+
         In an arm with shuffled speakers every row has the embedding of a speaker that was drawn at random.
         """
         table = self.sampler.table
-        if table.shuffled:
-            embeddings = self.target.speaker[: len(audio)]
-        else:
-            embeddings = self.speaker_encoder(audio, self.sample_rate)
-        return Conditioning(embeddings, encoder=table.encoder)
+        speakers = self.target.speaker[: len(self.audio)] if table.shuffled else embeddings()
+        return Conditioning(speakers, encoder=table.encoder)
 
     @property
     def teacher(self) -> SpeakerEncoder:

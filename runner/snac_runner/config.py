@@ -144,6 +144,12 @@ class StudySettings(BaseModel):
         description="Read the codec's latents of the training speech from a cache on disk, which is built on first "
         "use: the encoder does not run in training.",
     )
+    imitations: int = Field(
+        0,
+        ge=0,
+        description="Voices of other training speakers in which the latent cache also holds each utterance, for "
+        "code_prediction.imitate: no step then changes a voice. 0: voices are changed in each step.",
+    )
     targets_per_item: int = Field(1, ge=1, description="Target speakers drawn for every crop at every step.")
     target_choice: Literal["random", "in_batch", "stratified"] = Field(
         "random", description="How targets are drawn: uniformly, from the batch, or by similarity (easy, medium, hard)."
@@ -190,6 +196,12 @@ class StudySettings(BaseModel):
         -1, ge=-1, description="Processes that read audio ahead; 0: none; -1: 4 with a GPU, none on the CPU."
     )
     plugins: tuple[str, ...] = Field((), description="Python files with plugins.")
+
+    @model_validator(mode="after")
+    def _imitations_are_in_the_latent_cache(self) -> Self:
+        if self.imitations and not self.latent_cache:
+            raise ValueError(f"imitations = {self.imitations} needs latent_cache = true, got false")
+        return self
 
     @model_validator(mode="after")
     def _selection_needs_evaluations(self) -> Self:

@@ -23,7 +23,7 @@ from snac_runner.config import AUTO, NONE, StudySettings
 from snac_runner.console import SILENT, Console
 from snac_runner.data.corpus import Corpus, Segment
 from snac_runner.data.crops import Batch, CropLoader, parallel_speech
-from snac_runner.data.latents import LatentCache
+from snac_runner.data.latents import ImitationCache, LatentCache
 from snac_runner.data.loading import PrefetchingLoader
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.pairs import PairList, conversion_pairs
@@ -51,6 +51,8 @@ class TrainingBatch:
         speakers: rows of the speaker table, of all items (B,) of the batch.
         targets: rows of the speaker table, of their targets (N * B,).
         rows: which items of the batch `frozen` has.
+        imitations: latents (b, C, F) of `frozen` in other voices, and embeddings (b, S) of those voices, if the study
+            has a cache of them.
     """
 
     index: int
@@ -58,6 +60,7 @@ class TrainingBatch:
     speakers: Tensor
     targets: Tensor
     rows: slice = field(default_factory=lambda: slice(None))
+    imitations: tuple[Tensor, Tensor] | None = None
 
     @property
     def share(self) -> float:
@@ -220,7 +223,10 @@ class StudyResources:
     def batches(self, seed: int) -> CropLoader:
         """Batches of training crops for a seed."""
         study, rate = self.study, self.codec.sampling_rate
-        return CropLoader(self.corpus, "train", rate, study.crop_seconds, study.batch_size, seed, latents=self.latents)
+        return CropLoader(
+            self.corpus, "train", rate, study.crop_seconds, study.batch_size, seed,
+            latents=self.latents, imitations=self.imitations,
+        )  # fmt: skip
 
     @cached_property
     def latents(self) -> LatentCache | None:
@@ -234,6 +240,21 @@ class StudyResources:
         self.console.line(f"latent cache: {size}")
         cache.build(self.console.progress("latents of the training speech"))
         return cache
+
+    @cached_property
+    def imitations(self) -> list[ImitationCache]:
+        """The training speech in other voices, one cache a voice, built here where they are not on disk."""
+        study, utterances = self.study, self.corpus.split("train")
+        crop, encoder = round(study.crop_seconds * self.codec.sampling_rate), self.speaker_encoder
+        caches = [
+            ImitationCache(utterances, self.codec, crop, encoder=encoder, voice=voice)
+            for voice in range(study.imitations)
+        ]
+        for cache in caches:
+            what = f"imitated voice {cache.voice + 1} of {len(caches)}"
+            self.console.line(f"latent cache: {what}, {cache.size / 1e6:.0f} MB in {cache.folder}")
+            cache.build(self.console.progress(what))
+        return caches
 
     def batches_ahead(self, seed: int) -> PrefetchingLoader[Batch]:
         """The same, which other processes read ahead of the device; see the setting `workers`. Close it after use."""
@@ -285,7 +306,10 @@ class StudyResources:
             audio = to_device(crops.audio, self.device)
             latent = None if crops.latents is None else to_device(crops.latents, self.device)
         frozen = FrozenActivations(self.codec, audio, latent=latent, stopwatch=self.shared_time)
-        return TrainingBatch(index, frozen, speakers, targets, rows)
+        imitations = crops.imitations and (
+            to_device(crops.imitations[0], self.device), to_device(crops.imitations[1], self.device)
+        )  # fmt: skip
+        return TrainingBatch(index, frozen, speakers, targets, rows, imitations)
 
     def parallel(self, seed: int, step: int, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:
         """Speech of the targets with the words of items of a batch; see `snac_core.step.Step`.

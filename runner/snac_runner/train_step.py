@@ -284,6 +284,7 @@ def make_step(arm: Arm, batch: TrainingBatch, model: ConditionedCodec | None = N
         index=batch.index,
         rows=batch.rows,
         frozen_activations=batch.frozen,
+        imitations=batch.imitations,
         batch_audio=lambda: arm.resources.audio(arm.seed, batch.index),
         parallel=lambda: arm.resources.parallel(arm.seed, batch.index, step.target_ids, batch.rows),
     )

@@ -265,7 +265,12 @@ class WNConvTranspose1d(WeightNormed, nn.ConvTranspose1d):  # type: ignore[overr
         if self.compiled:
             with torch.inference_mode(False), torch.no_grad():
                 weight, stride = self.weight, self.stride[0]  # taps on input t, then on input t - 1
-                self._phases = torch.stack([weight[..., stride:], weight[..., :stride]], -1).permute(1, 2, 0, 3).flatten(0, 1).contiguous()
+                self._phases = (
+                    torch.stack([weight[..., stride:], weight[..., :stride]], -1)
+                    .permute(1, 2, 0, 3)
+                    .flatten(0, 1)
+                    .contiguous()
+                )
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, C, T) to (B, D, T * stride)."""

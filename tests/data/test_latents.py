@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,18 +16,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from snac_core.augment import long_term_envelope
 from snac_core.codec import SNAC
 from snac_core.codec.streaming import encoder_context
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.seeding import generator
+from snac_core.testing.fixtures import ToySpeakerEncoder
 from snac_runner.data import latents as module
 from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus, Utterance
 from snac_runner.data.crops import CropLoader
-from snac_runner.data.latents import LatentCache
+from snac_runner.data.latents import ImitationCache, LatentCache
 from snac_runner.data.loading import PrefetchingLoader
 from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.utterances import Utterances
 
 CODEC = {"sampling_rate": 16000, "encoder_dim": 4, "encoder_rates": [4, 5], "decoder_dim": 64, "decoder_rates": [5, 4],
          "attn_window_size": None, "codebook_size": 32, "codebook_dim": 4, "vq_strides": [4, 2, 1]}  # fmt: skip
@@ -208,3 +212,78 @@ def test_processes_that_read_ahead_have_no_codec_and_say_what_to_do_without_a_fi
             prefetched.at(2)
     finally:
         prefetched.close()
+
+
+def imitations_of(corpus: Corpus, codec: SNAC, voice: int = 0) -> ImitationCache:
+    encoder = ToySpeakerEncoder(16, 16000).freeze()
+    return ImitationCache(corpus.split("train"), codec, CROP, encoder=encoder, voice=voice)
+
+
+def test_an_imitation_has_the_spectrum_of_another_speaker_and_its_latent_and_embedding_are_kept(
+    corpus: Corpus, codec: SNAC
+) -> None:
+    cache = imitations_of(corpus, codec)
+    cache.build()
+    for utterance in corpus.split("train"):
+        reference = cache.reference(utterance)
+        assert reference.speaker != utterance.speaker
+        wave = cache.imitation(utterance)
+        sources = [load_audio(one, 16000) for one in (utterance, reference)]
+        assert wave.shape == sources[0].shape, "the timing is that of the source"
+        own, wanted = (
+            float((long_term_envelope(wave.unsqueeze(0), 16000) - long_term_envelope(one.unsqueeze(0), 16000)).norm())
+            for one in sources
+        )
+        assert wanted < own
+        silence = max(0, CROP - wave.shape[-1]) + codec.padding_multiple
+        whole = encoded(codec, torch.nn.functional.pad(wave, (0, silence)))
+        torch.testing.assert_close(cache.at(utterance, 0), whole[:, : CROP // HOP], rtol=1e-4, atol=1e-5)
+        embedding = ToySpeakerEncoder(16, 16000).freeze()(wave.unsqueeze(0), 16000)[0]
+        torch.testing.assert_close(cache.embedding_of(utterance), embedding)
+
+
+def test_other_voices_and_other_encoders_have_other_entries_and_a_copy_in_a_process_reads_the_same(
+    corpus: Corpus, codec: SNAC
+) -> None:
+    cache, utterance = imitations_of(corpus, codec), corpus.split("train")[0]
+    chosen = {imitations_of(corpus, codec, voice).reference(utterance).id for voice in range(20)}
+    assert chosen == {one.id for one in corpus.split("train") if one.speaker != utterance.speaker}
+    other = ImitationCache(corpus.split("train"), codec, CROP, encoder=ToySpeakerEncoder(8, 16000).freeze(), voice=0)
+    assert not set(cache._shards) & (set(other._shards) | set(cache_of(corpus, codec)._shards))
+    cache.build()
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy._encoder is None
+    assert torch.equal(copy.at(utterance, 0), cache.at(utterance, 0))
+    assert torch.equal(copy.embedding_of(utterance), cache.embedding_of(utterance))
+    (path,) = {cache._shard_of[utterance.id]}
+    module._opened.cache_clear()
+    path.unlink()
+    with pytest.raises(UserError, match="was deleted or damaged during training"):
+        copy.at(utterance, 0)
+
+
+def test_crops_are_read_in_voices_drawn_for_each_item(corpus: Corpus, codec: SNAC) -> None:
+    caches = [imitations_of(corpus, codec, voice) for voice in range(2)]
+    plain = CropLoader(corpus, "train", 16000, CROP / 16000, 2, 0, latents=cache_of(corpus, codec))
+    loader = CropLoader(corpus, "train", 16000, CROP / 16000, 2, 0, latents=cache_of(corpus, codec), imitations=caches)
+    seen = set()
+    for step in range(8):
+        batch, without = loader.at(step), plain.at(step)
+        assert batch.imitations is not None
+        assert without.imitations is None
+        assert torch.equal(batch.audio, without.audio), "imitations do not change the crops"
+        for row, name in enumerate(batch.utterances):
+            utterance, start = corpus.utterance(name), round(batch.starts[row] * 16000)
+            known = [(cache.at(utterance, start), cache.embedding_of(utterance)) for cache in caches]
+            read = [torch.equal(batch.imitations[0][row], z) and torch.equal(batch.imitations[1][row], e)
+                    for z, e in known]  # fmt: skip
+            assert any(read)
+            seen.add(read.index(True))
+    assert seen == {0, 1}
+
+
+def test_one_speaker_cannot_imitate_another(corpus: Corpus, codec: SNAC) -> None:
+    utterances = corpus.split("train")
+    alone = Utterances.of([one for one in utterances if one.speaker == utterances.speakers[0]], corpus.root)
+    with pytest.raises(UserError, match="imitations need speech of at least 2 training speakers"):
+        ImitationCache(alone, codec, CROP, encoder=ToySpeakerEncoder(8, 16000).freeze(), voice=0)

@@ -107,6 +107,42 @@ def test_an_imitated_voice_is_that_of_another_item_of_the_batch(fixtures: Fixtur
     assert set(terms_of(step)) == {"identity", "moved", "restored"}
 
 
+def test_imitations_from_a_cache_give_the_terms_of_the_same_voices_without_another_pass(
+    fixtures: Fixtures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = step_of(fixtures, imitate=True, equaliser_db=0.0)
+    objective: Any = step.model.attached["code_prediction"]
+    moved, _ = objective.other_voices(step)
+    latent = FrozenActivations(step.model.codec, moved).at("latent")
+    cached = step_of(fixtures, imitate=True)
+    cached.imitations = (latent, fixtures.speaker_encoder(moved, 16000))
+    cached.frozen_activations.at("latent")
+    expected = {name: float(term.detach()) for name, term in terms_of(step).items()}
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("computed in a step")
+
+    for place in (f"{type(objective).__module__}.imitate", f"{type(objective).__module__}.random_equalization"):
+        monkeypatch.setattr(place, refused)
+    monkeypatch.setattr(type(step.model.codec), "advance", refused)
+    monkeypatch.setattr(type(fixtures.speaker_encoder), "embed", refused)
+    assert {name: float(term.detach()) for name, term in terms_of(cached).items()} == pytest.approx(expected)
+
+
+def test_imitations_at_the_latent_are_refused_by_edits_of_the_encoder(fixtures: Fixtures) -> None:
+    step = step_of(fixtures, imitate=True)
+    step.imitations = (step.frozen_activations.at("latent"), step.own.speaker)
+    step.model = ConditionedCodec(
+        fixtures.codec,
+        ["phase6_encoder_adapter", "code_prediction"],
+        speaker_dim=SPEAKER_DIM,
+        config={"phase6_encoder_adapter": {"taps": ["encoder_1", "latent"]}, "code_prediction": {"imitate": True}},
+        plugins=CATALOGUE,
+    )
+    with pytest.raises(UserError, match=r"edits 'encoder_1'; set imitations = 0"):
+        terms_of(step)
+
+
 def test_parallel_wants_the_codes_of_the_targets_recording(fixtures: Fixtures) -> None:
     audio = fixtures.audio
     recorded = audio.clone()

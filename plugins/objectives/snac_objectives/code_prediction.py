@@ -7,12 +7,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from snac_core import Step, Strategy, hookimpl
+from snac_core import Conditioning, Step, Strategy, UserError, hookimpl
 from snac_core.augment import change_voice, imitate, random_equalization
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import alignment, code_entropy
 from snac_core.seeding import generator
 from snac_core.step import TrainingContext
+from snac_core.taps import is_before_vq
 from snac_objectives.requirements import parallel_speech, require_edits_before_vq
 
 _CONTEXT = 16  # latent frames of context on either side of a segment that is encoded alone
@@ -30,6 +31,10 @@ class CodePrediction(Strategy):
     `parallel`: the source with a target's embedding; target codes: those of the target's own recording of the same
     words, aligned in time; zero for a target without such a recording. Only for data with such recordings: synthetic
     speakers, VCTK's common sentences.
+
+    With `imitate` and imitations in the latent cache (the study setting `imitations`), the synthetic voices of whole
+    utterances come from there, with an embedding of the whole utterance and without the random spectral balance: no
+    step runs the encoder, changes a voice or computes an embedding.
 
     The straight-through gradient of a quantizer does not depend on which entry is chosen; the gradient of a
     cross-entropy over the entries does.
@@ -50,7 +55,10 @@ class CodePrediction(Strategy):
         semitones: float = Field(6.0, ge=0, description="Largest random pitch shift up or down, in semitones.")
         formants: float = Field(0.2, ge=0, lt=0.5, description="Largest random relative formant shift.")
         equaliser_db: float = Field(
-            6.0, ge=0, description="Largest gain of the random equalizer in restored, in dB; 0: none."
+            6.0,
+            ge=0,
+            description="Largest gain of the random equalizer in restored, in dB; 0: none. Imitations from the latent "
+            "cache have none.",
         )
 
     @hookimpl
@@ -62,11 +70,9 @@ class CodePrediction(Strategy):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`identity`, `moved`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
         own_codes = step.frozen_activations.codes
-        moved, disguised = self.other_voices(step)
-        there = step.model.latents(step.audio, step.conditioning_of(moved), frozen=step.frozen_activations)
-        as_moved = FrozenActivations(step.model.codec, moved)
-        as_disguised = as_moved if disguised is moved else FrozenActivations(step.model.codec, disguised)
-        back = step.model.latents(disguised, step.own, frozen=as_disguised)
+        voice, as_moved, as_disguised = self._cached_voices(step) or self._synthetic_voices(step)
+        there = step.model.latents(step.audio, voice, frozen=step.frozen_activations)
+        back = step.model.latents(as_disguised.audio, step.own, frozen=as_disguised)
         terms = {
             "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
             "moved": self._entropy(step, there.z, as_moved.codes).mean(),
@@ -77,6 +83,31 @@ class CodePrediction(Strategy):
             frames = wanted[0].shape[-1] * step.model.codec.vq_strides[0]
             terms["parallel"] = (self._entropy(step, step.converted_latents.z[..., :frames], wanted) * known).mean()
         return terms
+
+    def _synthetic_voices(self, step: Step) -> tuple[Conditioning, FrozenActivations, FrozenActivations]:
+        """The embedding of `other_voices`, and activations of the two."""
+        moved, disguised = self.other_voices(step)
+        as_moved = FrozenActivations(step.model.codec, moved)
+        as_disguised = as_moved if disguised is moved else FrozenActivations(step.model.codec, disguised)
+        return step.conditioning_of(moved), as_moved, as_disguised
+
+    def _cached_voices(self, step: Step) -> tuple[Conditioning, FrozenActivations, FrozenActivations] | None:
+        """The same from the latent cache; None without `imitate` or without a cache of imitations.
+
+        Raises:
+            UserError: if a strategy edits the encoder, of which the cache has no activations.
+        """
+        if not self.config.imitate or step.imitations is None:
+            return None
+        for tap in step.model.edits:
+            if is_before_vq(tap) and tap != "latent":
+                raise UserError(
+                    f"{self.name!r}: the latent cache has imitations at the tap 'latent' only, and "
+                    f"{' + '.join(step.model.strategies)} edits {tap!r}; set imitations = 0"
+                )
+        latent, embeddings = step.imitations
+        imitated = FrozenActivations(step.model.codec, step.audio, latent=latent)
+        return step.conditioning_on(lambda: embeddings), imitated, imitated
 
     def other_voices(self, step: Step) -> tuple[Tensor, Tensor]:
         """The batch (B, 1, T) in other voices, and that with another spectral balance; each item by its own amounts.

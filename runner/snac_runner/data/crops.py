@@ -14,7 +14,7 @@ from snac_core.errors import UserError
 from snac_core.seeding import generator
 from snac_runner.data.audio import load_audio, load_stretch
 from snac_runner.data.corpus import Corpus, Utterance
-from snac_runner.data.latents import LatentCache
+from snac_runner.data.latents import ImitationCache, LatentCache
 
 _MAX_DRAWS = 8  # of a crop's start, before the loudest of them is taken
 _PAUSE_LEVEL = 0.1  # re the RMS of the utterance (-20 dB): a crop below this level is a pause
@@ -65,6 +65,8 @@ class Batch:
         starts: B times, in s from the start of the utterance.
         lengths: B lengths in samples, without padding.
         latents: (B, C, F) of the codec, if the loader has a cache of them.
+        imitations: latents (B, C, F) of the same crops in the voices of other speakers, and the embeddings (B, S) of
+            those voices, if the loader has caches of them.
     """
 
     audio: Tensor
@@ -73,6 +75,7 @@ class Batch:
     starts: list[float]
     lengths: list[int]
     latents: Tensor | None = None
+    imitations: tuple[Tensor, Tensor] | None = None
 
 
 class CropLoader:
@@ -88,6 +91,7 @@ class CropLoader:
         batch_size: B.
         seed: of every draw, together with the step.
         latents: read the crops' latents from this cache; crops then start at whole latent frames.
+        imitations: read each crop in another voice from one of these, drawn uniformly; needs `latents`.
 
     Attributes:
         utterances: of the split.
@@ -107,6 +111,7 @@ class CropLoader:
         seed: int,
         *,
         latents: LatentCache | None = None,
+        imitations: Sequence[ImitationCache] = (),
     ) -> None:
         if batch_size < 1 or crop_seconds <= 0:
             raise UserError(f"batch_size {batch_size} and crop_seconds {crop_seconds} must be above 0")
@@ -116,6 +121,7 @@ class CropLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.latents = latents
+        self.imitations = imitations
         self.steps_per_epoch = -(-len(self.utterances) // batch_size)
         self.speakers = self.utterances.speakers
 
@@ -136,7 +142,7 @@ class CropLoader:
         """
         chosen = self._chosen(step, rows)
         audio = torch.zeros(len(chosen), 1, self.crop_samples)
-        starts, lengths, latents = [], [], []
+        starts, lengths, latents, imitations, voices = [], [], [], [], []
         for number, (utterance, draw) in enumerate(chosen):
             start, crop = self._crop(utterance, draw)
             audio[number, :, : crop.shape[-1]] = crop
@@ -144,8 +150,13 @@ class CropLoader:
             lengths.append(crop.shape[-1])
             if self.latents:
                 latents.append(self.latents.at(utterance, start))
+            if self.imitations:
+                cache = self.imitations[int(torch.randint(len(self.imitations), (), generator=draw))]
+                imitations.append(cache.at(utterance, start))
+                voices.append(cache.embedding_of(utterance))
         speakers, ids = [u.speaker for u, _ in chosen], [u.id for u, _ in chosen]
-        return Batch(audio, speakers, ids, starts, lengths, torch.stack(latents) if latents else None)
+        imitated = (torch.stack(imitations), torch.stack(voices)) if imitations else None
+        return Batch(audio, speakers, ids, starts, lengths, torch.stack(latents) if latents else None, imitated)
 
     def utterances_at(self, step: int, rows: slice = slice(None)) -> list[Utterance]:
         """The utterances that the crops of a step are from; reads no audio."""

@@ -1,4 +1,5 @@
-"""Latents of whole utterances, computed once by the frozen codec and read from disk by every step, seed and study.
+"""Latents of whole utterances and of their imitated voices, computed once by the frozen codec and read from disk by
+every step, seed and study.
 
 A crop takes its frames from the latent of the utterance. The encoder has seen the speech around the crop, as it does
 when a whole utterance is converted, where the latent of the crop alone has the zero padding of the convolutions at its
@@ -27,18 +28,23 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from snac_core.augment import imitate
 from snac_core.codec import SNAC
 from snac_core.codec.streaming import CHUNK_SECONDS, Windows, encoder_context
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_bytes
+from snac_core.seeding import generator
+from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.data.audio import load_audio, one_thread
 from snac_runner.data.cache import cache_folder
 from snac_runner.data.corpus import Utterance, digest_of
+from snac_runner.data.utterances import Utterances
 
 SHARD_SECONDS = 300.0
 """Speech in a file, at most, unless one utterance is longer: about 45 MB of snac_24khz."""
 _VERSION = 1  # of the computation below; shards of other versions are not read
+_REFERENCE_SECONDS = 10.0  # of the speech that is imitated
 
 
 class LatentCache:
@@ -131,17 +137,19 @@ class LatentCache:
 
         F is the number of frames of the crop's audio, padded as by `SNAC.preprocess`.
         """
+        frames = -(-self.crop_samples // self.unit) * (self.unit // self.hop_length)
+        first = start // self.hop_length
+        latent: Tensor = self._shard(utterance).get_slice(self._key(utterance))[first : first + frames]
+        return latent.T.contiguous()
+
+    def _shard(self, utterance: Utterance) -> Any:
         path = self._shard_of[utterance.id]
         try:
-            shard = _opened(path)
+            return _opened(path)
         except (OSError, SafetensorError):  # deleted since, or damaged
             with one_thread():
                 write_bytes(path, self._computed(path))
-            shard = _opened(path)
-        frames = -(-self.crop_samples // self.unit) * (self.unit // self.hop_length)
-        first = start // self.hop_length
-        latent: Tensor = shard.get_slice(self._key(utterance))[first : first + frames]
-        return latent.T.contiguous()
+            return _opened(path)
 
     def _add(self, shard: list[Utterance]) -> None:
         name = digest_of([_VERSION, self.codec.digest, CHUNK_SECONDS, [self._key(utterance) for utterance in shard]])
@@ -169,16 +177,91 @@ class LatentCache:
         _ = self.codec  # an error where there is none
         return save({self._key(utterance): self._encoded(utterance) for utterance in self._shards[path]})
 
-    @torch.no_grad()
     def _encoded(self, utterance: Utterance) -> Tensor:
-        """The latent (F, C) of an utterance and the silence after it; a long one is encoded in windows."""
-        audio = load_audio(utterance, self.sampling_rate)
+        return self._encoded_audio(load_audio(utterance, self.sampling_rate))
+
+    @torch.no_grad()
+    def _encoded_audio(self, audio: Tensor) -> Tensor:
+        """The latent (F, C) of audio (1, T) and the silence after it; long audio is encoded in windows."""
         silence = max(0, self.crop_samples - audio.shape[-1]) + self.unit
         padded = self.codec.preprocess(F.pad(audio, (0, silence)).unsqueeze(0).to(self._device))
         chunk = max(1, round(CHUNK_SECONDS * self.sampling_rate / self.unit))
         windows = Windows(lambda window, _: [self.codec.advance(window, None, "latent")], self._context, chunk)
         parts = [*windows.push(padded), *windows.flush()]
         return torch.cat([part for (part,) in parts], dim=-1)[0].T.contiguous().cpu()
+
+
+class ImitationCache(LatentCache):
+    """The same for the utterances of a split in the voices of other speakers, with an embedding of each result.
+
+    Each utterance gets the pitch, formant range and long-term spectrum of an utterance of another speaker
+    (`snac_core.augment.imitate`), as a whole. The other speaker is drawn uniformly, by the digest of the utterance and
+    the number of the voice.
+
+    Args:
+        utterances: of the split, of at least two speakers.
+        codec, crop_samples: as for `LatentCache`.
+        encoder: of the embeddings.
+        voice: number of the voice; each number has another draw of the speaker.
+
+    Raises:
+        UserError: if there is only one speaker.
+    """
+
+    def __init__(
+        self, utterances: Utterances, codec: SNAC, crop_samples: int, *, encoder: SpeakerEncoder, voice: int
+    ) -> None:
+        if len(utterances.speakers) < 2:
+            raise UserError("imitations need speech of at least 2 training speakers; this data has 1")
+        self._encoder: SpeakerEncoder | None = encoder
+        self._encoder_digest = encoder.digest
+        self.utterances, self.voice = utterances, voice
+        super().__init__(utterances, codec, crop_samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process that only reads needs."""
+        return {**super().__getstate__(), "_encoder": None}
+
+    def embedding_of(self, utterance: Utterance) -> Tensor:
+        """The embedding (S,) of the whole utterance in the other voice."""
+        embedding: Tensor = self._shard(utterance).get_tensor(_embedding_key(self._key(utterance)))
+        return embedding
+
+    def reference(self, utterance: Utterance) -> Utterance:
+        """The utterance of another speaker that this one imitates."""
+        draw = generator(self.voice, "imitation", utterance.digest, utterance.start)
+        speakers = self.utterances.speakers
+        chosen = int(torch.randint(len(speakers) - 1, (), generator=draw))
+        chosen += speakers[chosen] >= utterance.speaker  # names are sorted; the own one is left out
+        theirs = self.utterances.rows_of(speakers[chosen])
+        return self.utterances[int(theirs[int(torch.randint(len(theirs), (), generator=draw))])]
+
+    def _key(self, utterance: Utterance) -> str:
+        """Identifies the utterance, the speech that is imitated, and the encoder."""
+        reference = self.reference(utterance)
+        parts = [super()._key(utterance), reference.digest, reference.start, reference.seconds, self._encoder_digest]
+        return hashlib.sha256(digest_of(parts).encode()).hexdigest()[:32]
+
+    @torch.no_grad()
+    def _computed(self, path: Path) -> bytes:
+        codec, encoder, tensors = self.codec, self._encoder, {}
+        assert encoder is not None
+        for utterance in self._shards[path]:
+            key, audio = self._key(utterance), self.imitation(utterance)
+            tensors[key] = self._encoded_audio(audio)
+            tensors[_embedding_key(key)] = encoder(audio.unsqueeze(0).to(self._device), codec.sampling_rate)[0].cpu()
+        return save(tensors)
+
+    def imitation(self, utterance: Utterance) -> Tensor:
+        """The utterance (1, T) in the voice of its reference, at the codec's rate."""
+        rate = self.sampling_rate
+        audio = load_audio(utterance, rate)
+        reference = load_audio(self.reference(utterance), rate, seconds=_REFERENCE_SECONDS)
+        return imitate(audio.unsqueeze(0), rate, reference.unsqueeze(0))[0]
+
+
+def _embedding_key(key: str) -> str:
+    return f"{key}.embedding"
 
 
 @lru_cache(maxsize=128)
