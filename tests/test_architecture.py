@@ -125,7 +125,7 @@ def test_the_commands_help_imports_no_torch() -> None:
         "try:\n    main(['--help'])\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
     )
-    assert not {"torch", "torchaudio", "scipy", "matplotlib", "huggingface_hub"} & loaded_by(code)
+    assert not {"torch", "torchaudio", "scipy", "matplotlib", "huggingface_hub", "ray"} & loaded_by(code)
 
 
 def test_a_conversion_imports_nothing_of_training_judging_and_reports(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_conversion_imports_nothing_of_training_judging_and_reports(tmp_path: 
     )
     loaded = loaded_by(code)
     assert "torch" in loaded
-    assert not {"tensorboard", "faiss", "scipy", "matplotlib", "huggingface_hub", "jinja2", "onnx"} & loaded
+    assert not {"tensorboard", "faiss", "scipy", "matplotlib", "huggingface_hub", "jinja2", "onnx", "ray"} & loaded
     assert (tmp_path / "c.wav").is_file()
 
 

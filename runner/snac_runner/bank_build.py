@@ -13,15 +13,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
@@ -31,10 +30,12 @@ from snac_core.files import write_json
 from snac_core.plugins import discover
 from snac_core.speakers.bank import HEADER, Bank, audio_digest, find_rows, open_bank, write_bank
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
+from snac_runner.cluster import Cluster, WorkerConsole
 from snac_runner.data.corpus import SPLITS, Corpus, Segment, Utterance
 from snac_runner.data.loading import cores, exit_with_parent
 from snac_runner.data.references import References, whole_seconds, whole_segment
 from snac_runner.embeddings import key_of, segment_embedding, segment_key, weighted_mean
+from snac_runner.lock import locked
 
 CORPUS = "corpus.json"
 """File of a bank's folder with the digests of the corpus that it was built of and of the bank's audio."""
@@ -195,7 +196,7 @@ def build_bank(
     folder: Path,
     spec: EncoderSpec,
     *,
-    workers: int = 0,
+    workers: int | Cluster = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> BuildResult:
     """Build or update the bank at `folder`; only audio that it does not contain is embedded.
@@ -207,15 +208,16 @@ def build_bank(
         corpus: the speech.
         folder: of the bank; created if missing.
         spec: the speaker encoder.
-        workers: number of processes, of one thread each; 0: one per core, or none if there is little to embed.
+        workers: number of processes, of one thread each; 0: one per core, or none if there is little to embed. Or a
+            cluster; the audio files have the same paths on its machines.
         progress: called with (segments embedded, segments in all).
 
     Raises:
-        UserError: if the folder contains the bank of another encoder, another process is building it, or an embedding
+        UserError: if the folder contains the bank of another encoder, another command is building it, or an embedding
             has NaN or infinite values.
     """
     encoder = spec.load()
-    with _locked(folder):
+    with locked(folder, "is building the bank"):
         old = open_bank(folder, encoder=encoder) if (folder / HEADER).is_file() else None
         if old is not None:
             old.verify()
@@ -366,11 +368,31 @@ def _has_unit_norm(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
     return near
 
 
+class _Chunk(NamedTuple):
+    """Rows of segments that are embedded together."""
+
+    rows: NDArray[np.int64]
+
+    def __str__(self) -> str:
+        return f"embeddings of {len(self.rows)} segments"
+
+
 def _embed_chunks(
-    rows: NDArray[np.int64], job: Callable[[int], Job], encoder: SpeakerEncoder, spec: EncoderSpec, workers: int
+    rows: NDArray[np.int64],
+    job: Callable[[int], Job],
+    encoder: SpeakerEncoder,
+    spec: EncoderSpec,
+    workers: int | Cluster,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """The rows in chunks, each with its embeddings (K, S), in the order in which they are done."""
     chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
+    if isinstance(workers, Cluster):
+        work = partial(_embed_on_machine, spec, encoder.digest)
+        for chunk_of_rows, embeddings in workers.run(
+            work, [_Chunk(chunk) for chunk in chunks], pack=lambda one: [job(row) for row in one.rows.tolist()]
+        ):
+            yield chunk_of_rows.rows, embeddings
+        return
     processes = min(workers, len(chunks)) if workers else min(cores(), -(-len(chunks) // _MIN_CHUNKS))
     if processes <= 1:
         for chunk in chunks:
@@ -389,6 +411,23 @@ def _embed_chunks(
             raise UserError("a worker process was killed; run the same command again to continue") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec: EncoderSpec) -> SpeakerEncoder:
+    return spec.load()
+
+
+def _embed_on_machine(
+    spec: EncoderSpec, digest: str, jobs: Sequence[Job], console: WorkerConsole
+) -> NDArray[np.float32]:
+    """The embeddings (K, S) of K jobs, in a process of a cluster."""
+    encoder = _loaded(spec)
+    if encoder.digest != digest:
+        raise UserError(
+            f"{console.host} has another {spec.name} (digest {encoder.digest[:12]}; the command has {digest[:12]})"
+        )
+    return _embed(encoder, jobs)
 
 
 def _embed(encoder: SpeakerEncoder, jobs: Sequence[Job]) -> NDArray[np.float32]:
@@ -428,14 +467,3 @@ def _speaker_means(
             embeddings = [torch.from_numpy(embedding) for embedding in known.at(rows[part])]
             of_role[label] = weighted_mean(embeddings, roles.seconds[part].tolist()).numpy()
     return means[0], means[1]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder against other builds; the lock ends with the process, even if it is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "building.lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another process is building the bank {folder}; wait for it, or give another --out") from None

@@ -6,6 +6,8 @@ The package calls a `Console` and does not know how it is displayed. The command
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +30,11 @@ class Console:
     def warning(self, text: str) -> None:
         """Display a line of text as a warning."""
         self.line(f"warning: {text}")
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Inside the block, several works report their progress by turns."""
+        yield
 
     def progress(self, title: str) -> Progress:
         """What to call with (done, total) while the work called `title` runs."""

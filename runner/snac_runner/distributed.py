@@ -172,24 +172,29 @@ class DistributedContext:
         mine = {**values, "host": socket.gethostname()}
         table = self.gather(mine)
         for rank, other in enumerate(table):
-            for name, value in table[0].items():
-                if name != "host" and other.get(name) != value:
-                    raise UserError(
-                        f"process {rank} (on {other['host']}) has {_differing(name, other.get(name), value)}; all "
-                        "processes need the same data, versions and settings"
-                    )
+            if found := difference(other, table[0]):
+                raise UserError(
+                    f"process {rank} (on {other['host']}) has {found[0]}, the first process (rank 0) {found[1]}; all "
+                    "processes need the same data, versions and settings"
+                )
 
 
 ALONE = DistributedContext(torch.device("cpu"))
 """The context of work that is not shared among processes."""
 
 
-def _differing(name: str, other: str | None, first: str) -> str:
-    """Two values in words, cut to the place where they differ."""
-    other = other or "none"
-    start = next((i for i, (a, b) in enumerate(zip(other, first, strict=False)) if a != b), 0)
-    start = max(0, start - 20) if len(first) > 60 else 0
-    return f"{name} {other[start : start + 60]!r}, the first process (rank 0) {first[start : start + 60]!r}"
+def difference(other: Mapping[str, str], first: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first value in which two processes differ, in words: of the other one, with its name, and of the first.
+
+    Both are cut to the place where they differ. The name of the host may differ.
+    """
+    for name, value in first.items():
+        there = other.get(name) or "none"
+        if name != "host" and there != value:
+            start = next((i for i, (a, b) in enumerate(zip(there, value, strict=False)) if a != b), 0)
+            start = max(0, start - 20) if len(value) > 60 else 0
+            return f"{name} {there[start : start + 60]!r}", repr(value[start : start + 60])
+    return None
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
     """
     path = folder / "config.json"
     if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder} holds files that are not a run; give a new folder with --out")
         return "new"
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from snac_runner.controls import (
     wanted_metrics,
 )
 from snac_runner.data.pairs import PairList
+from snac_runner.lock import locked
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import (
@@ -58,17 +60,31 @@ def run_study(
         the run folders of the arms.
 
     Raises:
-        UserError: if the folder holds something else; see `check_study` and `run_arms`.
+        UserError: if the folder holds something else, or another command is running it; see `check_study` and
+            `run_arms`.
         KeyboardInterrupt: on Ctrl-C; what was done so far is kept.
     """
     resources.check(choose_rates=bool(rates))
     resources.context.check_equal(compared_values(arms, resources))
+    with ExitStack() as until_the_end:
 
-    def begin() -> None:
-        check_study(folder, arms, rates, resources)
-        write_study(folder, arms, resources, text)
+        def begin() -> None:
+            check_study(folder, arms, rates, resources)
+            until_the_end.enter_context(locked(folder, "is running the study in"))
+            write_study(folder, arms, resources, text)
 
-    resources.context.first_decides(begin)
+        resources.context.first_decides(begin)
+        return _run(folder, arms, rates, resources, execute)
+
+
+def _run(
+    folder: Path,
+    arms: Sequence[ArmSettings],
+    rates: Sequence[float],
+    resources: StudyResources,
+    execute: Execute,
+) -> list[Path]:
+    """The part of `run_study` for which the folder is locked."""
     if rates:
         arms = choose_rates(arms, rates, folder, resources, execute)
     study = resources.study

@@ -50,15 +50,16 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
         Interrupted: on Ctrl-C or SIGTERM, after all checkpoints are written.
     """
     study, seed, context = resources.study, arms[0].seed, resources.context
+    active = [arm for arm in arms if not arm.progress.finished]
     batches = resources.batches_ahead(seed)
     sampler = SpeakerSampler(resources.table, seed, lambda: resources.utterances)
     logs = {
         arm.settings.title: RunLog(arm.folder, batches.steps_per_epoch, arm.progress.step)
-        for arm in (arms if context.first else ())
+        for arm in (active if context.first else ())
     }
-    progress = resources.console.progress(f"seed {seed}: training {len(arms)} arm(s) side by side")
+    others = f" and {len(arms) - 1} more" if len(arms) > 1 else ""
+    progress = resources.console.progress(f"seed {seed}: training {arms[0].settings.title}{others}")
     failures: dict[str, str] = {}
-    active = [arm for arm in arms if not arm.progress.finished]
     first = 1 + min((arm.progress.step for arm in active), default=study.steps)
 
     def save(arm: Arm) -> None:

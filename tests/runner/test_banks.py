@@ -255,9 +255,9 @@ def test_a_folder_with_another_encoders_bank_is_refused(speech: Path, plugin: Pa
 def test_two_builds_of_one_bank_do_not_write_at_the_same_time(speech: Path, plugin: Path, tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl", reason="needs POSIX locks")
     (tmp_path / "bank").mkdir()
-    with (tmp_path / "bank" / "building.lock").open("w") as lock:
+    with (tmp_path / "bank" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is building the bank"):
+        with pytest.raises(UserError, match="another command is building the bank"):
             build_bank(open_corpus(speech), tmp_path / "bank", source(plugin), workers=1)
 
 

@@ -27,6 +27,8 @@ class Stopped(Exception):
 class TerminalConsole(Console):
     """One progress bar with the time left, and lines above it; without a terminal, a line every tenth of the work.
 
+    Works side by side have a bar each.
+
     Args:
         output: where to print.
         bar: rich's progress bar on that output.
@@ -36,9 +38,18 @@ class TerminalConsole(Console):
         self.output = output
         self.bar = bar
         self.tasks: dict[str, rich.progress.TaskID] = {}
+        self.several = False
 
     def line(self, text: str) -> None:
         self.output.print(text, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        self.several = True
+        try:
+            yield
+        finally:
+            self.several = False
 
     def show_progress(self, title: str, done: int, total: int, note: str = "") -> None:
         if not self.output.is_terminal:
@@ -46,7 +57,7 @@ class TerminalConsole(Console):
                 self.line(f"{title}: {done}/{total} {note}".rstrip())
             return
         if title not in self.tasks:
-            for other in self.tasks.values():
+            for other in () if self.several else self.tasks.values():
                 self.bar.update(other, visible=False)
             self.tasks[title] = self.bar.add_task(title, total=total, note=note)
         self.bar.update(self.tasks[title], completed=done, note=note, visible=done < total)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from snac_runner.cli.console import Disable, Plugin
+from snac_runner.cli.launch import ClusterAddress
 
 if TYPE_CHECKING:
     from snac_core.speakers.bank import Bank
@@ -29,6 +31,7 @@ def build(
     out: Out = None,
     weights: Weights = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0: one per core.")] = 0,
+    cluster: ClusterAddress = None,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -40,16 +43,20 @@ def build(
     from snac_core.speakers.index import build_index, open_index
     from snac_runner.bank_build import EncoderSpec, build_bank
     from snac_runner.cli.console import Stopped, say, terminal
+    from snac_runner.cluster import connected
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.embeddings import bank_folder
 
+    if cluster and workers:
+        raise UserError("--workers with --cluster: the cluster has its own processes; leave one of them out")
     spec = EncoderSpec(encoder, str(weights) if weights else None, tuple(plugin), tuple(disable_plugin))
-    with terminal() as console:
+    with terminal() as console, ExitStack() as stack:
+        machines = stack.enter_context(connected(cluster, console, gpus=0, cpus=1)) if cluster else None
         corpus = open_corpus(data, warn=console.warning, progress=console.progress("reading the audio files"))
         folder = out or bank_folder(corpus, spec.load())
         progress = console.progress(f"{encoder} on {corpus.name}")
         try:
-            result = build_bank(corpus, folder, spec, workers=workers, progress=progress)
+            result = build_bank(corpus, folder, spec, workers=machines or workers, progress=progress)
         except KeyboardInterrupt:
             raise Stopped(f"interrupted; run the same command again to continue from {folder}") from None
         try:

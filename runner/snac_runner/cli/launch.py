@@ -1,4 +1,4 @@
-"""`--devices N`: start the same command in N processes with torch.distributed's elastic launcher."""
+"""Options that place a command's work: `--devices N` starts it in N processes, `--cluster` hands it to Ray."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +23,28 @@ Devices = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", help="Run on a Ray cluster: auto (that of this machine), local (started here), ray://HOST:PORT.",
+        show_default=False,
+    ),
+]  # fmt: skip
+GpusPerRun = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-run", min=0, show_default=False,
+        help="With --cluster: GPUs of each run, also a part such as 0.5. Default: 1 where there are GPUs.",
+    ),
+]  # fmt: skip
+CpusPerRun = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus-per-run", min=1, show_default=False,
+        help="With --cluster: CPU cores and threads of each run. Default: 1; with GPUs, all that belong to them.",
+    ),
+]  # fmt: skip
+_OF_CLUSTER = ("--cluster", "--gpus-per-run", "--cpus-per-run")
 _STOPPING = 90  # s that processes have to end their step and save it, after Ctrl-C or the end of another
 
 
@@ -62,6 +84,26 @@ def check_devices(devices: int | None, device: str) -> None:
     raise Launch(devices)
 
 
+def check_cluster(device: str, devices: int | None, gpus: float | None) -> None:
+    """Raise UserError for options that contradict --cluster.
+
+    Args:
+        device: of the study.
+        devices: of --devices.
+        gpus: of --gpus-per-run.
+    """
+    from snac_runner.distributed import launched
+
+    if devices is not None or launched():
+        raise UserError(
+            "--cluster with --devices or under torchrun: on a cluster, each run has one device; leave one out"
+        )
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--cluster with device {device!r}: Ray assigns the devices; expected auto, cpu or cuda")
+    if (device == "cpu" and gpus) or (device == "cuda" and gpus == 0):
+        raise UserError(f"--gpus-per-run {gpus:g} with device {device!r}; leave one of them out")
+
+
 def launch(devices: int, arguments: Sequence[str]) -> int:
     """Run `runner` with these arguments, without --devices, in `devices` processes; returns the exit code.
 
@@ -86,7 +128,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
             logs_specs=DefaultLogsSpecs(folder, redirects=dict.fromkeys(range(1, devices), Std.ALL)),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "snac_runner", *_without_devices(arguments))
+            elastic_launch(config, sys.executable)("-m", "snac_runner", *without(arguments, ["--devices"]))
         except SignalException:
             return 130
         except ChildFailedError as error:
@@ -101,14 +143,13 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _without_devices(arguments: Sequence[str]) -> list[str]:
+def without(arguments: Sequence[str], options: Collection[str] = _OF_CLUSTER) -> list[str]:
+    """Arguments of the command line without some options, which take a value each."""
     kept: list[str] = []
     skip = False
     for argument in arguments:
-        if skip or argument.startswith("--devices="):
-            skip = False
-        elif argument == "--devices":
-            skip = True
+        if skip or argument.partition("=")[0] in options:
+            skip = not skip and "=" not in argument
         else:
             kept.append(argument)
     return kept

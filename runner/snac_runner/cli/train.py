@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,15 @@ from snac_runner.cli.console import (
     say,
     terminal,
 )
-from snac_runner.cli.launch import Devices, check_devices
+from snac_runner.cli.launch import (
+    ClusterAddress,
+    CpusPerRun,
+    Devices,
+    GpusPerRun,
+    check_cluster,
+    check_devices,
+    without,
+)
 
 if TYPE_CHECKING:
     from snac_core.plugins import Catalogue
@@ -145,6 +154,7 @@ def train(
     from snac_runner.config import StudySettings, compose, with_data, with_overrides, with_plugins
     from snac_runner.controls import run_controls
     from snac_runner.distributed import distributed_context
+    from snac_runner.lock import locked
     from snac_runner.resources import StudyResources
     from snac_runner.run_folder import run_config, stored_run
     from snac_runner.study import continue_longer, run_arms
@@ -192,7 +202,8 @@ def train(
         catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugin]), disable_plugin, console)
         check_strategies([arm], catalogue)
         check_devices(devices, study.device)
-        with distributed_context(study.device) as context:
+        with ExitStack() as stack:
+            context = stack.enter_context(distributed_context(study.device))
             if not study.data:
                 of_study = context.first_decides(lambda: synthetic_speech(of_study, console))
                 study, (arm,), _ = compose(of_study, [of_arm], where)
@@ -202,6 +213,8 @@ def train(
                 longer_run = run_config(arm, study.seeds[0], resources)
                 context.first_decides(partial(continue_longer, resume, out, longer_run))
                 console.line(f"{resume} stays as it is; training continues to {study.steps} steps in {out}")
+            if context.first:
+                stack.enter_context(locked(out, "is training the run in"))
             with stopping(f"continue with: runner train --resume {out}", begun=out / "config.json"):
                 run_arms([arm], {(arm.title, study.seeds[0]): out}, resources, controls=out)
                 if study.test_pairs:
@@ -228,6 +241,9 @@ def ablate(
     steps: Steps = None,
     device: Device = None,
     devices: Devices = None,
+    cluster: ClusterAddress = None,
+    gpus_per_run: GpusPerRun = None,
+    cpus_per_run: CpusPerRun = None,
     save_every: SaveEvery = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, then exit.")
@@ -240,11 +256,16 @@ def ablate(
 
     Without data, a synthetic corpus is used.
     """
+    import torch
+
+    from snac_runner.cluster import connected
     from snac_runner.config import check_tables, compose, to_toml, with_data, with_overrides, with_plugins
-    from snac_runner.distributed import distributed_context
+    from snac_runner.distributed import DistributedContext, distributed_context
     from snac_runner.dry_run import describe_plan
+    from snac_runner.remote_units import run_on_cluster
     from snac_runner.resources import StudyResources
     from snac_runner.study import run_study
+    from snac_runner.unit import Execute, run_in_turn
 
     if (study is None) == (not strategies):
         raise UserError("give a study file, or --strategies a,b,a+b (one of the two)")
@@ -272,8 +293,17 @@ def ablate(
             raise UserError(f"{where}: test_pairs = 0; a study compares arms on test conversions, expected at least 2")
         catalogue = catalogue_of(settings.plugins, disable_plugin, console)
         check_strategies(arms, catalogue)
+        if cluster is not None:
+            check_cluster(settings.device, devices, gpus_per_run)
         check_devices(None if dry_run else devices, settings.device)
-        with distributed_context(settings.device) as context:
+        with ExitStack() as stack:
+            machines = None
+            if cluster is not None and not dry_run:
+                gpus = 0 if settings.device == "cpu" else gpus_per_run
+                machines = stack.enter_context(connected(cluster, console, gpus=gpus, cpus=cpus_per_run))
+                context = DistributedContext(torch.device("cpu"))  # the machines of the cluster may have others
+            else:
+                context = stack.enter_context(distributed_context(settings.device))
             if not settings.data:
                 values["study"] = context.first_decides(lambda: synthetic_speech(values["study"], console))
                 settings, arms, rates = compose(values["study"], values["arm"], where)
@@ -282,8 +312,13 @@ def ablate(
             if dry_run:
                 say(describe_plan(arms, rates, resources))
                 return
+            execute: Execute = run_in_turn
+            if machines:
+                execute = partial(
+                    run_on_cluster, cluster=machines, root=out, disable=disable_plugin, command=without(sys.argv[1:])
+                )
             with stopping(f"give the same command again to continue in {out}"):
-                runs = run_study(out, arms, rates, resources, to_toml(values))
+                runs = run_study(out, arms, rates, resources, to_toml(values), execute)
     print_report(out, runs)
 
 

@@ -1,0 +1,30 @@
+"""Locks of folders, so that two commands do not write into the same one at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from snac_core.errors import UserError
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Lock a folder, which is created if missing; the lock ends with the process, even if it is killed.
+
+    Args:
+        folder: of which there is one user at a time.
+        what: what another user does with it, for the message, e.g. "is building the bank".
+
+    Raises:
+        UserError: if another process has locked it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another command {what} {folder}; wait for it, or give another --out") from None

@@ -1,0 +1,223 @@
+"""Units of a study on a Ray cluster: started here, with two workers, one of which is killed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_study import PHASES, Bench, RecordedConsole, arm, plugin, result, steps, weights
+
+from snac_core.errors import UserError
+from snac_runner import cluster, remote_units
+from snac_runner.cli.launch import without
+from snac_runner.cluster import Share, connected
+from snac_runner.distributed import difference
+from snac_runner.lock import locked
+from snac_runner.remote_units import divided, run_on_cluster
+from snac_runner.study import run_arms, run_study
+from snac_runner.unit import Unit
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray, the extra [cluster]")
+KILLED_ONCE = """
+    @hookimpl
+    def loss(self, step):
+        import os, pathlib, signal
+        marker = pathlib.Path({marker!r})
+        if step.index == 4 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {{}}
+"""
+EXCLUDED = ["wer", "stoi", "pesq", "distillmos", "per"]  # take long
+
+
+@pytest.fixture(autouse=True)
+def _no_monitor_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full machine, Ray would end processes of its own accord."""
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+
+
+def killed_once(folder: Path) -> tuple[Path, Path]:
+    """A plugin file with the strategy `fragile`, the first process of which is killed at step 4; and its marker."""
+    marker = folder / "killed"
+    return plugin(folder, "fragile", KILLED_ONCE.format(marker=str(marker))), marker
+
+
+@needs_ray
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_killed_worker_is_started_again_from_its_checkpoint(
+    bench: Bench, tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, marker = killed_once(tmp_path)
+    arms = [arm("fragile"), arm(PHASES[1])]
+    changes = {"steps": 5, "save_every": 2, "dev_pairs": 0, "test_pairs": 0, "plugins": [str(file)]}
+    marker.touch()
+    undisturbed = bench.train(arms, tmp_path / "local", files=[file], **changes)
+    marker.unlink()
+    resources = bench.resources(bench.study(**changes), [file])
+    lines: list[str] = []
+    resources.console = RecordedConsole(lines)
+    root = tmp_path / "cluster"
+    root.mkdir()
+    runs = {(one.title, 0): root / one.title / "seed0" for one in arms}
+    if not shared:  # the file by which a machine recognises the folder does not appear, and changes are sent at once
+        monkeypatch.setattr(remote_units, "write_text", lambda *_: None)
+        monkeypatch.setattr(remote_units, "Order", partial(remote_units.Order, send_every=0.0))
+    with connected("local", resources.console, gpus=0, cpus=1) as machines:
+        execute = partial(run_on_cluster, cluster=machines, root=root, disable=[], command=["ablate"])
+        run_arms(arms, runs, resources, execute=execute)
+    assert marker.exists()
+    assert any("fragile: its process has died (WorkerCrashedError); it is started again" in line for line in lines)
+    assert shared != any("is not shared with" in line for line in lines)
+    for title, folder in undisturbed.items():
+        ours = runs[title, 0]
+        assert result(ours)["status"] == "success"
+        assert result(ours)["command"] == "runner ablate"
+        assert steps(ours) == [1, 2, 3, 4, 5]
+        assert all(torch.equal(value, weights(ours)[key]) for key, value in weights(folder).items())
+    assert sorted(path.name for path in root.iterdir()) == sorted(one.title for one in arms)  # nothing else is left
+
+
+def timeless(report: Path) -> str:
+    """A report without times, memory, and the line of the machine's state."""
+    text = report.read_text()
+    if report.suffix == ".json":
+        return text
+    text = re.sub(r"(?m)^\\| (?:measured|hardware: \\S+|git) \\|.*$", "", text)
+    cost, end = text.index("### Cost"), text.index("###", text.index("### Cost") + 4)
+    return text[:cost] + text[end:]
+
+
+@pytest.mark.slow
+@needs_ray
+def test_the_report_of_a_study_on_a_cluster_is_that_of_a_local_one(bench: Bench, tmp_path: Path, cache: Path) -> None:
+    file, marker = killed_once(tmp_path)
+    study = ["ablate", "--strategies", f"fragile,{PHASES[2]}", "--plugin", file, "--seeds", "2", "--out", "study"]
+    study += [*bench.options(exclude_metrics=EXCLUDED), "--device", "cpu"]
+    environment = {**os.environ, "SNAC_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+    def command(folder: str, *more: str) -> subprocess.Popen[str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "snac_runner", *map(str, study), *more],
+            cwd=tmp_path / folder, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    marker.touch()
+    local = command("local")
+    assert not local.wait(600), local.stderr
+    marker.unlink()
+    first = command("cluster", "--cluster", "local", "--cpus-per-run", "1")
+    trained = tmp_path / "cluster" / "study" / PHASES[2] / "seed0" / "checkpoint" / "state.pt"
+    while first.poll() is None and not (marker.exists() and trained.exists()):
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=300)
+    assert first.returncode == 130, said
+    assert said.splitlines()[-1] == "error: stopped; give the same command again to continue in study"
+    again = command("cluster", "--cluster", "local", "--cpus-per-run", "1")
+    _, said = again.communicate(timeout=600)
+    assert again.returncode == 0, said
+    for name in ("report.json", "report.md"):
+        ours, theirs = (timeless(tmp_path / where / "study" / name) for where in ("cluster", "local"))
+        assert ours == theirs, name
+
+
+# ------------------------------------------------------------------------------------------ without Ray
+
+
+def test_addresses_that_do_not_answer_are_refused_at_once(refusal) -> None:  # type: ignore[no-untyped-def]
+    command = ["ablate", "--strategies", PHASES[1], "--data", "speech", "--cluster"]
+    forms = "expected auto (the Ray cluster that this machine belongs to), local (started here) or ray://HOST:PORT"
+    assert f"--cluster 'localhost'; {forms}" in refusal(*command, "localhost")
+    assert "--cluster with --devices" in refusal(*command, "auto", "--devices", "2")
+    assert "--cluster with device 'mps'" in refusal(*command, "auto", "--device", "mps")
+    assert "--gpus-per-run 0.5 with device 'cpu'" in refusal(
+        *command, "local", "--gpus-per-run", "0.5", "--device", "cpu"
+    )
+
+
+@needs_ray
+@pytest.mark.filterwarnings("default")
+def test_a_port_on_which_nothing_listens_ends_in_a_sentence(refusal) -> None:  # type: ignore[no-untyped-def]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"ray://127.0.0.1:{free.getsockname()[1]}"
+    began = time.monotonic()
+    said = refusal("ablate", "--strategies", PHASES[1], "--data", "speech", "--cluster", address)
+    assert f"--cluster {address}: no Ray cluster answers ([Errno 111] Connection refused)" in said
+    assert time.monotonic() - began < 20
+
+
+def test_without_ray_the_extra_is_named(refusal, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = refusal("ablate", "--strategies", PHASES[1], "--data", "speech", "--cluster", "local")
+    assert said == "error: --cluster needs Ray; install it with: pip install 'snac-conditioning[cluster]'"
+
+
+def test_ray_is_imported_only_inside_one_function() -> None:
+    tree = ast.parse(Path(cluster.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == "ray"]
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_ray")
+    assert [node for node in ast.walk(function) if node in imports] == imports
+
+
+def test_a_share_is_a_gpu_and_its_cores_or_one_core() -> None:
+    machines = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 12.0, "GPU": 2.0}, {"CPU": 8.0}, {}]
+    assert Share.of(machines, None, None) == Share(1.0, 4)
+    assert Share.of(machines, 0.5, None) == Share(0.5, 2)
+    assert Share.of(machines[2:], None, None) == Share(0.0, 1)
+    assert Share(1.0, 4).slots(machines) == 6
+    assert Share(0.5, 2).slots(machines) == 12
+    assert Share(0.3, 1).slots(machines) == 13 + 6
+    assert Share(0.0, 3).slots(machines) == 5 + 4 + 2
+    with pytest.raises(UserError, match=r"no machine of the cluster has 1 CPUs and 8 GPUs .* 16 CPUs, 4 GPUs; "):
+        Share.of(machines, 8, 1)
+
+
+@given(count=st.integers(1, 9), groups=st.integers(-1, 12))
+def test_a_divided_unit_has_each_arm_once_in_groups_of_nearly_equal_size(count: int, groups: int) -> None:
+    arms = tuple(arm(PHASES[1], name=f"arm{number}") for number in range(count))
+    unit = Unit(0, arms, {one.title: Path(one.title) for one in arms}, None, True)
+    parts = divided(unit, groups)
+    assert len(parts) == max(1, min(groups, count))
+    assert tuple(one for part in parts for one in part.arms) == arms
+    sizes = [len(part.arms) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(part.folders == {one.title: Path(one.title) for one in part.arms} for part in parts)
+
+
+def test_results_do_not_tell_that_a_cluster_was_used() -> None:
+    given = ["ablate", "a.toml", "--cluster", "auto", "--gpus-per-run=0.5", "--cpus-per-run", "2", "--seeds", "3"]
+    assert without(given) == ["ablate", "a.toml", "--seeds", "3"]
+    assert without(["--devices=2", "--seeds", "3", "--devices", "4"], ["--devices"]) == ["--seeds", "3"]
+
+
+def test_a_machine_with_other_data_is_named_with_the_difference() -> None:
+    assert difference({"a": "1", "host": "x"}, {"a": "1", "host": "y"}) is None
+    assert difference({"a": "1"}, {"a": "1", "digest of data": "0f"}) == ("digest of data 'none'", "'0f'")
+
+
+def test_a_second_command_on_the_same_study_is_refused(bench: Bench, tmp_path: Path, refusal) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "study"
+    command = ["ablate", "--strategies", PHASES[1], "--out", out, *bench.options(steps=1)]
+    with locked(out, "is running the study in"):
+        said = refusal(*command)
+        with pytest.raises(UserError, match="another command is running"):
+            run_study(out, [arm(PHASES[1])], [], bench.resources(bench.study(steps=1)), "")
+    assert said == f"error: another command is running the study in {out}; wait for it, or give another --out"
+    assert [path.name for path in out.iterdir()] == [".lock"]
