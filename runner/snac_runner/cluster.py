@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
@@ -131,14 +131,14 @@ class _Mailbox:
 
 
 def _perform(work: Callable[[Any, WorkerConsole], Any], job: Any, mailbox: Any) -> tuple[str, Any]:
-    """Do a job in a process of the cluster; "done" and what it returns, or "error" or "stopped" and a sentence."""
+    """Do a job in a process of the cluster; "done" and what it returns, or "error" or "died" and a sentence."""
     console = WorkerConsole(mailbox)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_args, **_kw: console.warning(str(message))
             outcome = "done", work(job, console)
-    except KeyboardInterrupt as stop:
-        outcome = "stopped", str(stop)
+    except KeyboardInterrupt as stop:  # by `Cluster.run`, or by a machine that shuts down
+        outcome = "died", str(stop)
     except UserError as error:
         outcome = "error", str(error)
     except OSError as error:  # a full disk, a folder without permission
@@ -188,34 +188,31 @@ class Cluster:
             KeyboardInterrupt: on Ctrl-C or SIGTERM, after all jobs have stopped.
         """
         ray = self._ray
-        started: dict[Any, Job] = {}
-        deaths: dict[int, int] = {}
+        started: dict[Any, tuple[Job, int]] = {}
         packed_work = ray.put(work)
+
+        def start(job: Job, deaths: int = 0) -> None:
+            started[self._task.remote(packed_work, pack(job), self._mailbox)] = job, deaths
+
         try:
             with _interrupted_by_sigterm():
                 while jobs or started:
                     while jobs and len(started) < _AHEAD:
-                        job = jobs.pop(0)
-                        started[self._task.remote(packed_work, pack(job), self._mailbox)] = job
+                        start(jobs.pop(0))
                     ended, _ = ray.wait(list(started), timeout=_POLL)
                     outcomes = [(ref, self._outcome(ref)) for ref in ended]
                     self._take(receive)
                     for ref, (state, value) in outcomes:
-                        job = started.pop(ref)
-                        if state == "died":
-                            deaths[id(job)] = deaths.get(id(job), 0) + 1
-                            if deaths[id(job)] > RESTARTS:
-                                raise UserError(
-                                    f"{job}: its process died {deaths[id(job)]} times, the last time by {value}"
-                                )
-                            self.console.line(f"{job}: its process has died ({value}); it is started again")
-                            jobs.append(job)
+                        job, deaths = started.pop(ref)
+                        if state == "done":
+                            yield job, value
                         elif state == "error":
                             raise UserError(value)
-                        elif state == "stopped":
-                            raise KeyboardInterrupt(value)
+                        elif deaths < RESTARTS:
+                            self.console.line(f"{job}: its process has died ({value}); it is started again")
+                            start(job, deaths + 1)
                         else:
-                            yield job, value
+                            raise UserError(f"{job}: its process has died {deaths + 1} times ({value})")
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ConnectionError) as error:
             started.clear()
             raise ProcessLost(f"the Ray cluster cannot be reached any more ({type(error).__name__})") from error
@@ -224,12 +221,10 @@ class Cluster:
                 self._stop(started, receive)
 
     def _outcome(self, ref: Any) -> tuple[str, Any]:
-        """What `_perform` returns; else "died" and the reason, or "stopped"."""
+        """What `_perform` returns; else "died" and the reason."""
         exceptions = self._ray.exceptions
         try:
             outcome: tuple[str, Any] = self._ray.get(ref)
-        except exceptions.TaskCancelledError:
-            return "stopped", ""
         except exceptions.RayTaskError:  # an exception of the work, with its traceback
             raise
         except exceptions.RayError as error:
@@ -256,13 +251,13 @@ class Cluster:
                 self._said.add(content[0])
                 self.console.line(content[0])
 
-    def _stop(self, started: dict[Any, Job], receive: Callable[[Files], None]) -> None:
+    def _stop(self, started: Iterable[Any], receive: Callable[[Files], None]) -> None:
         """Stop jobs, and wait until they have saved their state."""
-        self.console.line(f"stopping {len(started)} job(s) of the cluster")
-        for ref in started:
+        running = list(started)
+        self.console.line(f"stopping {len(running)} job(s) of the cluster")
+        for ref in running:
             self._ray.cancel(ref)
         end = time.monotonic() + _STOPPING
-        running = list(started)
         while running and time.monotonic() < end:
             _, running = self._ray.wait(running, num_returns=len(running), timeout=_POLL)
             self._take(receive)
