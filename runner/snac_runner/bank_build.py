@@ -198,6 +198,7 @@ def build_bank(
     *,
     workers: int | Cluster = 0,
     progress: Callable[[int, int], None] | None = None,
+    wait_for_others: bool = False,
 ) -> BuildResult:
     """Build or update the bank at `folder`; only audio that it does not contain is embedded.
 
@@ -211,13 +212,14 @@ def build_bank(
         workers: number of processes, of one thread each; 0: one per core, or none if there is little to embed. Or a
             cluster; the audio files have the same paths on its machines.
         progress: called with (segments embedded, segments in all).
+        wait_for_others: wait for another command that builds the bank, instead of the error.
 
     Raises:
         UserError: if the folder contains the bank of another encoder, another command is building it, or an embedding
             has NaN or infinite values.
     """
     encoder = spec.load()
-    with locked(folder, "is building the bank"):
+    with locked(folder, "is building the bank", wait=wait_for_others):
         old = open_bank(folder, encoder=encoder) if (folder / HEADER).is_file() else None
         if old is not None:
             old.verify()

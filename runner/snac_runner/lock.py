@@ -12,19 +12,20 @@ from snac_core.errors import UserError
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Lock a folder, which is created if missing; the lock ends with the process, even if it is killed.
 
     Args:
         folder: of which there is one user at a time.
         what: what another user does with it, for the message, e.g. "is building the bank".
+        wait: wait for another user to finish, instead of the error.
 
     Raises:
-        UserError: if another process has locked it.
+        UserError: if another process has locked it, unless `wait`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
             yield
     except Timeout:
         raise UserError(f"another command {what} {folder}; wait for it, or give another --out") from None

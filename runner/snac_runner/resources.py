@@ -200,7 +200,7 @@ class StudyResources:
             else:
                 spec = EncoderSpec(study.speaker_encoder, plugins=study.plugins)
                 progress = self.console.progress(f"{encoder.name} on all utterances")
-                build_bank(corpus, folder, spec, progress=progress)
+                build_bank(corpus, folder, spec, progress=progress, wait_for_others=True)
             bank = open_bank(folder, encoder=encoder)
             try:
                 open_index(bank)
