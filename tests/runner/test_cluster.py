@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -153,6 +155,87 @@ def test_the_report_of_a_study_on_a_cluster_is_that_of_a_local_one(bench: Bench,
 
 
 # ------------------------------------------------------------------------------------------ without Ray
+
+
+class InThisProcess:
+    """The part of Ray that `Cluster` uses; jobs run here, when they are waited for, and die as `deaths` says."""
+
+    class exceptions:
+        class RayError(Exception): ...
+
+        class RayTaskError(RayError): ...
+
+        class RayActorError(RayError): ...
+
+        class RaySystemError(RayError): ...
+
+        class WorkerCrashedError(RayError): ...
+
+    def __init__(self, deaths: dict[str, int]) -> None:
+        self.deaths, self.cancelled = deaths, 0
+
+    def remote(self, what: Any) -> Any:
+        if isinstance(what, type):
+            one = what()
+            methods = {name: SimpleNamespace(remote=getattr(one, name)) for name in ("put", "take")}
+            return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: SimpleNamespace(**methods)))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *given: _Ref(what, given)))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, refs: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return refs[:1], refs[1:]
+
+    def get(self, ref: Any) -> Any:
+        if not isinstance(ref, _Ref):
+            return ref
+        job = ref.given[1]
+        if self.deaths.get(job, 0):
+            self.deaths[job] -= 1
+            raise self.exceptions.WorkerCrashedError
+        return ref.act(*ref.given)
+
+    def cancel(self, _ref: Any) -> None:
+        self.cancelled += 1
+
+
+class _Ref:
+    def __init__(self, act: Any, given: Any) -> None:
+        self.act, self.given = act, given
+
+
+def shout(job: str, console: Console) -> str:
+    """The work of a job."""
+    console.line(f"about {job}")
+    if job == "wrong":
+        raise UserError("this job is wrong")
+    return job.upper()
+
+
+def shouted(deaths: dict[str, int], jobs: list[str], lines: list[str]) -> tuple[list[tuple[str, str]], int]:
+    """What jobs return, with a machine that dies, and how many were cancelled."""
+    ray = InThisProcess(deaths)
+    machines = Cluster(ray, Share(0.0, 1), 2, RecordedConsole(lines))  # type: ignore[arg-type]
+    try:
+        return list(machines.run(shout, jobs, pack=str)), ray.cancelled
+    except UserError:
+        lines.append(f"cancelled: {ray.cancelled}")
+        raise
+
+
+def test_a_job_is_started_again_three_times_and_an_error_stops_the_others() -> None:
+    lines: list[str] = []
+    done, cancelled = shouted({"b": 3}, ["a", "b", "c"], lines)
+    assert sorted(done) == [("a", "A"), ("b", "B"), ("c", "C")]
+    assert not cancelled
+    assert lines.count("b: its process has died (WorkerCrashedError); it is started again") == 3
+    assert lines.count("about b") == 1
+    with pytest.raises(UserError, match="b: its process has died 4 times"):
+        shouted({"b": 4}, ["b", "a"], lines)
+    with pytest.raises(UserError, match="this job is wrong"):
+        shouted({}, ["wrong", "a", "b"], lines)
+    assert lines[-1] == "cancelled: 2"
 
 
 def test_addresses_that_do_not_answer_are_refused_at_once(refusal) -> None:  # type: ignore[no-untyped-def]
