@@ -85,7 +85,8 @@ def files_of(name: str, suffixes: Sequence[str], what: str) -> list[tuple[Path, 
     visible = sorted(p for p in found if p.is_file() and not any(q.startswith(".") for q in p.relative_to(root).parts))
     usable = [file for file in visible if file.suffix.lower() in suffixes]
     if not usable:
-        raise UserError(f"{what} {name} has no audio among its {len(visible)} files; expected {', '.join(suffixes)}")
+        held = f"has no audio among its {len(visible)} files" if visible else "has no files"
+        raise UserError(f"{what} {name} {held}; expected {', '.join(suffixes)}")
     return [(file, root) for file in usable]
 
 
@@ -105,7 +106,8 @@ def jobs_of_sources(sources: Sequence[str], targets: Sequence[str], out: Path, s
     for name in sources:
         folder = Path(name)
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--out {out} lies inside --source {name}; expected a folder outside of it")
+            where = "is also --source" if out.resolve() == folder.resolve() else f"lies inside --source {name}"
+            raise UserError(f"--out {out} {where}; expected a folder outside of it")
     aims = target_files(targets)
     found = [place for name in sources for place in files_of(name, media_suffixes(), "source")]
     return [Job(file, aims, out / file.relative_to(root).with_suffix(suffix)) for file, root in found]

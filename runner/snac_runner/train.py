@@ -21,6 +21,7 @@ from snac_core.frozen import FrozenActivations
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.testing import preflight as check_rules
 from snac_runner.arm import Arm
+from snac_runner.console import Console
 from snac_runner.distributed import ProcessLost
 from snac_runner.evaluate.scoring import score
 from snac_runner.evaluate.systems import conditioned, evaluating, needed_outputs
@@ -68,7 +69,7 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
         arm.save()
 
     try:
-        with stoppable() as interrupted, precision_of_torch(study.precision):
+        with stoppable(resources.console) as interrupted, precision_of_torch(study.precision):
             for index in range(first, study.steps + 1):
                 training = [arm for arm in active if arm.progress.step < index]
                 batch = (resources.draw(index, batches, sampler, rows) for rows in resources.parts)
@@ -194,7 +195,7 @@ def dev_score(pooled: dict[str, dict[str, float]]) -> float:
 
 
 @contextmanager
-def stoppable() -> Iterator[threading.Event]:
+def stoppable(console: Console) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets, so that the current step ends; the second interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -205,6 +206,7 @@ def stoppable() -> Iterator[threading.Event]:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
+        console.line("stopping after this step, which is saved; Ctrl-C again stops at once, at the last checkpoint")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -45,10 +45,11 @@ from snac_runner.data.open_corpus import open_corpus
 from snac_runner.pretrain.settings import Augmentation
 from snac_runner.data.loading import PrefetchingLoader
 from snac_runner.pretrain.data import SpeechMix
+from snac_runner.console import SILENT
 from snac_runner.train import stoppable
 mix = SpeechMix([(open_corpus({str(speech)!r}), 1.0)], 8000, 2000, 3, Augmentation(), seed=1)
 prefetched = PrefetchingLoader(mix, 40, 1)
-with stoppable() as asked:
+with stoppable(SILENT) as asked:
     for step in range(30):
         prefetched.at(step)
         if step == 2:

@@ -345,10 +345,10 @@ def test_outputs_that_would_be_lost_or_converted_again_are_refused(
     assert "lies inside --source" in refusal(*command, "--out", sources / "out")
     assert "is a file; expected a folder" in refusal(*command, "--out", sources / "text.wav")
     assert "expected 16 or 24" in refusal(*command, "--out", tmp_path / "o", "--format", "flac", "--bits", 32)
-    assert "cannot write '.ogg'" in refusal(*command, "--out", tmp_path / "o", "--format", "ogg")
+    assert "cannot write .ogg" in refusal(*command, "--out", tmp_path / "o", "--format", "ogg")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "has no audio among its 0 files" in refusal(*command[:-1], empty, "--out", tmp_path / "o")
+    assert "has no files" in refusal(*command[:-1], empty, "--out", tmp_path / "o")
     same = tmp_path / "same"
     same.mkdir()
     for suffix in (".wav", ".flac"):

@@ -87,6 +87,8 @@ def convert(
     if pairs is None and not (source and target):
         raise UserError("give --source and --target, or --pairs LIST.csv")
     many = pairs is not None or is_many(source)
+    if not many and source[0] != PIPE and not Path(source[0]).exists():
+        raise UserError(f"no audio file {source[0]}; expected a source")
     suffix = "." + output_format.lower().lstrip(".") if many or out == PIPE else Path(out).suffix.lower()
     audio_format = AudioFormat(suffix, bits, keep_rate, keep_level)
     if stages and (many or out == PIPE):

@@ -56,7 +56,7 @@ class AudioFormat:
 
     def __post_init__(self) -> None:
         if self.suffix not in BITS:
-            raise UserError(f"cannot write {self.suffix!r}; expected {', '.join(BITS)}{nearest(self.suffix, BITS)}")
+            raise UserError(f"cannot write {self.suffix or 'a file without a suffix'}{nearest(self.suffix, BITS)}")
         if self.bits not in BITS[self.suffix]:
             expected = " or ".join(map(str, BITS[self.suffix]))
             raise UserError(f"{self.bits} bits per sample in {self.suffix}; expected {expected}")

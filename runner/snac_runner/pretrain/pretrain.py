@@ -94,7 +94,7 @@ def _train(
     seconds_before = state.seconds
     started = saved = time.monotonic()
     try:
-        with stoppable() as stop_requested:
+        with stoppable(console) as stop_requested:
             while state.step < s.steps:
                 terms = state.train_step(batches)
                 sums = {name: value + sums.get(name, 0.0) for name, value in terms.items()}
