@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snac_core.checkpoint import Stored, load_state, read_tensors, state_of
+from snac_core.checkpoint import Description, Stored, load_state, read_tensors, state_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError, nearest
 from snac_core.files import write_bytes
 from snac_core.seeding import derive, generator
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.step import TrainingContext
-from snac_core.strategy import DISCRIMINATOR
+from snac_core.strategy import DISCRIMINATOR, Strategy
 from snac_core.timing import Stopwatch
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
@@ -251,4 +253,19 @@ def start_from(source: str, model: ConditionedCodec) -> None:
             f"start {source!r} has {names}; this arm has {', '.join(model.attached)}; expected one in common"
         )
     tensors = read_tensors(stored.weights).items()
-    load_state(shared, {key: value for key, value in tensors if key.split(".")[0] in shared}, str(stored.weights))
+    try:
+        load_state(shared, {key: value for key, value in tensors if key.split(".")[0] in shared}, str(stored.weights))
+    except UserError as error:
+        raise UserError(f"start {source!r} does not fit: {error}{_other_settings(about, shared)}") from error
+
+
+def _other_settings(about: Description, strategies: Mapping[str, Strategy]) -> str:
+    """The end of an error message: options that give the strategies the settings of what is stored."""
+    different = [
+        f"--set '{stored.name}.{key}={json.dumps(value)}'"
+        for stored in about.strategies
+        if stored.name in strategies
+        for key, value in stored.config.items()
+        if value is not None and strategies[stored.name].config.model_dump(mode="json").get(key) != value
+    ]
+    return f"; it was trained with other settings, so add {' '.join(different)}" if different else ""

@@ -140,4 +140,6 @@ def test_a_run_starts_from_the_strategies_of_another(
     assert json.loads((tmp_path / "started" / "config.json").read_text())["arm"]["start"] == str(trained)
     message = refusal("train", "--strategy", PHASES[1], *command[3:], trained, "--set", "objectives=['synthetic_vc']")
     assert "expected one in common" in message
+    other = refusal(*command, trained, "--set", f"{PHASES[2]}.hidden_dim=24", "--out", tmp_path / "x")
+    assert f"so add --set '{PHASES[2]}.hidden_dim=" in other
     assert "no folder nowhere" in refusal(*command, "nowhere", "--out", tmp_path / "x")
