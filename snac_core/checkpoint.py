@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from snac_core.codec import SNAC
 from snac_core.codec.pretrained import ASSETS, bundled
 from snac_core.conditioning import EncoderIdentity
 from snac_core.errors import UserError, nearest
-from snac_core.files import tensor_digest, write_bytes, write_json, write_text
+from snac_core.files import parse_json, tensor_digest, write_bytes, write_json, write_text
 from snac_core.model_card import strategies_card
 from snac_core.settings import describe as reason_of
 from snac_core.strategy import DISCRIMINATOR, Strategy
@@ -114,13 +113,13 @@ class Description(BaseModel):
             UserError: for a file that is missing, damaged, of another format, or something else.
         """
         try:
-            stored = json.loads(path.read_text())
+            stored = parse_json(path.read_text())
             if isinstance(stored, dict) and "format" in stored and stored["format"] != FORMAT:
                 raise UserError(f"{path} has format {stored['format']!r}; this version reads {FORMAT}")
             return cls.model_validate(stored)
         except ValidationError as error:
             raise UserError(f"{path} is not a config of strategies: {reason_of(error)}") from error
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a config of strategies: {error}") from error
 
     @property

@@ -62,6 +62,18 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: if it is not JSON, or is nested deeper than Python's stack (json.loads raises RecursionError then).
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def tensor_digest(tensors: Iterable[tuple[str, Tensor]], preamble: str = "") -> str:
     """sha256 (hex) over `preamble`, then the name, dtype, shape and bytes of each tensor, in the given order."""
     digest = hashlib.sha256(preamble.encode())

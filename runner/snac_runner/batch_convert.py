@@ -22,6 +22,7 @@ import soundfile
 from snac_core.codec.streaming import chunk_seconds
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
+from snac_core.files import parse_json
 from snac_runner.convert import EMBEDDING_SUFFIXES, Converter
 from snac_runner.data.corpus import digest_of
 from snac_runner.data.decode import AUDIO_SUFFIXES
@@ -222,7 +223,8 @@ class _Batch:
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / JOURNAL).open("a", encoding="utf-8") as lines:  # before the files: a stop comes at any time
             for job in jobs:
-                lines.write(json.dumps({"out": self._name(job), "inputs": self._inputs(job)}) + "\n")
+                record = json.dumps({"out": self._name(job), "inputs": self._inputs(job)})
+                lines.write(f"\n{record}")  # a line that a full disk has cut stays apart from the next one
         try:
             if len(jobs) > 1:
                 target, outs = self._target_of(jobs[0].targets), [job.out for job in jobs]
@@ -263,7 +265,7 @@ def _read_journal(path: Path) -> dict[str, str]:
     with suppress(OSError):
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
+                entry = parse_json(line)
                 found[str(entry["out"])] = str(entry["inputs"])
     return found
 

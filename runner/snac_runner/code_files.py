@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from snac_core.codec import SNAC
 from snac_core.codec.tokens import TokenLayout
 from snac_core.errors import UserError
-from snac_core.files import write_bytes, writing
+from snac_core.files import parse_json, write_bytes, writing
 
 SUFFIXES = (".safetensors", ".npz", ".jsonl")
 _FORMAT = "snac-codes 1"
@@ -129,7 +128,7 @@ def read_item(path: Path, codec: SNAC, line: int | None = None) -> Item:
         return Item.unpacked(*reader(), codec)
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
-    except (OSError, SafetensorError, BadZipFile, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # numpy, zipfile and torch raise many kinds for a damaged file
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is not a file of codes as `runner encode` writes it ({reason})") from error
 
@@ -153,6 +152,6 @@ def _read_line(path: Path, line: int | None) -> tuple[dict[str, Tensor], dict[st
         raise UserError(f"{path} has {len(lines)} items; choose one with --line 1 to {len(lines)}")
     if line is not None and not 0 < line <= len(lines):
         raise UserError(f"{path} has no line {line}; expected 1 to {len(lines)}")
-    values = json.loads(lines[(line or 1) - 1])
+    values = parse_json(lines[(line or 1) - 1])
     tensors = {key: torch.tensor(value) for key, value in values.items() if isinstance(value, list)}
     return tensors, {key: str(value) for key, value in values.items() if key not in tensors}

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from snac_core.errors import UserError, nearest
+from snac_core.files import parse_json
 from snac_core.settings import checked
 
 SCHEMA = 2
@@ -244,10 +245,10 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text()
-        values = json.loads(_COMMENT.sub(_kept, text)) if path.suffix == ".json" else tomllib.loads(text)
+        values = parse_json(_COMMENT.sub(_kept, text)) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"no file {path}; expected settings as TOML or JSON") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise UserError(f"{path} is not a valid {kind} file: {error}") from error
     if not isinstance(values, dict):
@@ -431,7 +432,7 @@ def with_overrides(values: dict[str, Any], assignments: Iterable[str]) -> dict[s
             raise UserError(f"--set {assignment!r}: expected key=value, e.g. --set lr=3e-4")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text.strip()
         path = _dotted(key.strip())
         table = values

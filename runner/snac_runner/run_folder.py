@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snac_core.errors import UserError
+from snac_core.files import parse_json
 from snac_runner.config import SCHEMA, ArmSettings, StudySettings, check_schema, stored_study
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(path.read_text())
         if {"study", "arm", "hash"} <= config.keys():
             check_schema(config, path)
         defaults = StudySettings().model_dump(mode="json")  # left out: a size that was not asked for is a maximum
@@ -112,7 +113,7 @@ def check_study_schema(folder: Path) -> None:
     """Raise UserError if another version has written the study in `folder`."""
     path = folder / "study.json"
     if path.is_file():
-        check_schema(json.loads(path.read_text()), path)
+        check_schema(parse_json(path.read_text()), path)
 
 
 def _source_digest(resources: StudyResources, name: str) -> str | None:
@@ -133,7 +134,7 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
             raise UserError(f"{folder} holds files that are not a run; give a new folder with --out")
         return "new"
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_text())
         stored_hash = stored["hash"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of a run ({error}); give a new folder with --out") from error
@@ -163,7 +164,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _read_table(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snac_core.errors import UserError
-from snac_core.files import write_json, write_text
+from snac_core.files import parse_json, write_json, write_text
 from snac_runner.config import SCHEMA, SHUFFLED, ArmSettings
 from snac_runner.controls import (
     CONTROLS,
@@ -265,7 +264,7 @@ def continue_longer(run: Path, folder: Path, config: dict[str, Any]) -> None:
     Raises:
         UserError: if the run has no checkpoint or has as many steps already, or other data, base or encoders.
     """
-    stored = json.loads((run / "config.json").read_text())
+    stored = parse_json((run / "config.json").read_text())
     steps, more = stored["study"]["steps"], config["study"]["steps"]
     if more < steps:
         raise UserError(f"{run} is a run of {steps} steps; --steps {more} is fewer; expected more than {steps}")
@@ -295,7 +294,7 @@ def _adopt(trial: Path, folder: Path, arm: ArmSettings) -> None:
     working = folder.with_name(f".{folder.name}.adopted")
     shutil.rmtree(working, ignore_errors=True)
     shutil.copytree(trial, working, ignore=shutil.ignore_patterns("result.json"))
-    config = json.loads((working / "config.json").read_text())
+    config = parse_json((working / "config.json").read_text())
     config["arm"]["name"] = arm.name
     write_json(working / "config.json", config)
     working.replace(folder)

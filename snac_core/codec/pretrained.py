@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from snac_core import hub
 from snac_core.errors import UserError, nearest
-from snac_core.files import write_bytes, write_json
+from snac_core.files import parse_json, write_bytes, write_json
 
 _ATTENTIVE: dict[str, Any] = {
     "encoder_dim": 64,
@@ -109,7 +108,7 @@ def read_config(config: Mapping[str, Any] | str | Path, arguments: Collection[st
         if not Path(config).exists():
             raise UserError(f"no file {config}; expected a codec's config.json or a preset{nearest(where, PRESETS)}")
         try:
-            values = json.loads(Path(config).read_text())
+            values = parse_json(Path(config).read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{config} is not a JSON file: {error}; expected SNAC's constructor arguments") from error
         if not isinstance(values, dict):

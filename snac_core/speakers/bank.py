@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from snac_core.conditioning import EncoderIdentity
 from snac_core.errors import UserError
-from snac_core.files import write_json, writing
+from snac_core.files import parse_json, write_json, writing
 from snac_core.speakers.encoder import SpeakerEncoder
 
 HEADER = "bank.json"
@@ -121,7 +121,7 @@ class Bank:
 
     def _lines(self, name: str) -> list[str]:
         text = (self.folder / self.header.files[name][0]).read_bytes().decode()
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return [parse_json(line) for line in text.split("\n")[:-1]]
 
 
 def open_bank(folder: str | Path, *, encoder: SpeakerEncoder | None = None) -> Bank:
@@ -237,7 +237,7 @@ def _store(folder: Path, name: str, suffix: str, content: NDArray[Any] | Iterabl
 def _read_header(folder: Path) -> BankHeader:
     path = folder / HEADER
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_text())
         if stored.pop("format") != FORMAT:
             raise UserError(f"{path} is of another version of this format; rebuild it")
         for key in ("splits", "speaker_splits", "files"):
@@ -268,7 +268,7 @@ def _check_sizes(folder: Path, header: BankHeader) -> None:
 def _mapped(path: Path, kind: Any, axes: int) -> NDArray[Any]:
     try:
         values: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises many kinds for a damaged file
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}; rebuild it") from error
     if values.dtype != kind or values.ndim != axes:
         raise UserError(f"{path} holds {values.dtype} with {values.ndim} axes; expected {np.dtype(kind)} with {axes}")

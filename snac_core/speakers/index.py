@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snac_core.errors import UserError
-from snac_core.files import write_json, writing
+from snac_core.files import parse_json, write_json, writing
 from snac_core.seeding import derive
 from snac_core.speakers.bank import Bank
 from snac_core.speakers.sampling import Candidates, SpeakerTable
@@ -154,7 +153,7 @@ def open_index(bank: Bank, *, gpu: int | None = None) -> SpeakerIndex:
 
     path = bank.folder / HEADER
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_text())
         if stored.pop("format") != FORMAT:
             raise KeyError("format")
         header = IndexHeader(**stored)

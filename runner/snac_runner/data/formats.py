@@ -21,7 +21,7 @@ from sys import intern
 from typing import Any
 
 from snac_core.errors import UserError, nearest
-from snac_core.files import writing
+from snac_core.files import parse_json, writing
 from snac_runner.data.corpus import SPLITS, Utterance
 from snac_runner.data.decode import AUDIO_SUFFIXES, DECODER_NEEDED, HEADERLESS, MEDIA_SUFFIXES, has_decoder
 
@@ -377,8 +377,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
+                    yield number, parse_json(line)
+                except ValueError as error:
                     raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from snac_core.errors import UserError
-from snac_core.files import write_json
+from snac_core.files import parse_json, write_json
 from snac_core.seeding import derive, generator
 from snac_runner.data.audio import load_audio
 from snac_runner.data.corpus import Corpus, Segment, digest_of
@@ -135,7 +134,7 @@ class PairList:
         if not path.is_file():
             raise UserError(f"no list of pairs {path}; a study exports its own as pairs.json")
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_json(path.read_text(encoding="utf-8"))
             pairs = cls(
                 split=stored["split"],
                 seed=stored["seed"],

@@ -12,7 +12,6 @@ seconds, so that a whole sentence with its text fits into one conversion.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import soundfile
 import torch
 
 from snac_core.errors import UserError
-from snac_core.files import write_json, write_text
+from snac_core.files import parse_json, write_json, write_text
 from snac_runner.data.audio import resample
 from snac_runner.data.corpus import Utterance, hash_fraction
 from snac_runner.data.espeak import variants, voice
@@ -229,7 +228,7 @@ def _is_complete(root: Path, settings: dict[str, object]) -> bool:
     if not root.is_dir():
         raise UserError(f"{root} is a file; expected a new folder for the synthetic speakers")
     try:
-        if json.loads((root / "synth.json").read_text()) == settings and (root / MANIFEST_NAME).is_file():
+        if parse_json((root / "synth.json").read_text()) == settings and (root / MANIFEST_NAME).is_file():
             return True
     except (OSError, ValueError):
         pass

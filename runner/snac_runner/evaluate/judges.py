@@ -8,7 +8,6 @@ verification trials of real speech: its equal error rate, and the cosine from wh
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
-from snac_core.files import write_json
+from snac_core.files import parse_json, write_json
 from snac_core.plugins import Catalogue
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.console import SILENT, Console
@@ -132,7 +131,7 @@ def score_correlation(one: SpeakerEncoder, other: SpeakerEncoder, corpus: Corpus
     key = digest_of(["correlation 1", one.digest, other.digest, [[u.digest, u.start, u.seconds] for u in utterances]])
     path = cache_folder() / "correlations" / f"{key}.json"
     try:
-        return float(json.loads(path.read_text())["correlation"])
+        return float(parse_json(path.read_text())["correlation"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not computed yet, or damaged
     found = float(torch.corrcoef(torch.stack([_cosines(encoder, utterances) for encoder in (one, other)]))[0, 1])
@@ -293,7 +292,7 @@ def calibration_of(
     """The stored calibration of this judge on this speech and codec; None if there is none."""
     path = _calibration_file({"judge": judge.digest, "base": codec.digest, "data": corpus.digest}, splits, most)
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_text())
         stored["splits"] = tuple(stored["splits"])
         stored["kinds"] = {kind: TrialScores(**_with_tuples(of)) for kind, of in stored["kinds"].items()}
         return Calibration(**stored)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snac_core.files import write_text
+from snac_core.files import parse_json, write_text
 from snac_core.metric import OUTPUTS, Conversion, Metric
 from snac_core.plugin_guard import describe_error
 from snac_core.plugins import Catalogue
@@ -66,7 +66,7 @@ class Journal:
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] == header:
             for line in lines[1:-1]:  # the text after the last newline is incomplete
-                row = json.loads(line)
+                row = parse_json(line)
                 self.rows[row["pair"]] = row
         write_text(path, "".join(f"{line}\n" for line in [header, *map(json.dumps, self.rows.values())]))
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from snac_core.errors import UserError
-from snac_core.files import write_json
+from snac_core.files import parse_json, write_json
 from snac_core.settings import describe
 from snac_runner.console import Console
 from snac_runner.distributed import DistributedContext
@@ -65,7 +65,7 @@ def claim(out: Path, settings: PretrainSettings, inputs: dict[str, Any], context
 def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings in a config.json, with defaults for missing ones, and the whole file."""
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         return json.loads(PretrainSettings(**found["settings"]).model_dump_json()), found
     except (ValueError, KeyError, TypeError) as error:
         reason = f" ({describe(error)})" if isinstance(error, ValidationError) else ""
@@ -109,7 +109,7 @@ def resume(state: TrainingState, checkpoint: Path, out: Path, console: Console) 
     if state.step > steps:
         raise UserError(f"steps {steps}, but the training in {out} is at step {state.step}; give more steps")
     path = out / "config.json"
-    config = json.loads(path.read_text())
+    config = parse_json(path.read_text())
     before = config["settings"]["steps"]
     context.wait()
     if context.first and before != steps:

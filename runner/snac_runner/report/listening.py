@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from snac_core.errors import UserError
-from snac_core.files import write_text
+from snac_core.files import parse_json, write_text
 from snac_runner.evaluate.statistics import Estimate
 from snac_runner.report.results import Run, Study
 from snac_runner.report.samples import MAX_BYTES, clip_of
@@ -101,7 +101,7 @@ def accept(study: Study, file: Path) -> Path:
 
 def _read(file: Path, found: list[Trial]) -> dict[str, Any]:
     try:
-        votes = json.loads(file.read_text(encoding="utf-8"))
+        votes = parse_json(file.read_text(encoding="utf-8"))
         given = [(vote["trial"], vote["choice"]) for vote in votes["votes"]]
         of, listener = votes["study"], str(votes.get("listener", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,13 +6,13 @@ shapes distinguish arms as well. Coordinates are in units of the viewBox. Text i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from snac_core.files import parse_json
 from snac_runner.report.results import Run, Study, finite
 
 COLOURS = 8
@@ -277,7 +277,7 @@ def read_curves(run: Run) -> dict[str, list[tuple[float, float]]]:
         return found
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:  # the last line of a killed run may be incomplete
             continue
         if not isinstance(line, dict) or (step := finite(line.get("step"))) is None:

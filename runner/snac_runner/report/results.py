@@ -6,7 +6,6 @@ damaged or unfinished becomes a note of the report; only a folder without any re
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from snac_core.errors import UserError
+from snac_core.files import parse_json
 from snac_runner.config import SCHEMA, SYSTEMS, check_schema, schema_problem
 
 
@@ -221,7 +221,7 @@ def read_run(path: Path, arm: str, seed: int | None) -> Run:
     """Read one result.json. A damaged one gives a run with status "unreadable" and the reason."""
     try:
         text = path.read_text(encoding="utf-8")
-        stored = json.loads(text)
+        stored = parse_json(text)
         if isinstance(stored, dict) and (problem := schema_problem(stored)):
             raise ValueError(problem)
         result = Result.model_validate(stored)
@@ -244,7 +244,7 @@ def read(folder: str | Path) -> Study:
     """Read a study folder, or the folder of one run.
 
     Raises:
-        UserError: if there is no folder, no result.json in it, or another version wrote it.
+        UserError: if there is no folder, no readable result.json in it, or another version wrote it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -263,10 +263,14 @@ def read(folder: str | Path) -> Study:
     controls = _read_controls(folder)
     if not found and not controls:
         raise UserError(f"no result.json under {folder}; expected <arm>/seed<k>/result.json, or one run's own folder")
+    runs_there = [run for runs in found.values() for run in runs] + list(controls.values())
+    if not any(run.result for run in runs_there):
+        damaged = runs_there[0]
+        raise UserError(f"no result.json under {folder} can be read; {damaged.folder}: {damaged.error}")
     planned = [
-        a if isinstance(a, str) else str(a.get("name")) for a in plan.get("arms") or [] if isinstance(a, str | dict)
+        a if isinstance(a, str) else str(a.get("name")) for a in _items(plan, "arms") if isinstance(a, str | dict)
     ]
-    seeds = [s for s in plan.get("seeds") or [] if isinstance(s, int)]
+    seeds = [s for s in _items(plan, "seeds") if isinstance(s, int)]
     arms: dict[str, tuple[Run, ...]] = {}
     for name in planned + sorted(set(found) - set(planned)):
         runs = {r.seed: r for r in found.get(name, [])}
@@ -305,17 +309,23 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         notes.append(f"{path.name} could not be read ({error}).")
         return {}
     return value if isinstance(value, dict) else {"pairs": value}
 
 
+def _items(table: dict[str, Any], key: str) -> list[Any]:
+    """The list with this key; empty where there is none."""
+    value = table.get(key)
+    return value if isinstance(value, list) else []
+
+
 def _read_sources(folder: Path, notes: list[str]) -> dict[str, str]:
     """Pair id to source utterance, from pairs.json; empty if there is none."""
     sources: dict[str, str] = {}
-    for pair in _read_json(folder / "pairs.json", notes).get("pairs") or []:
+    for pair in _items(_read_json(folder / "pairs.json", notes), "pairs"):
         if not isinstance(pair, dict):
             continue
         source = pair.get("source")
