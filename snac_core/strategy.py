@@ -57,7 +57,7 @@ class Strategy(nn.Module):
     class Config(BaseModel):
         """Settings: unknown keys are errors, every field has a default and a description."""
 
-        model_config = ConfigDict(extra="forbid", frozen=True)
+        model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, config: Config, taps: Taps) -> None:
         super().__init__()

@@ -139,7 +139,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with np.load(path) as file:
+    with path.open("rb") as stream, np.load(stream) as file:  # numpy leaves a damaged file open that it opened itself
         arrays = {key: file[key] for key in file.files}
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind in "iu"}
     return tensors, {key: str(value) for key, value in arrays.items() if key not in tensors}

@@ -74,7 +74,7 @@ _COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*')  # a string of JSON, or a
 class ArmSettings(BaseModel):
     """Settings in which arms can differ."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("", description="Name of the arm; the strategies joined by + where empty.")
     strategies: tuple[str, ...] = Field((), description="Strategies, in the order in which they are applied.")
@@ -118,7 +118,7 @@ class ArmSettings(BaseModel):
 class StudySettings(BaseModel):
     """Settings that all arms of a study share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("study", description="Name of the study.")
     data: str = Field("", description="Folder of speech, a manifest, or a data set (hf:ID).")

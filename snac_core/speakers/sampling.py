@@ -24,7 +24,7 @@ _NEAREST = ((0, 1, 2), (1, 2, 0), (2, 1, 0))  # for each stratum: itself, then t
 class Strata(BaseModel):
     """Fractions and cosine thresholds of easy, medium and hard speakers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     ratio_easy: float = Field(0.3, ge=0, le=1, description="Share of easy ones.")
     ratio_medium: float = Field(0.4, ge=0, le=1, description="Share of medium ones.")

@@ -17,7 +17,7 @@ from snac_core.errors import UserError
 from snac_core.files import parse_json
 from snac_runner.batch_convert import JOURNAL
 from snac_runner.code_files import read_item
-from snac_runner.config import read_values, with_overrides
+from snac_runner.config import compose, read_values, with_overrides
 from snac_runner.convert import Converter
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.report.page import build
@@ -59,6 +59,16 @@ def test_json_that_is_nested_too_deeply_is_an_error_of_its_file(bench: Bench, tm
         with pytest.raises(UserError, match=name):
             read(path)
     assert with_overrides({}, [f"lr={DEEP}"]) == {"lr": DEEP}, "words, as all that is not TOML"
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_setting_that_is_no_finite_number_is_refused(number: float) -> None:
+    """result.json could not hold it."""
+    for key in ("grad_clip", "crop_seconds", "weights"):
+        given = {key: {"a/b": number} if key == "weights" else number}
+        of_arm = {} if key == "crop_seconds" else given
+        with pytest.raises(UserError, match=key):
+            compose(given if not of_arm else {}, [{"strategies": [PHASES[2]], **of_arm}], "a.toml")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': (2,", b"PK\x03\x04"])

@@ -379,7 +379,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     yield number, parse_json(line)
                 except ValueError as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
+                    raise UserError(f"{path}, line {number}: not JSON ({error})") from None
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

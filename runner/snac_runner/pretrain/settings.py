@@ -41,7 +41,7 @@ def check_names(values: Mapping[str, Any]) -> None:
 class Settings(BaseModel):
     """Unknown keys are refused; values cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LossWeights(Settings):
