@@ -392,8 +392,9 @@ def read_examples(check: Check, place: Path, examples: int, first_seed: int) -> 
     )  # fmt: skip
     @given(st.data())
     def one(data: st.DataObject) -> None:
-        if structured and data.draw(st.booleans()):
-            name = data.draw(st.sampled_from(structured))
+        exchange: st.SearchStrategy[bool] = st.booleans()
+        if structured and data.draw(exchange):
+            name = str(data.draw(st.sampled_from(structured)))
             content = data.draw(_altered_lines(check.originals[name], lines=name.endswith(".jsonl")))
         else:
             name = data.draw(st.sampled_from(sorted(check.originals)))

@@ -472,7 +472,7 @@ class Campaign:
             for work in self.alone:
                 for case in range(count):
                     row.what = f"{what}: {work.name}"  # the name of the case
-                    self._disturbed(row, work, case, lambda *a, n=number, k=kinds: self._failing(*a, n, k))
+                    self._disturbed(row, work, case, self._failing(number, kinds))
             row.what = what
             yield row
         row = Row("a file that cannot grow (limit on the size of files)")
@@ -482,17 +482,20 @@ class Campaign:
                 self._disturbed(row, work, case, self._limited)
         row.what = "a file that cannot grow (limit on the size of files)"
         yield row
-        if (row := self._full_file_system(count)) is not None:
-            yield row
+        if (full := self._full_file_system(count)) is not None:
+            yield full
 
-    def _failing(
-        self, work: Work, reference: Reference, out: Path, draw: random.Random, number: int, kinds: set[str] | None
-    ) -> str | None:
+    def _failing(self, number: int, kinds: set[str] | None) -> Callable[..., str | None]:
+        """A disturbance: one of the file operations of these kinds fails with the error of this number."""
+
         def fail(_: str) -> None:
             raise OSError(number, os.strerror(number))
 
-        operations = reference.operations // (4 if kinds else 1)
-        return self._sentence(start(work, out, at_operation(draw.randint(1, operations), fail, kinds)))
+        def disturb(work: Work, reference: Reference, out: Path, draw: random.Random) -> str | None:
+            operations = reference.operations // (4 if kinds else 1)
+            return self._sentence(start(work, out, at_operation(draw.randint(1, operations), fail, kinds)))
+
+        return disturb
 
     def _limited(self, work: Work, _: Reference, out: Path, draw: random.Random) -> str | None:
         size = round(2 ** draw.uniform(4, 21))
@@ -565,7 +568,7 @@ class Campaign:
             draw = random.Random(f"{self.seed} at once {case}")
             first = start(self.ablate, out)
             time.sleep(draw.random() * 2)
-            second = start(Work("", 0, lambda _, out=out: self.ablate.command(out)), out.with_name(f"second_{case}"))
+            second = start(Work("", 0, _fixed(self.ablate.command(out))), out.with_name(f"second_{case}"))
             ends = [(process.wait(), process.said()) for process in (first, second)]
             row.cases += 1
             wrong = [found for code, said in ends if code and (found := complaint(code, said))]
@@ -585,7 +588,7 @@ class Campaign:
         row = Row(f"bad inputs, of {len({arguments[0] for _, arguments in cases})} commands")
         for number, (name, arguments) in enumerate(cases):
             for fresh in (False, True)[: 2 if number < processes else 1]:
-                work = Work(name, 0, lambda _, given=arguments: list(given), fresh=fresh)
+                work = Work(name, 0, _fixed(arguments), fresh=fresh)
                 out = self.folder / "bad" / f"{number}"
                 out.parent.mkdir(exist_ok=True)
                 process = start(work, out)
@@ -609,6 +612,11 @@ class Campaign:
             for fault in row.faults:
                 self.echo(fault)
             yield row
+
+
+def _fixed(arguments: Sequence[str]) -> Callable[[Path], list[str]]:
+    """A command that writes into its own folder."""
+    return lambda _: list(arguments)
 
 
 def _count_operations(counted: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from snac_core.conditioning import EncoderIdentity
 from snac_core.errors import UserError
@@ -240,9 +241,7 @@ def _read_header(folder: Path) -> BankHeader:
         stored = parse_json(path.read_text())
         if stored.pop("format") != FORMAT:
             raise UserError(f"{path} is of another version of this format; rebuild it")
-        for key in ("splits", "speaker_splits", "files"):
-            stored[key] = {name: tuple(value) for name, value in stored[key].items()}
-        return BankHeader(**stored)
+        return TypeAdapter(BankHeader).validate_python(stored)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no bank at {folder}: it has no {HEADER}; make one with `runner index build`") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from snac_core.errors import UserError
@@ -156,7 +157,7 @@ def open_index(bank: Bank, *, gpu: int | None = None) -> SpeakerIndex:
         stored = parse_json(path.read_text())
         if stored.pop("format") != FORMAT:
             raise KeyError("format")
-        header = IndexHeader(**stored)
+        header = TypeAdapter(IndexHeader).validate_python(stored)
     except FileNotFoundError:
         raise UserError(
             f"no index in the folder of the bank {bank.folder}; build it with `runner index build`"
