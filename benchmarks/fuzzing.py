@@ -392,8 +392,7 @@ def read_examples(check: Check, place: Path, examples: int, first_seed: int) -> 
     )  # fmt: skip
     @given(st.data())
     def one(data: st.DataObject) -> None:
-        exchange: st.SearchStrategy[bool] = st.booleans()
-        if structured and data.draw(exchange):
+        if len(structured) > 0 and data.draw(st.booleans()):
             name = str(data.draw(st.sampled_from(structured)))
             content = data.draw(_altered_lines(check.originals[name], lines=name.endswith(".jsonl")))
         else:
