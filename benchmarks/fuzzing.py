@@ -139,7 +139,7 @@ def _study_file(files: Files) -> Check:
     name = next(iter(json.loads((files.run / "config.json").read_text())["arm"]["strategies"]))
     values = {
         "study": {"name": "a", "seeds": [0, 1], "lr": [3e-4, 1e-3], "steps": 3, "judges": ["ge2e"], "plugins": []},
-        "arm": [{"strategies": [name], "weights": {"voice_conversion/spk_vc": 1.0}, name: {"taps": ["latent"]}}],
+        "arm": [{"strategies": [name], "weights": {f"{name}/loss": 1.0}, name: {"taps": ["latent"]}}],
     }
 
     def read(folder: Path) -> None:

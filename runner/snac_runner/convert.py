@@ -401,7 +401,8 @@ def _read_embeddings(path: Path, dim: int) -> list[Tensor]:
     """The embeddings (S,), of unit norm, in a file with one array (S,) or (N, S)."""
     try:
         if path.suffix.lower() == ".npy":
-            array = torch.from_numpy(np.load(path))
+            with path.open("rb") as stream:  # numpy leaves a damaged file open that it opened itself
+                array = torch.from_numpy(np.load(stream))
         else:
             (array,) = load_file(path).values()
     except Exception as error:  # numpy raises many kinds for a damaged file

@@ -23,7 +23,12 @@ from snac_runner.data.open_corpus import open_corpus
 from snac_runner.report.page import build
 
 DEEP = "[" * 100_000
-SLOW = {"audio of a corpus", "banks and indexes (JSON, npy, FAISS)", "audio to convert (wav, flac, ogg, mp3)"}
+SLOW = {
+    "results (JSON) in a report",
+    "audio of a corpus",
+    "banks and indexes (JSON, npy, FAISS)",
+    "audio to convert (wav, flac, ogg, mp3)",
+}
 
 
 @pytest.fixture(scope="module")
