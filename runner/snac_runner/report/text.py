@@ -126,7 +126,7 @@ def _sizes(numbers: StudyEstimates) -> str:
         if c.content is not None:
             size += f", with {_signed(c.content, sign, scale=100, digits=1)} points of content error"
         told.append(size)
-    for c in () if told else _mixed(numbers)[:MAX_PAIRS]:
+    for c in () if told else _leading_mixed(numbers):
         ahead = c.fewer_errors or c.more_similar
         other, sign = (c.b, 1) if ahead == c.a else (c.a, -1)
         assert c.content is not None
@@ -141,23 +141,41 @@ def _mixed(numbers: StudyEstimates) -> list[Comparison]:
     return [c for c in numbers.comparisons if c.decision.word == "mixed"]
 
 
+def _leading_mixed(numbers: StudyEstimates) -> list[Comparison]:
+    """The mixed pairs, if they are few; else the one of the arms that are ahead of most others in each measure."""
+    pairs = _mixed(numbers)
+    if len(pairs) <= MAX_PAIRS:
+        return pairs
+    leaders = {max(ahead, key=lambda arm: len(ahead[arm])) for ahead in _ahead(numbers).values() if ahead}
+    return [c for c in pairs if {c.a, c.b} == leaders] or pairs[:1]
+
+
+def _ahead(numbers: StudyEstimates) -> dict[str, dict[str, list[str]]]:
+    """Of mixed pairs: measure to arm, by rank, to the arms that it is ahead of in this measure."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for measure, better in (("content", "fewer_errors"), ("speaker similarity", "more_similar")):
+        beaten: dict[str, list[str]] = {}
+        for c in _mixed(numbers):
+            if arm := getattr(c, better):
+                beaten.setdefault(arm, []).append(c.b if arm == c.a else c.a)
+        found[measure] = {arm: beaten[arm] for arm in numbers.ranked if arm in beaten}
+    return found
+
+
 def _in_one_measure(numbers: StudyEstimates) -> str:
-    """What mixed pairs show: which arms are ahead in which measure."""
-    parts, pairs = [], _mixed(numbers)
-    for measure, unknown in (("fewer content errors", "content"), ("higher speaker similarity", "speaker similarity")):
-        beaten: dict[str, list[str]] = {}  # arm to the arms that it is ahead of
-        for c in pairs:
-            if ahead := c.fewer_errors if unknown == "content" else c.more_similar:
-                beaten.setdefault(ahead, []).append(c.b if ahead == c.a else c.a)
+    """What mixed pairs show: which arms are ahead in which measure; of many, the one that is ahead of most."""
+    parts, few = [], len(_mixed(numbers)) <= MAX_PAIRS
+    advantages = {"content": "fewer content errors", "speaker similarity": "higher speaker similarity"}
+    for measure, beaten in _ahead(numbers).items():
         alike: dict[frozenset[str], list[str]] = {}  # arms to those that are ahead of exactly these
-        for arm in numbers.ranked:
-            if arm in beaten:
-                alike.setdefault(frozenset(beaten[arm]), []).append(arm)
+        for arm in beaten if few else [max(beaten, key=lambda arm: len(beaten[arm]))] if beaten else []:
+            alike.setdefault(frozenset(beaten[arm]), []).append(arm)
         for others, arms in alike.items():
             verb = "has" if len(arms) == 1 else "have"
-            parts.append(f"{listed(arms)} {verb} {measure} than {listed([o for o in numbers.ranked if o in others])}")
+            than = listed([o for o in numbers.ranked if o in others]) if few else f"{len(others)} other arms"
+            parts.append(f"{listed(arms)} {verb} {advantages[measure]} than {than}")
         if not beaten:
-            parts.append(f"no difference in {unknown} is shown")
+            parts.append(f"no difference in {measure} is shown")
     return f"{'; '.join(parts)}."
 
 
