@@ -149,7 +149,7 @@ class StudySettings(BaseModel):
         0,
         ge=0,
         description="Voices of other training speakers in which the latent cache also holds each utterance, for "
-        "code_prediction.imitate: no step then changes a voice. 0: voices are changed in each step.",
+        "objectives that train on imitated voices. 0: they change voices in each step.",
     )
     targets_per_item: int = Field(1, ge=1, description="Target speakers drawn for every crop at every step.")
     target_choice: Literal["random", "in_batch", "stratified"] = Field(
