@@ -16,6 +16,8 @@ from torch import Tensor
 
 from snac_core.errors import UserError
 
+_UNFINISHED = "unfinished-"  # in names of temporary files
+
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
@@ -30,7 +32,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} exists and is not a regular file; expected the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.{_UNFINISHED}", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -44,6 +46,12 @@ def writing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the temporary files that killed processes left at any depth of a folder, which nobody else writes into."""
+    for path in Path(folder).rglob(f".*.{_UNFINISHED}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -72,7 +72,7 @@ def converted_files(folder: Path, pairs: PairList) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; expected one with <pair>.wav for every pair of the list")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    files = {path.stem: path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES}
     lacking = [pair.id for pair in pairs.pairs if pair.id not in files]
     if lacking:
         raise UserError(

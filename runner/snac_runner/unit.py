@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from snac_core.checkpoint import state_of
 from snac_core.errors import UserError
-from snac_core.files import write_json
+from snac_core.files import remove_unfinished, write_json
 from snac_core.plugin_guard import describe_error
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings
@@ -93,6 +93,7 @@ def train_unit(unit: Unit, resources: StudyResources) -> list[tuple[Arm, Result]
     arms = [_prepared(arm, unit.seed, unit.folders[arm.title], resources) for arm in unit.arms]
     for arm, result in zip(arms, results, strict=True):
         if resources.context.first:
+            remove_unfinished(arm.folder)
             write_json(arm.folder / "config.json", result.config)
     try:
         failures = train_side_by_side(arms, resources)

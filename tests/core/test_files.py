@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,25 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_what_stood_there(
     monkeypatch.undo()
     assert json.loads(path.read_text()) == {"status": "success"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from snac_core.files import writing
+with writing(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+"""
+    kept = [tmp_path / "model" / "model.safetensors", tmp_path / ".lock", tmp_path / "model" / ".hidden.json"]
+    for path in kept:
+        files.write_bytes(path, b"whole")
+    killed = subprocess.run([sys.executable, "-c", program, kept[0]], check=False, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+    files.remove_unfinished(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    assert all(path.read_bytes() == b"whole" for path in kept)
 
 
 def test_nan_is_refused_before_anything_is_written(tmp_path: Path) -> None:

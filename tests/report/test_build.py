@@ -175,6 +175,21 @@ def test_broken_silent_and_nan_samples_do_not_stop_the_page(tmp_path: Path) -> N
     assert "cannot be read" in html
 
 
+def test_audio_that_a_killed_process_was_writing_is_not_in_the_report(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study")
+    build(folder)
+    before = outputs(folder)
+    for samples in folder.rglob("samples"):
+        whole = sorted(samples.glob("*.wav"))[0]
+        half = whole.read_bytes()[: whole.stat().st_size // 2]
+        for name in (f".{whole.stem}.unfinished-abcdefgh.wav", ".unfinished-1.converted.wav"):
+            (samples / name).write_bytes(half)
+            (samples / "worst").mkdir(exist_ok=True)
+            (samples / "worst" / name).write_bytes(half)
+    build(folder)
+    assert outputs(folder) == before
+
+
 def test_the_page_stays_small_when_there_is_much_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_study(tmp_path / "study", samples=5, pairs=16)
     monkeypatch.setattr("snac_runner.report.samples.MAX_BYTES", 400_000)

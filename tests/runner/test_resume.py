@@ -71,8 +71,12 @@ def test_a_killed_process_goes_on_to_what_an_unkilled_one_makes(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (out / "result.json").exists()
     assert (out / "metrics.jsonl").read_text().endswith('"epo')
+    half_written = out / "checkpoint" / ".state.unfinished-abcdefgh.pt"  # as if it had been killed there, too
+    half_written.parent.mkdir(exist_ok=True)
+    half_written.write_bytes(b"half")
     assert runner("train", "--resume", out) == 0
     assert "run:" in capsys.readouterr().out
+    assert not half_written.exists()
     assert steps(out) == [1, 2, 3, 4, 5]
     assert all(torch.equal(value, weights(whole[PHASES[2]])[key]) for key, value in weights(out).items())
     left_out = result(out)["missing"]  # the command leaves out judges that cannot hear on this base

@@ -110,6 +110,18 @@ def test_an_incomplete_line_is_discarded(tmp_path: Path) -> None:
     assert [json.loads(line)["pair"] for line in rows(path)] == ["1", "2"]
 
 
+def test_a_damaged_line_is_scored_again_and_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "judged.jsonl"
+    journal = Journal(path, {"run": "a"})
+    for pair in "1234":
+        journal.add({"pair": pair})
+    lines = path.read_bytes().split(b"\n")
+    lines[2], lines[3] = bytes(len(lines[2])), b'["\xff"]'  # what a file system may leave after a power failure
+    path.write_bytes(b"\n".join(lines))
+    assert list(Journal(path, {"run": "a"}).rows) == ["1", "4"]
+    assert [json.loads(line)["pair"] for line in rows(path)] == ["1", "4"]
+
+
 def test_audio_is_transcribed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNAC_CACHE", str(tmp_path))
     made: list[int] = []

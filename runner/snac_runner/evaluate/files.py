@@ -59,7 +59,7 @@ def _files(path: Path, what: str) -> dict[str, Path]:
         return {path.stem: path}
     if not path.is_dir():
         raise UserError(f"--{what} {path} does not exist; expected an audio file or a folder of them")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
+    files = [file for file in sorted(path.rglob("[!.]*")) if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
     if not files:
         raise UserError(f"--{what} {path} has no audio file; expected {', '.join(AUDIO_SUFFIXES)}")
     return {file.relative_to(path).with_suffix("").as_posix(): file for file in files}

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -49,7 +49,8 @@ _log = logging.getLogger(__name__)
 class Journal:
     """A file with a line per scored conversion. Rows under another key are discarded.
 
-    A line that was only partly written when the process died is discarded, too, and its conversion is scored again.
+    A damaged line, or one that was only partly written when the process died, is discarded, too, and its conversion is
+    scored again.
 
     Args:
         path: of the file.
@@ -63,11 +64,12 @@ class Journal:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         header = json.dumps({"key": dict(key)}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         if lines and lines[0] == header:
             for line in lines[1:-1]:  # the text after the last newline is incomplete
-                row = parse_json(line)
-                self.rows[row["pair"]] = row
+                with suppress(ValueError, KeyError, TypeError):  # damaged, as after a power failure: scored again
+                    row = parse_json(line)
+                    self.rows[row["pair"]] = row
         write_text(path, "".join(f"{line}\n" for line in [header, *map(json.dumps, self.rows.values())]))
 
     def add(self, row: dict[str, Any]) -> None:

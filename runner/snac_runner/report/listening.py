@@ -48,7 +48,7 @@ def trials(study: Study) -> list[Trial]:
         n: r for n, r in study.controls.items() if r.ok and r.result is not None and r.result.kind == "system"
     }
     found = []
-    for target in sorted((ceiling.folder / "samples").glob("*.wav")):
+    for target in sorted((ceiling.folder / "samples").glob("[!.]*.wav")):
         for one, other in combinations(first_runs, 2):
             drawn = hashlib.sha256("\0".join((target.stem, one, other)).encode()).hexdigest()
             a, b = (one, other) if int(drawn[0], 16) % 2 else (other, one)

@@ -74,7 +74,7 @@ def groups(study: Study) -> tuple[list[Group], int]:
         if arm in first_runs:
             seed = first_runs[arm].seed
             columns.append((arm if seed == usual else f"{arm} (seed {seed})", mark, first_runs[arm]))
-    files = [{p.stem: p for p in sorted((run.folder / "samples").glob("*.wav"))} for _, _, run in columns]
+    files = [{p.stem: p for p in sorted((run.folder / "samples").glob("[!.]*.wav"))} for _, _, run in columns]
     own = [{k.removesuffix(IDENTITY): f.pop(k) for k in list(f) if k.endswith(IDENTITY)} for f in files]
     names_of = sorted({pair for f in files for pair in f}, key=lambda pair: (-sum(pair in f for f in files), pair))
     found: list[Group] = []
@@ -104,7 +104,9 @@ def worst(study: Study) -> list[Group]:
         run = next((r for r in runs if r.ok and r.result is not None), None)
         if run is None or run.result is None:
             continue
-        kept = {p.name.removesuffix(".converted.wav") for p in (run.folder / "samples/worst").glob("*.converted.wav")}
+        kept = {
+            p.name.removesuffix(".converted.wav") for p in (run.folder / "samples/worst").glob("[!.]*.converted.wav")
+        }
         scored += [
             (score, arm, mark, item.pair, run)
             for item in run.result.utterances
