@@ -189,10 +189,8 @@ def check_study(folder: Path, arms: Sequence[ArmSettings], rates: Sequence[float
 
 
 def write_study(folder: Path, arms: Sequence[ArmSettings], resources: StudyResources, text: str) -> None:
-    """Write study.toml, study.json and pairs.json; see check_study."""
+    """Write study.json, by which `check_study` knows the folder of a study, then study.toml and pairs.json."""
     study, pairs = resources.study, resources.test_pairs
-    pairs.export(folder / "pairs.json")
-    write_text(folder / "study.toml", text)
     write_json(
         folder / "study.json",
         {
@@ -206,6 +204,8 @@ def write_study(folder: Path, arms: Sequence[ArmSettings], resources: StudyResou
             "pairs": {"digest": pairs.digest, "n": len(pairs)},
         },
     )
+    write_text(folder / "study.toml", text)
+    pairs.export(folder / "pairs.json")
 
 
 def choose_rates(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from snac_core import files
 from snac_core.errors import UserError
 from snac_runner.arm import Arm
 from snac_runner.distributed import ALONE
+from snac_runner.study import check_study, write_study
 from snac_runner.train import Interrupted
 from snac_runner.train_step import train_step
 
@@ -118,6 +120,28 @@ def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
         patch.setattr("snac_core.plugins.discover", pressed)
         assert runner("plugins") == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: interrupted"
+
+
+@pytest.mark.parametrize("written", [1, 2, 3])
+def test_a_study_that_was_killed_while_its_files_were_written_continues(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    resources, replaced, replace = bench.resources(bench.study()), [], Path.replace
+
+    def killed(path: Path, to: Path) -> Path:
+        if len(replaced) == written:
+            raise KeyboardInterrupt
+        replaced.append(to)
+        return replace(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with suppress(KeyboardInterrupt):
+            write_study(tmp_path, ARMS, resources, "")
+    assert len(list(tmp_path.iterdir())) == written
+    check_study(tmp_path, ARMS, [], resources)
+    write_study(tmp_path, ARMS, resources, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "study.toml", "pairs.json"}
 
 
 def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_no_checkpoint(
