@@ -7,6 +7,7 @@ utterances, keys and embeddings are arrays, and what is embedded is looked up wh
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -335,7 +336,7 @@ class _Known:
         """Store embeddings (K, S) under keys (K, 32)."""
         records = np.empty(len(keys), self.kind)
         records["key"], records["embedding"] = keys, embeddings
-        with self.file.open("ab", buffering=0) as file:
+        with self.file.open("ab") as file:
             file.write(records.tobytes())
 
     def find(self, keys: NDArray[np.uint8]) -> None:
@@ -358,8 +359,11 @@ class _Known:
 
     def gathered(self, count: int) -> NDArray[np.float32]:
         """The embeddings (count, S) of the first keys, in a memory-mapped file."""
-        shape = (count, self.kind["embedding"].shape[0])
-        whole: NDArray[np.float32] = open_memmap(self.folder / "embeddings.npy", "w+", np.float32, shape)
+        shape, path = (count, self.kind["embedding"].shape[0]), self.folder / "embeddings.npy"
+        whole: NDArray[np.float32] = open_memmap(path, "w+", np.float32, shape)
+        if hasattr(os, "posix_fallocate"):  # on a full disk, an error here instead of a signal at the first write
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         for first in range(0, count, _SLAB):
             whole[first : first + _SLAB] = self.at(np.arange(first, min(first + _SLAB, count)))
         return whole

@@ -7,8 +7,10 @@ write. Rows are utterances, grouped by split and sorted by id.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -225,7 +227,10 @@ def _store(folder: Path, name: str, suffix: str, content: NDArray[Any] | Iterabl
     whole = folder / f"{name}{suffix}"
     with writing(whole) as temporary:
         if isinstance(content, np.ndarray):
-            np.save(temporary, content)
+            try:
+                np.save(temporary, content)
+            except OSError as error:  # numpy's has only a text: bytes that were not written
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(whole)) from error
         else:
             with temporary.open("wb") as opened:
                 opened.writelines(content)

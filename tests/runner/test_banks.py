@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -268,6 +270,22 @@ def test_an_encoder_that_gives_nan_names_the_file_and_keeps_what_is_done(
     with pytest.raises(UserError, match=r"'slow' returns NaN or infinite values for .*/c/0\.wav; exclude the file"):
         build_bank(open_corpus(speech), tmp_path / "bank", source(plugin), workers=1)
     assert not (tmp_path / "bank" / "bank.json").exists()
+
+
+def test_a_full_disk_ends_a_build_with_a_sentence_and_the_next_one_continues(
+    speech: Path, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of mapped files, space is reserved before they are written: the first write would end in a signal."""
+    options = ["--data", speech, "--encoder", "slow", "--plugin", plugin, "--out", tmp_path / "bank", "--workers", 1]
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    unnumbered = OSError("12800 requested and 4064 written")  # as numpy raises it
+    for module, name, error in ((os, "posix_fallocate", full), (np, "save", unnumbered)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, Mock(side_effect=error))
+            assert runner("index", "build", *options) == 2
+        assert "error: No space left on device" in capsys.readouterr().err
+    assert runner("index", "build", *options) == 0
+    assert "embedded: 0; reused: 18" in capsys.readouterr().out
 
 
 def test_the_command_builds_shows_and_refuses_what_is_stale(
