@@ -93,7 +93,7 @@ def test_what_is_not_known_is_named_with_the_nearest_that_is(
         (["plugins", "show"], "Missing"),
         (["check", "gone.py"], "gone.py is not a Python file"),
         (
-            ["convert", "--run", "nowhere", "--source", "a.wav", "--target", "b.wav", "--out", "c.wav"],
+            ["convert", "--run", "nowhere", "--source", __file__, "--target", "b.wav", "--out", "c.wav"],
             "no folder nowhere",
         ),
         (["data", "synth", "x", "--speakers", "3"], "got '3'"),

@@ -115,9 +115,8 @@ def timeless(report: Path) -> str:
     text = report.read_text()
     if report.suffix == ".json":
         return text
-    text = re.sub(r"(?m)^\\| (?:measured|hardware: \\S+|git) \\|.*$", "", text)
-    cost, end = text.index("### Cost"), text.index("###", text.index("### Cost") + 4)
-    return text[:cost] + text[end:]
+    text = re.sub(r"(?m)^\| (?:measured|hardware: \S+|git) \|.*$", "", text)
+    return re.sub(r"(?s)\n## Cost of one run\n.*?\n(?=## )", "\n", text)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from snac_runner.logs import RunLog, read_metrics
 
 def test_a_study_folder_holds_what_it_should(finished: Path) -> None:
     expected = {"study.toml", "study.json", "pairs.json", "report.html", "report.md", "report.json", "tables"}
-    assert expected | {"abx.html", "controls", *PHASES} == {path.name for path in finished.iterdir()}
+    assert expected | {".lock", "abx.html", "controls", *PHASES} == {path.name for path in finished.iterdir()}
     controls = {"source", "floor", "ceiling", "mismatched", "signal_processing"}
     assert {path.name for path in (finished / "controls").iterdir()} == controls
     for name in PHASES:
