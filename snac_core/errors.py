@@ -15,6 +15,11 @@ class UserError(ValueError):
     """
 
 
+def system_error(error: OSError) -> str:
+    """An error of the system as a sentence: a full disk, a folder without permission."""
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the name in `known` that is closest to `name`, else all of `known`."""
     known = sorted(known)

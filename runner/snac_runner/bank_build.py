@@ -6,7 +6,6 @@ utterances, keys and embeddings are arrays, and what is embedded is looked up wh
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from snac_core.conditioning import EncoderIdentity
 from snac_core.errors import UserError
-from snac_core.files import write_json
+from snac_core.files import parse_json, write_json
 from snac_core.plugins import discover
 from snac_core.speakers.bank import HEADER, Bank, audio_digest, find_rows, open_bank, write_bank
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
@@ -35,6 +34,7 @@ from snac_runner.cluster import Cluster, WorkerConsole
 from snac_runner.data.corpus import SPLITS, Corpus, Segment, Utterance
 from snac_runner.data.loading import cores, exit_with_parent
 from snac_runner.data.references import References, whole_seconds, whole_segment
+from snac_runner.data.utterances import Rows
 from snac_runner.embeddings import key_of, segment_embedding, segment_key, weighted_mean
 from snac_runner.lock import locked
 
@@ -117,7 +117,7 @@ class BankContents:
         return self.corpus.parts[split][row - self.splits[split][0]]
 
 
-class _Ids(Sequence[str]):
+class _Ids(Rows[str]):
     """The ids of the utterances, by row."""
 
     def __init__(self, contents: BankContents) -> None:
@@ -126,14 +126,8 @@ class _Ids(Sequence[str]):
     def __len__(self) -> int:
         return len(self.contents.keys)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        return self.contents.utterance(index).id
+    def at(self, row: int) -> str:
+        return self.contents.utterance(row).id
 
     def __iter__(self) -> Iterator[str]:
         for split in SPLITS:
@@ -273,7 +267,7 @@ def build_bank(
 def check_is_of(bank: Bank, corpus: Corpus) -> None:
     """Raise UserError unless a bank was made of the audio and the speakers of this corpus."""
     try:
-        stored = json.loads((bank.folder / CORPUS).read_text())
+        stored = parse_json((bank.folder / CORPUS).read_text())
     except (OSError, ValueError):
         stored = None  # of an interrupted build: compared by the keys of all utterances
     if stored == {"digest": corpus.digest, "audio": bank.header.audio}:

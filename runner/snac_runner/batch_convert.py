@@ -226,11 +226,11 @@ class _Batch:
                 record = json.dumps({"out": self._name(job), "inputs": self._inputs(job)})
                 lines.write(f"\n{record}")  # a line that a full disk has cut stays apart from the next one
         try:
+            target = self._target_of(jobs[0].targets)
             if len(jobs) > 1:
-                target, outs = self._target_of(jobs[0].targets), [job.out for job in jobs]
-                self.converter.convert_together([job.source for job in jobs], target, outs, self.audio_format)
+                sources, outs = [job.source for job in jobs], [job.out for job in jobs]
+                self.converter.convert_together(sources, target, outs, self.audio_format)
             else:
-                target = self._target_of(jobs[0].targets)
                 self.converter.convert(jobs[0].source, target, jobs[0].out, audio_format=self.audio_format)
         except (UserError, RuntimeError) as error:  # RuntimeError: e.g. not enough memory for a long file
             if len(jobs) == 1:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
-from snac_core.errors import UserError
+from snac_core.errors import UserError, system_error
 from snac_runner.console import Console
 from snac_runner.distributed import ProcessLost
 
@@ -141,9 +141,8 @@ def _perform(work: Callable[[Any, WorkerConsole], Any], job: Any, mailbox: Any) 
         outcome = "died", str(stop)
     except UserError as error:
         outcome = "error", str(error)
-    except OSError as error:  # a full disk, a folder without permission
-        where = f": {error.filename}" if error.filename else ""
-        outcome = "error", f"{error.strerror or error}{where} (on {console.host})"
+    except OSError as error:
+        outcome = "error", f"{system_error(error)} (on {console.host})"
     console.flush()
     return outcome
 

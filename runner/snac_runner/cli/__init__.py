@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from snac_core.errors import UserError
+from snac_core.errors import UserError, system_error
 from snac_runner.cli import app as app_page
 from snac_runner.cli import bench, convert, data, evaluate, export, index, plugins, pretrain, train
 from snac_runner.cli.console import Stopped, is_first
@@ -74,9 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(launch(request.devices, given))
     except (Stopped, KeyboardInterrupt, typer.Abort) as error:
         _end(str(error) or "interrupted", 130, debug)
-    except OSError as error:  # a full disk, a folder without permission
-        where = f": {error.filename}" if error.filename else ""
-        _end(f"{error.strerror or error}{where}", 2, debug)
+    except OSError as error:
+        _end(system_error(error), 2, debug)
     if code == 130:  # typer's exit code for Ctrl-C
         print("error: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import overload
 
 from snac_core.errors import UserError
 from snac_runner.data.cache import cache_folder
@@ -30,7 +29,7 @@ from snac_runner.data.formats import (
     write_manifest,
 )
 from snac_runner.data.hugging_face import exported, is_dataset
-from snac_runner.data.utterances import Columns, StoredColumns, Utterance, Utterances, store, stored
+from snac_runner.data.utterances import Columns, Rows, StoredColumns, Utterance, Utterances, store, stored
 
 _VERSION = 1  # of what is stored; other versions are ignored
 _log = logging.getLogger(__name__)
@@ -240,7 +239,7 @@ def scan(
     return corpus
 
 
-class _Segments(Sequence[FileSegment]):
+class _Segments(Rows[FileSegment]):
     """What is checked of each candidate."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
@@ -249,14 +248,9 @@ class _Segments(Sequence[FileSegment]):
     def __len__(self) -> int:
         return len(self.candidates)
 
-    @overload
-    def __getitem__(self, index: int) -> FileSegment: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[FileSegment]: ...
-    def __getitem__(self, index: int | slice) -> FileSegment | Sequence[FileSegment]:
-        if isinstance(index, slice):
-            return [(c.path, c.start, c.seconds) for c in self.candidates[index]]
-        return self[index : index + 1][0]
+    def at(self, row: int) -> FileSegment:
+        candidate = self.candidates[row]
+        return candidate.path, candidate.start, candidate.seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from snac_core.errors import UserError
 from snac_core.files import writing
 
 Columns = Mapping[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,27 @@ class Segment(NamedTuple):
         )
 
 
-class _Texts(Sequence[str]):
+class Rows(Sequence[T]):
+    """A sequence of which each item is made when it is asked for; a slice is a list. Subclasses define `at`."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return [self.at(row) for row in range(*index.indices(len(self)))]
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(index)
+        return self.at(row)
+
+    @abstractmethod
+    def at(self, row: int) -> T:
+        """The item of a row, from 0 to below the length."""
+
+
+class _Texts(Rows[str]):
     """Texts in one array of bytes: text i is `data[ends[i - 1] : ends[i]]`, in UTF-8."""
 
     def __init__(self, ends: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
@@ -75,15 +97,9 @@ class _Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        first = int(self.ends[index - 1]) if index else 0
-        return self.data[first : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
+    def at(self, row: int) -> str:
+        first = int(self.ends[row - 1]) if row else 0
+        return self.data[first : int(self.ends[row])].tobytes().decode("utf-8", "surrogateescape")
 
 
 class _TextWriter:
@@ -110,7 +126,7 @@ class StoredColumns(NamedTuple):
     digest: str
 
 
-class Utterances(Sequence[Utterance]):
+class Utterances(Rows[Utterance]):
     """The utterances of a split, sorted by id. An `Utterance` is made when it is asked for.
 
     Pickled, they are the name of the file of the columns, where there is one: another process maps it too.
@@ -145,16 +161,7 @@ class Utterances(Sequence[Utterance]):
     def __len__(self) -> int:
         return len(self.seconds)
 
-    @overload
-    def __getitem__(self, index: int) -> Utterance: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Utterance]: ...
-    def __getitem__(self, index: int | slice) -> Utterance | Sequence[Utterance]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = index + len(self) if index < 0 else index
-        if not 0 <= row < len(self):
-            raise IndexError(index)
+    def at(self, row: int) -> Utterance:
         columns = self.columns
         return Utterance(
             id=self._ids[row],
