@@ -105,6 +105,7 @@ class ConditionedCodec(nn.Module):
         self.encoder = _identity(speaker_encoder, speaker_dim, needed=bool(strategies))
         taps = Taps(self.encoder.dim if self.encoder else 0, self.codec.taps)
         self.evaluation: dict[str, Any] | None = None
+        self._edit_scale = 1.0
         self.strategies = nn.ModuleDict()
         settings = dict(config or {})
         for strategy in strategies:
@@ -126,6 +127,23 @@ class ConditionedCodec(nn.Module):
         self._on_edit: EditCallback | None = None
 
     # ---------------------------------------------------------------- the path
+
+    @property
+    def edit_scale(self) -> float:
+        """Factor of every edit: 1, the default, is the edit as trained, 0 the bare codec. Not saved.
+
+        Above 1, outputs are more similar to the target up to a point, and lose words.
+
+        Raises:
+            UserError: if set to a negative or not finite number.
+        """
+        return self._edit_scale
+
+    @edit_scale.setter
+    def edit_scale(self, scale: float) -> None:
+        if not 0 <= scale < float("inf"):
+            raise UserError(f"edit_scale is a number of at least 0; got {scale}")
+        self._edit_scale = scale
 
     def latents(
         self, audio: Tensor, cond: Conditioning | None = None, *, frozen: FrozenActivations | None = None
@@ -347,6 +365,8 @@ class ConditionedCodec(nn.Module):
         with self.codec.autocast(x.device):
             for edit in self.edits[tap]:
                 edited = edit(edited, cond)
+        if self.edit_scale != 1.0:
+            edited = x + self.edit_scale * (edited - x)
         if self._on_edit is not None:
             self._on_edit(tap, x, edited)
         return edited

@@ -174,6 +174,11 @@ class StudySettings(BaseModel):
     select: Literal["last", "best"] = Field("last", description="Checkpoint to keep: the last, or the best on dev.")
     patience: int = Field(0, ge=0, description="Stop after this many evaluations without improvement; 0: never.")
     save_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    adapters: tuple[str, ...] = Field(
+        (),
+        description="Trained adapters that are evaluated beside the arms: bundled names, run folders, or hub ids. They "
+        "have the study's base and conditioning encoder.",
+    )
     shuffled_control: bool = Field(
         True, description="Also train the first arm under the embeddings of wrong speakers, as a control."
     )

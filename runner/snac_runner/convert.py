@@ -52,6 +52,7 @@ class Converter:
         catalogue: the plugins; None: the installed ones.
         base: the codec. None: "tiny" without a run, or the base that the run was trained on.
         checkpoint: whether to use the run's latest checkpoint instead of its finished model.
+        edit_scale: factor of the edits, see `ConditionedCodec`.
         console: where warnings about files are displayed.
 
     Attributes:
@@ -59,7 +60,8 @@ class Converter:
         encoder: the conditioning encoder; None if nothing is conditioned.
 
     Raises:
-        UserError: if there is no model in `run`, its base or a plugin is missing, or the device does not exist.
+        UserError: if there is no model in `run`, its base or a plugin is missing, the device does not exist, or the
+            scale is negative.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Converter:
         *,
         base: str | None = None,
         checkpoint: bool = False,
+        edit_scale: float = 1.0,
         console: Console = SILENT,
     ) -> None:
         self.device = device_named(device)
@@ -82,6 +85,7 @@ class Converter:
         else:
             self.model = _load_run(run, base, catalogue)
         self.model.to(self.device).eval()
+        self.model.edit_scale = edit_scale
         self.encoder: SpeakerEncoder | None = None
         if self.model.encoder is not None:
             self.encoder = load_speaker_encoder(self.model.encoder.name, plugins=catalogue).to(self.device)
@@ -105,9 +109,10 @@ class Converter:
 
     @property
     def digest(self) -> str:
-        """Identifies the base, the strategies with their weights, and a precision other than float32."""
+        """Identifies the base, the strategies with their weights, and a precision and scale that are not the usual."""
         precision = f" {self._autocast}" if self._autocast else ""
-        return f"{self.model.codec.digest} {digest_of(self.model.attached)}{precision}"
+        scale = f" {self.model.edit_scale}" if self.model.edit_scale != 1.0 else ""
+        return f"{self.model.codec.digest} {digest_of(self.model.attached)}{precision}{scale}"
 
     @torch.no_grad()
     def convert(

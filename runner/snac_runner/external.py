@@ -1,14 +1,19 @@
-"""Evaluation of what a study did not train: another system's audio on the same pairs, or a run on other speech."""
+"""Evaluation of what a study did not train: another system's audio or a trained adapter on the same pairs, or a run on
+other speech."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import soundfile
 import torch
 from torch import Tensor
 
+from snac_core.checkpoint import digest_of as digest_of_strategies
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
@@ -21,6 +26,7 @@ from snac_runner.controls import (
     run_controls,
     wanted_metrics,
 )
+from snac_runner.convert import model_folder
 from snac_runner.data.audio import resample
 from snac_runner.data.corpus import digest_of
 from snac_runner.data.pairs import PairList
@@ -28,7 +34,7 @@ from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import Rendering, System, conditioned, needed_outputs
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import check_folder, result_status, run_config
+from snac_runner.run_folder import check_folder, read_config, result_status, run_config
 from snac_runner.run_result import Result, write_result, write_wav
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
@@ -148,7 +154,68 @@ def evaluate_audio(folder: Path, name: str, study_folder: Path, resources: Study
     return result.folder
 
 
-def evaluate_on_other_speech(run: Path, arm: ArmSettings, out: Path, resources: StudyResources) -> None:
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """An adapter that was trained elsewhere, and the folder of its result in a study."""
+
+    name: str
+    model: ConditionedCodec
+    folder: Path
+
+    @property
+    def config(self) -> dict[str, str]:
+        """What the result depends on."""
+        return {"adapter": self.name, "digest": digest_of_strategies(self.model.attached)}
+
+
+def load_adapters(study_folder: Path, arms: Sequence[str], resources: StudyResources) -> list[TrainedAdapter]:
+    """The adapters that a study evaluates beside its arms, on its device.
+
+    Raises:
+        UserError: if there is no such adapter, it belongs to another base or conditioning encoder, its name is that of
+            an arm, a control or another adapter, or the study has a result of other weights under its name.
+    """
+    encoder, found = resources.speaker_encoder, []
+    for source in resources.study.adapters:
+        place: str | Path = model_folder(Path(source)) if Path(source).is_dir() else source
+        model = ConditionedCodec.from_pretrained(place, codec=resources.codec, plugins=resources.catalogue)
+        if model.encoder is None or model.encoder.digest != encoder.digest:
+            other = model.encoder.name if model.encoder else "no encoder"
+            raise UserError(
+                f"adapter {source} is conditioned with {other}, and the study with {encoder.name}; "
+                f"give --speaker-encoder {other}, or leave the adapter out"
+            )
+        name = " ".join(Path(source).parts[-2:])
+        if name in {*CONTROLS, SHUFFLED, *arms, *(adapter.name for adapter in found)}:
+            raise UserError(f"adapter {source}: {name!r} is the name of an arm, a control or another adapter")
+        adapter = TrainedAdapter(name, model.to(resources.device), study_folder / SYSTEMS / name)
+        if (stored := read_config(adapter.folder)) not in ({}, adapter.config):
+            raise UserError(
+                f"{adapter.folder} holds the result of other weights (digest {str(stored.get('digest'))[:12]}; "
+                f"{source} has {adapter.config['digest'][:12]}); give a new folder with --out"
+            )
+        found.append(adapter)
+    return found
+
+
+def evaluate_adapters(adapters: Sequence[TrainedAdapter], resources: StudyResources) -> None:
+    """Score trained adapters on a study's conversions; finished results are kept."""
+    context = resources.context
+    done = context.agree([a.name for a in adapters if result_status(a.folder) == "success"])
+    for adapter in adapters:
+        if adapter.name in done:
+            continue
+        context.first_decides(partial(write_json, adapter.folder / "config.json", adapter.config))
+        result = Result(adapter.folder, adapter.name, "system")
+        selection = informative_metrics(adapter.folder.parents[1], resources)
+        system = conditioned(adapter.model, outputs=needed_outputs(selection.metrics.values()))
+        result.scores = evaluate_system(result, system, adapter.config, resources, selection)
+        write_result(result, resources)
+
+
+def evaluate_on_other_speech(
+    run: Path, arm: ArmSettings, out: Path, resources: StudyResources, edit_scale: float = 1.0
+) -> None:
     """Score the model of the run at `run` on the test split of other speech, into `out`; a finished result is kept.
 
     Args:
@@ -156,14 +223,17 @@ def evaluate_on_other_speech(run: Path, arm: ArmSettings, out: Path, resources: 
         arm: its arm.
         out: folder to write.
         resources: of the run's study, with other data.
+        edit_scale: factor of the edits, see `ConditionedCodec`.
 
     Raises:
-        UserError: if the run has no model, or `out` holds something else.
+        UserError: if the run has no model, `out` holds something else, or the scale is negative.
     """
     if not (run / "model" / "config.json").is_file():
         raise UserError(f"{run} has no model; expected the folder of a finished run")
     seed = resources.study.seeds[0]
     config = run_config(arm, seed, resources)
+    if edit_scale != 1.0:
+        config |= {"edit_scale": edit_scale, "hash": digest_of([config["hash"], edit_scale])}
     check_versions(out, wanted_metrics(resources).metrics, resources)
     if check_folder(out, config) == "success":
         resources.console.line(f"{out}: already evaluated")
@@ -171,6 +241,7 @@ def evaluate_on_other_speech(run: Path, arm: ArmSettings, out: Path, resources: 
     result = Result(out, arm.title, "arm", seed, arm, config)
     model = ConditionedCodec.from_pretrained(run / "model", codec=resources.codec, plugins=resources.catalogue)
     model = model.to(resources.device)
+    model.edit_scale = edit_scale
     write_json(out / "config.json", config)
     resources.test_pairs.export(out / "pairs.json")
     run_controls(out, resources)

@@ -37,6 +37,7 @@ _NOT_COMPARED = {
         "compile",
         "workers",
         "plugins",
+        "adapters",
         "shuffled_control",
         "exclude_metrics",
         "extra_metrics",

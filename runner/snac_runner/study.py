@@ -20,6 +20,7 @@ from snac_runner.controls import (
     wanted_metrics,
 )
 from snac_runner.data.pairs import PairList
+from snac_runner.external import evaluate_adapters, load_adapters
 from snac_runner.lock import locked
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
@@ -84,6 +85,7 @@ def _run(
     execute: Execute,
 ) -> list[Path]:
     """The part of `run_study` for which the folder is locked."""
+    adapters = load_adapters(folder, [arm.title for arm in arms], resources)  # what cannot be used is an error now
     if rates:
         arms = choose_rates(arms, rates, folder, resources, execute)
     study = resources.study
@@ -92,6 +94,7 @@ def _run(
     control_runs = {(arm.title, study.seeds[0]): folder / "controls" / arm.title for arm in control_arms}
     run_arms([*arms, *control_arms], runs | control_runs, resources, controls=folder, execute=execute)
     run_controls(folder, resources)
+    evaluate_adapters(adapters, resources)
     return list(runs.values())
 
 

@@ -72,6 +72,42 @@ def test_the_model_folds_in_listed_order() -> None:
             assert torch.equal(got, codec.advance(expected, "quantized", "audio")[..., : audio.shape[-1]])
 
 
+def test_edits_are_scaled_on_both_sides_of_the_quantizer() -> None:
+    class Push(Strategy):
+        name = "push"
+
+        @hookimpl
+        def before_vq(self, x: Tensor) -> Tensor:
+            return 1.5 * x + 1
+
+        @hookimpl
+        def after_vq(self, x: Tensor) -> Tensor:
+            return 2 * x - 1
+
+    codec, audio, cond = small(), tone(), Conditioning(torch.ones(1, 2))
+    model = ConditionedCodec(codec, [Push], speaker_dim=2)
+    edits: dict[tuple[float, str], Tensor] = {}
+    for scale in (0.0, 0.5, 1.0, 2.0):
+        model.edit_scale = scale
+        with model.on_edit(lambda tap, before, after, scale=scale: edits.update({(scale, tap): after - before})):
+            out = model.reconstruct(audio, cond)
+        if not scale:
+            assert torch.equal(out.z, model.reconstruct(audio).z)
+            assert all(map(torch.equal, out.codes, model.reconstruct(audio).codes))
+    for scale in (0.5, 2.0):
+        assert torch.allclose(edits[scale, "latent"], scale * edits[1.0, "latent"], atol=1e-6)
+    assert edits[0.0, "quantized"].abs().max() == 0
+    assert edits[2.0, "quantized"].abs().max() > 0
+
+
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
+def test_a_scale_that_is_not_a_number_of_at_least_0_is_refused(scale: float) -> None:
+    model = ConditionedCodec(small(), speaker_dim=2)
+    with pytest.raises(UserError, match="edit_scale"):
+        model.edit_scale = scale
+    assert model.edit_scale == 1
+
+
 def test_only_taps_that_are_edited_are_in_the_table_in_signal_order() -> None:
     @hookimpl
     def edit(self: Strategy, x: Tensor) -> Tensor:

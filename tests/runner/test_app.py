@@ -130,6 +130,8 @@ def test_the_api_converts_as_the_command_does(
     shares = [float((a != b).double().mean()) for a, b in zip(bare, codes, strict=True)]
     assert scores["codes_changed"][ADAPTER] == pytest.approx(shares, abs=1e-3)
     assert max(shares) > 0
+    _, _, scores = served.client().predict(*handled, None, [ADAPTER], 0, api_name="/convert")  # edits of scale 0
+    assert max(scores["codes_changed"][ADAPTER]) == 0
 
 
 @needs_gradio
@@ -215,7 +217,7 @@ def test_only_uploads_can_be_read_and_no_other_server(served: Served, voices: li
             (str(voices[0]), "/etc/passwd", "http://127.0.0.1:1/a.wav", "file:///etc/passwd")
         ):
             file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            job = {"data": [file, file, None, [ADAPTER]], "fn_index": convert, "session_hash": f"attack{number}"}
+            job = {"data": [file, file, None, [ADAPTER], 1], "fn_index": convert, "session_hash": f"attack{number}"}
             assert http.post("/gradio_api/queue/join", json=job).status_code == 200
             events = http.get(f"/gradio_api/queue/data?session_hash=attack{number}", timeout=120).text
             ended = next(line for line in events.splitlines() if "process_completed" in line)

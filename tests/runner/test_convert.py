@@ -49,6 +49,16 @@ def test_a_conversion_has_the_sources_length_and_the_codecs_rate(
     assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "0.wav").read_bytes()
 
 
+def test_edits_of_scale_0_are_the_bare_codec(tmp_path: Path, runs: dict[str, Path], voices: list[Path]) -> None:
+    command = ["convert", "--run", runs[PHASES[2]], "--source", voices[0], "--target", voices[1], "--stages"]
+    for scale in (0, 1):
+        assert runner(*command, "--edit-scale", scale, "--out", tmp_path / f"{scale}.wav") == 0
+    bare = read(tmp_path / "1.bare.wav")
+    assert np.allclose(read(tmp_path / "0.wav"), bare, atol=1e-4)
+    assert not np.allclose(read(tmp_path / "1.wav"), bare, atol=1e-2)
+    assert runner(*command, "--edit-scale", -1, "--out", tmp_path / "c.wav") == 2
+
+
 def test_several_targets_are_averaged_and_their_order_is_no_matter(
     tmp_path: Path, runs: dict[str, Path], voices: list[Path]
 ) -> None:

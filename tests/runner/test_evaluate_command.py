@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,33 @@ def test_an_incomplete_command_is_refused_in_one_line(
     assert said in capsys.readouterr().err
 
 
+def test_a_trained_adapter_is_evaluated_beside_the_arms(
+    bench: Bench, finished: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    adapter, out = finished / PHASES[2] / "seed0", tmp_path / "study"
+    command = ["ablate", "--strategies", PHASES[1], "--out", out]
+    options = bench.options(steps=2, adapters=[str(adapter)])
+    assert runner(*command, *options) == 0
+    place = out / "systems" / f"{PHASES[2]} seed0"
+    same = [result(folder)["metrics"]["secs"] for folder in (place, adapter)]  # equal weights on equal conversions
+    assert same[0]["mean"] == pytest.approx(same[1]["mean"], abs=1e-6)
+    assert f"{PHASES[2]} seed0 was not trained in this study" in (out / "report.md").read_text()
+    before = contents(out / "systems")
+    assert runner(*command, *options) == 0
+    assert contents(out / "systems") == before
+
+    other = tmp_path / "other" / PHASES[2] / "seed0"
+    shutil.copytree(finished / PHASES[0] / "seed0", other)
+    said = refusal(*command, *bench.options(steps=2, adapters=[str(other)]))
+    assert "holds the result of other weights" in said
+    again = ["ablate", "--strategies", PHASES[1], "--out", tmp_path / "new"]
+    assert "is the name of an arm, a control or another adapter" in refusal(
+        *again, *bench.options(steps=2, adapters=[str(adapter), str(other)])
+    )
+    assert "belongs to base 'tiny'" in refusal(*again, *bench.options(steps=2, adapters=["phase6_tiny"]))
+    assert not (tmp_path / "new" / PHASES[1]).exists(), "nothing is trained"
+
+
 def test_a_trained_run_is_evaluated_on_other_speech(bench: Bench, study: Path, tmp_path: Path) -> None:
     other = synthesize(tmp_path / "speech", 9, 4)
     run = study / PHASES[1] / "seed0"
@@ -125,3 +153,8 @@ def test_a_trained_run_is_evaluated_on_other_speech(bench: Bench, study: Path, t
     assert contents(run) == before
     assert runner("evaluate", run, "--data", other, "--out", out) == 0  # judged already: left as it is
     assert result(out) == found
+    # without edits the run is the bare codec; another scale is not the result that is there
+    assert runner("evaluate", run, "--data", other, "--edit-scale", 0, "--out", out) == 2
+    assert runner("evaluate", run, "--data", other, "--edit-scale", 0, "--out", tmp_path / "bare") == 0
+    secs, floor = (result(tmp_path / "bare" / place)["metrics"]["secs"]["mean"] for place in ("", "controls/floor"))
+    assert secs == pytest.approx(floor, abs=1e-6)

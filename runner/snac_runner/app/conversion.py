@@ -190,7 +190,12 @@ class Conversions:
         self._converter = lru_cache(maxsize=LOADED)(lambda run: Converter(run, device, catalogue))
 
     def compare(
-        self, source: Path, targets: Sequence[Path], adapters: Sequence[str], console: ProgressConsole
+        self,
+        source: Path,
+        targets: Sequence[Path],
+        adapters: Sequence[str],
+        console: ProgressConsole,
+        edit_scale: float = 1.0,
     ) -> Comparison:
         """Convert a source with one or several adapters, and measure the results.
 
@@ -199,6 +204,7 @@ class Conversions:
             targets: speech of the target; embeddings are averaged.
             adapters: displayed names.
             console: where to report.
+            edit_scale: factor of the edits, see `ConditionedCodec`.
 
         Raises:
             UserError: if no adapter is given, one cannot be loaded, or a recording is unusable or exceeds a limit.
@@ -211,7 +217,7 @@ class Conversions:
             for target in targets:
                 self._check(target, "target", UTTERANCE_SECONDS)
             reference = mean_embedding(self.judge, [load_audio(path, self.judge.sample_rate) for path in targets])
-            converters = {name: self._loaded(name, console) for name in dict.fromkeys(adapters)}
+            converters = {name: self._loaded(name, console, edit_scale) for name in dict.fromkeys(adapters)}
             codecs = {converter.model.codec.digest: converter for converter in converters.values()}
             out, done, steps = self._new_folder(), 0, len(codecs) + len(converters)
             bare_codes: dict[str, list[Tensor]] = {}
@@ -242,7 +248,13 @@ class Conversions:
             return Comparison(samples, changes, self.judge.name, notes)
 
     def convert_files(
-        self, uploads: Sequence[Path], targets: Sequence[Path], adapter: str, suffix: str, console: ProgressConsole
+        self,
+        uploads: Sequence[Path],
+        targets: Sequence[Path],
+        adapter: str,
+        suffix: str,
+        console: ProgressConsole,
+        edit_scale: float = 1.0,
     ) -> Batch:
         """Convert files and the files in zip archives; the result is a zip archive with the same folders and names.
 
@@ -252,6 +264,7 @@ class Conversions:
             adapter: displayed name.
             suffix: of the files in the result, such as ".wav".
             console: where to report.
+            edit_scale: factor of the edits, see `ConditionedCodec`.
 
         Raises:
             UserError: if the target, or every file, is unusable, or a zip file is damaged or too large.
@@ -275,7 +288,7 @@ class Conversions:
                 )
             if other:
                 console.line(f"{plural(len(other), 'file')} without audio: {', '.join(other[:10])}")
-            converter = self._loaded(adapter, console)
+            converter = self._loaded(adapter, console, edit_scale)
             jobs = jobs_of_sources([str(sources)], [str(path) for path in targets], converted, suffix)
             accepted = [job for job in jobs if self._within(job.source, console)]
             with suppress(Stopped):
@@ -297,11 +310,12 @@ class Conversions:
         folders = rf"{re.escape(str(self.folder))}/(?:[0-9a-f]{{16,}}/|tmp[^/\s]+/(?:sources/|converted/)?)?"
         return re.sub(folders, "", text)
 
-    def _loaded(self, name: str, console: Console) -> Converter:
+    def _loaded(self, name: str, console: Console, edit_scale: float) -> Converter:
         run = self.offer.run_of(name)
         console.show_progress(f"loading {name}", 0, 1)
         converter = self._converter(run)
         converter.console = console
+        converter.model.edit_scale = edit_scale
         return converter
 
     def _may_judge(self, converter: Converter, name: str, console: Console) -> bool:

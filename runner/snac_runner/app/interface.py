@@ -51,6 +51,7 @@ def build(conversions: Conversions) -> gr.Blocks:
                     file_types=list(media_suffixes()),
                 )  # fmt: skip
             adapters = _choice(offer, multiselect=True)
+            scale = _scale()
             with gr.Row():
                 convert = gr.Button("Convert", variant="primary", scale=4)
                 stop = gr.Button("Stop", scale=1, min_width=80)
@@ -68,6 +69,7 @@ def build(conversions: Conversions) -> gr.Blocks:
             with gr.Row():
                 adapter = _choice(offer)
                 suffix = gr.Dropdown([name.lstrip(".") for name in BITS], value="wav", label="Format of the results")
+                scale_all = _scale()
             with gr.Row():
                 convert_all = gr.Button("Convert all", variant="primary", scale=4)
                 stop_all = gr.Button("Stop", scale=1, min_width=80)
@@ -80,24 +82,26 @@ def build(conversions: Conversions) -> gr.Blocks:
             report = gr.HTML(_frame(offer, next(iter(offer.studies), None)), label="Report", elem_classes="report")
 
         def compare(
-            source: str | None, target: str | None, more: list[str] | None, adapters: list[str],
+            source: str | None, target: str | None, more: list[str] | None, adapters: list[str], scale: float,
             request: gr.Request, progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> tuple[str, list[str], dict[str, Any]]:  # fmt: skip
             with _errors_shown(conversions):
                 console = _console(stopped, request, progress)
                 targets = [Path(path) for path in (target, *(more or ())) if path]
-                found = conversions.compare(_given(source, "source"), _all_given(targets, "target"), adapters, console)
+                speech = _given(source, "source"), _all_given(targets, "target")
+                found = conversions.compare(*speech, adapters, console, scale)
                 paths = [str(sample.file) for sample in found.samples]
                 return _template().render(comparison=found), paths, found.scores()
 
         def compare_many(
-            uploads: list[str] | None, target: str | None, adapter: str, suffix: str,
+            uploads: list[str] | None, target: str | None, adapter: str, suffix: str, scale: float,
             request: gr.Request, progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> tuple[str, str]:  # fmt: skip
             with _errors_shown(conversions):
                 console = _console(stopped, request, progress)
                 sources = _all_given([Path(path) for path in uploads or ()], "source")
-                batch = conversions.convert_files(sources, [_given(target, "target")], adapter, f".{suffix}", console)
+                targets = [_given(target, "target")]
+                batch = conversions.convert_files(sources, targets, adapter, f".{suffix}", console, scale)
                 lines = "".join(f"\n- {_escaped(line)}" for line in batch.lines)
                 told = f"{plural(batch.converted, 'file')} converted.\n{lines}"
                 return told, str(batch.archive)
@@ -110,11 +114,11 @@ def build(conversions: Conversions) -> gr.Blocks:
             stopped.add(request.session_hash)
 
         convert.click(
-            compare, [source, target, more, adapters], [shown, files, scores], api_name="convert",
+            compare, [source, target, more, adapters, scale], [shown, files, scores], api_name="convert",
             show_progress_on=shown, **_MODEL,
         )  # fmt: skip
         convert_all.click(
-            compare_many, [uploads, voice, adapter, suffix], [told, archive], api_name="convert_files",
+            compare_many, [uploads, voice, adapter, suffix, scale_all], [told, archive], api_name="convert_files",
             show_progress_on=told, **_MODEL,
         )  # fmt: skip
         study.change(show_report, study, report, api_name="report")
@@ -137,6 +141,13 @@ def _choice(offer: Offer, multiselect: bool = False) -> gr.Dropdown:
         list(offer.adapters), value=[value] if multiselect else value, multiselect=multiselect,
         allow_custom_value=offer.typed, label="Adapters" if multiselect else "Adapter",
         info="Several are compared side by side." if multiselect else None,
+    )  # fmt: skip
+
+
+def _scale() -> gr.Slider:
+    return gr.Slider(
+        0, 2, value=1, step=0.1, label="Edit scale",
+        info="1: as trained; 0: the bare codec; above 1: more of the target, fewer correct words.",
     )  # fmt: skip
 
 

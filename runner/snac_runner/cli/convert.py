@@ -39,6 +39,9 @@ Base = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="Of the codec's convolutions: fp32, or bf16, which changes the result.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the codec; some seconds, then faster on a CPU.")]
+EditScale = Annotated[
+    float, typer.Option(help="Factor of the edits: 0 is the bare codec; above 1 converts more and loses more words.")
+]
 Checkpoint = Annotated[bool, typer.Option("--checkpoint", help="Use the latest checkpoint of an unfinished run.")]
 
 
@@ -66,6 +69,7 @@ def convert(
     bits: Annotated[int, typer.Option(help="Bits per sample: 16, 24, or 32 (floating point, wav only).")] = 16,
     keep_rate: Annotated[bool, typer.Option("--keep-rate", help="Write at the sample rate of the source.")] = False,
     keep_level: Annotated[bool, typer.Option("--keep-level", help="Scale to the RMS level of the source.")] = False,
+    edit_scale: EditScale = 1.0,
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
@@ -105,7 +109,9 @@ def convert(
             run = best_adapter(base)
             console.line(f"using the bundled adapter {run}; --run RUN uses another")
         catalogue = catalogue_of(plugin, disable_plugin, console)
-        converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        converter = Converter(
+            run, device, catalogue, base=base, checkpoint=checkpoint, edit_scale=edit_scale, console=console
+        )
         converter.accelerate(precision, compiled=compile_)
         if many:
             _convert_all(jobs, converter, Path(out), audio_format)
@@ -153,6 +159,7 @@ def encode(
     ] = None,
     offsets: Annotated[str, typer.Option(help="With --order, tokens differ by: none, level, position.")] = "level",
     first_token: Annotated[int, typer.Option(help="With --order, added to every token.")] = 0,
+    edit_scale: EditScale = 1.0,
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
@@ -177,7 +184,9 @@ def encode(
     failed = 0
     with terminal() as console:
         catalogue = catalogue_of(plugin, disable_plugin, console)
-        converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        converter = Converter(
+            run, device, catalogue, base=base, checkpoint=checkpoint, edit_scale=edit_scale, console=console
+        )
         converter.accelerate(precision, compiled=compile_)
         layout = None
         if order is not None:
@@ -211,6 +220,7 @@ def decode(
     ] = None,
     target: Target = [],  # noqa: B006
     line: Annotated[int | None, typer.Option(help="Line of a .jsonl file, from 1.", show_default=False)] = None,
+    edit_scale: EditScale = 1.0,
     checkpoint: Checkpoint = False,
     base: Base = None,
     device: Device = "auto",
@@ -226,7 +236,9 @@ def decode(
     check_out(out, ".wav", [codes])
     with terminal() as console:
         catalogue = catalogue_of(plugin, disable_plugin, console)
-        converter = Converter(run, device, catalogue, base=base, checkpoint=checkpoint, console=console)
+        converter = Converter(
+            run, device, catalogue, base=base, checkpoint=checkpoint, edit_scale=edit_scale, console=console
+        )
         converter.accelerate(precision, compiled=compile_)
         item = read_item(codes, converter.model.codec, line)
         written = converter.decode(item, _target(converter, target), out)

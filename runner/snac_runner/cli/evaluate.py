@@ -50,6 +50,9 @@ def evaluate(
     target: Annotated[
         Path | None, typer.Option(help="Speech of the target: a file, or a folder.", show_default=False)
     ] = None,
+    edit_scale: Annotated[
+        float, typer.Option(help="With RUN: factor of the edits; 0 is the bare codec, above 1 converts more.")
+    ] = 1.0,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the error rates of a judge on real speech.")
     ] = False,
@@ -99,7 +102,7 @@ def evaluate(
     if data is not None:
         changes["data"] = str(Path(data).resolve())
     if run is not None:
-        evaluate_run(run, out, changes, plugins)
+        evaluate_run(run, out, changes, plugins, edit_scale)
         return
     if judge is not None:
         raise UserError("--judge: a system is compared with the arms by the judges of their study; leave it out")
@@ -116,8 +119,8 @@ Changes = dict[str, Any]
 """Settings that differ from those of the study."""
 
 
-def evaluate_run(run: Path, out: Path | None, changes: Changes, plugins: Plugins) -> None:
-    """Evaluate a trained run on other speech, into its own folder."""
+def evaluate_run(run: Path, out: Path | None, changes: Changes, plugins: Plugins, edit_scale: float) -> None:
+    """Evaluate a trained run on other speech, or with scaled edits, into its own folder."""
     from snac_runner.cli.train import print_report
     from snac_runner.external import evaluate_on_other_speech
     from snac_runner.run_folder import stored_run
@@ -125,8 +128,9 @@ def evaluate_run(run: Path, out: Path | None, changes: Changes, plugins: Plugins
     study, arm = stored_run(run)
     with terminal() as console:
         resources = _resources(study, changes, plugins, console)
-        out = out or run / "elsewhere" / f"{resources.corpus.name}-{resources.corpus.digest[:8]}"
-        evaluate_on_other_speech(run, arm, out, resources)
+        scaled = f"-scale{edit_scale:g}" if edit_scale != 1.0 else ""
+        out = out or run / "elsewhere" / f"{resources.corpus.name}-{resources.corpus.digest[:8]}{scaled}"
+        evaluate_on_other_speech(run, arm, out, resources, edit_scale)
     print_report(out)
 
 

@@ -89,6 +89,7 @@ def quickstart(
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
     """Train every installed adapter side by side on synthetic speech, and write the comparative report."""
+    from snac_core.checkpoint import Stored, bundled_adapters
     from snac_runner.config import compose, to_toml
     from snac_runner.data.synth import synthesize
     from snac_runner.resources import StudyResources
@@ -100,10 +101,15 @@ def quickstart(
             out / "speech", speakers=SYNTHETIC_SPEAKERS, sentences=SYNTHETIC_SENTENCES, seed=seed, dev=False,
             progress=console.progress("speech synthesis"),
         )  # fmt: skip
+        trained = [
+            name
+            for name in bundled_adapters()
+            if all(strategy.name in catalogue.strategies for strategy in Stored.find(name).description.strategies)
+        ]
         values: dict[str, Any] = {
             "study": {
                 "name": "quickstart", "data": str(speech), "seeds": list(range(seed, seed + seeds)), "pair_seed": seed,
-                "steps": steps, **QUICK, "plugins": list(plugin),
+                "steps": steps, **QUICK, "plugins": list(plugin), "adapters": trained,
             },
             "arm": [{"strategies": [name]} for name in adapters(catalogue)],
         }  # fmt: skip

@@ -44,9 +44,7 @@ def trials(study: Study) -> list[Trial]:
     first_runs: dict[str, Run] = {
         arm: first for arm, runs in study.arms.items() if (first := next((r for r in runs if r.ok), None))
     }
-    first_runs |= {
-        n: r for n, r in study.controls.items() if r.ok and r.result is not None and r.result.kind == "system"
-    }
+    first_runs |= {name: run for name in study.systems() if (run := study.controls[name]).ok}
     found = []
     for target in sorted((ceiling.folder / "samples").glob("[!.]*.wav")):
         for one, other in combinations(first_runs, 2):

@@ -293,10 +293,13 @@ def summarise(study: Study) -> str:
         states = [r.status for r in runs]
         counted = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         rows.append(Row([text_cell(arm), *cells, Cell(time), text_cell(counted)]))
-    for control in ("floor", "ceiling") if "secs" in names else ():
-        if (e := numbers.controls.get((control, "secs"))) is not None:
-            cells = [Cell(estimate_cell(e, 3).text) if n == "secs" else Cell("") for n in names]
-            rows.append(Row([text_cell(f"({control})"), *cells, Cell(""), text_cell("")]))
+    systems = study.systems()
+    for name in (*systems, "floor", "ceiling"):
+        found = {n: numbers.controls.get((name, n)) for n in names if name in systems or n == "secs"}
+        if any(found.values()):
+            cells = [estimate_cell(found[n], DISPLAYS[n].digits) if found.get(n) else Cell("") for n in names]
+            cells = [cells[0], *(Cell(cell.text) for cell in cells[1:])]
+            rows.append(Row([text_cell(f"({name})"), *cells, Cell(""), text_cell("")]))
     result = f"{text.headline} {text.size}".rstrip()
     lines = [
         text.compared,

@@ -205,6 +205,10 @@ class Study:
         """The arms with at least one successful run."""
         return [name for name, runs in self.arms.items() if any(r.ok for r in runs)]
 
+    def systems(self) -> list[str]:
+        """The systems among the controls: what was not trained in the study."""
+        return [name for name, run in self.controls.items() if run.result is not None and run.result.kind == "system"]
+
     def results(self) -> Iterator[Result]:
         """Every readable result, arms first."""
         for run in [r for runs in self.arms.values() for r in runs] + list(self.controls.values()):
@@ -365,7 +369,7 @@ def merge_studies(folders: Sequence[Path], out: Path) -> tuple[Study, list[str]]
         controls |= {
             f"{name}: {control}": run
             for control, run in study.controls.items()
-            if control not in first.controls or (run.result is not None and run.result.kind == "system")
+            if control not in first.controls or control in study.systems()
         }
     notes = tuple(dict.fromkeys([*(note for study in fitting for note in study.notes), *(f"{r}." for r in refused)]))
     title = f"Leaderboard of {len(fitting)} studies"

@@ -338,6 +338,7 @@ def cautions(study: Study, numbers: StudyEstimates) -> list[str]:
         *_suspicious(numbers),
         *_judges(study, numbers),
         *_others(study, numbers),
+        *_systems(study),
         *_content(numbers),
     ]
 
@@ -350,6 +351,14 @@ def _unfinished(study: Study) -> list[str]:
     counts = {s: sum(r.status == s for r in unfinished) for s in ("failed", "cancelled", "missing", "unreadable")}
     parts = [f"{n} {status}" for status, n in counts.items() if n]
     return [f"{plural(len(unfinished), 'run')} of {total} did not succeed ({listed(parts)}); see Failures."]
+
+
+def _systems(study: Study) -> list[str]:
+    names = study.systems()
+    if not names:
+        return []
+    verb, them = ("was", "it") if len(names) == 1 else ("were", "them")
+    return [f"{listed(names)} {verb} not trained in this study, and no verdict includes {them}."]
 
 
 def _dead(numbers: StudyEstimates) -> list[str]:
