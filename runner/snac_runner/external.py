@@ -175,7 +175,7 @@ def load_adapters(study_folder: Path, arms: Sequence[str], resources: StudyResou
         UserError: if there is no such adapter, it belongs to another base or conditioning encoder, its name is that of
             an arm, a control or another adapter, or the study has a result of other weights under its name.
     """
-    encoder, found = resources.speaker_encoder, []
+    encoder, found = resources.speaker_encoder, list[TrainedAdapter]()
     for source in resources.study.adapters:
         place: str | Path = model_folder(Path(source)) if Path(source).is_dir() else source
         model = ConditionedCodec.from_pretrained(place, codec=resources.codec, plugins=resources.catalogue)
