@@ -226,7 +226,7 @@ def start_up() -> list[str]:
 def passes(arm: Arm, resources: StudyResources) -> str:
     """Calls (and rows) of codec encoder, quantiser, decoder and conditioning encoder in one training step.
 
-    These are the calls of most steps: if no loss needs audio, every tenth step decodes it for the training curves.
+    These are the calls of most steps: if no loss needs audio, some steps decode it for the training curves.
     """
     codec = resources.codec
     watched = {

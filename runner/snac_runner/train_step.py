@@ -26,7 +26,7 @@ from snac_runner.memory import PeakMemory, gibibytes, is_out_of_memory
 from snac_runner.resources import TrainingBatch
 
 SYNTHETIC = "spk_synth"  # a term of this name is also logged without its strategy's name, as spk_id and spk_vc are
-_DISTANCES_EVERY = 10  # steps between measurements of the speaker distances if no loss decodes audio
+_DISTANCES = 10, 100  # if no loss decodes audio: least steps between speaker distances, and most of them in a run
 
 
 class TrainingFailure(RuntimeError):
@@ -144,7 +144,8 @@ class ArmStep:
         with codec.fixed_noise(derive(arm.seed, index, "noise")), computing(arm.model, study):
             step = make_step(arm, part)
             terms = loss_terms(step, "loss")
-            distances = speaker_distances(step) if step.decoded or index % _DISTANCES_EVERY == 1 else {}
+            every = max(_DISTANCES[0], study.steps // _DISTANCES[1])
+            distances = speaker_distances(step) if step.decoded or index % every == 1 else {}
             loss = weighted_sum(arm, terms)
             self._add_gradient(0, loss, part.share)
             to_log = {"loss": loss, **terms}
