@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,13 +24,13 @@ class RunLog:
 
         self.steps_per_epoch = steps_per_epoch
         folder.mkdir(parents=True, exist_ok=True)
+        self._events = SummaryWriter(str(folder), purge_step=resumed_at + 1)
         metrics, text = folder / "metrics.jsonl", folder / "training.log"
         kept = [record for record in read_metrics(metrics) if record["step"] <= resumed_at]
         write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
         write_text(text, "".join(self._line(record) + "\n" for record in kept))
         self._metrics: TextIO = metrics.open("a", buffering=1)
         self._text: TextIO = text.open("a", buffering=1)
-        self._events = SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one record: of a training step, or with the key "dev", of an evaluation on dev speakers."""
@@ -49,11 +50,11 @@ class RunLog:
         self._events.flush()
 
     def close(self) -> None:
-        """Close the files."""
-        self.flush()
-        self._metrics.close()
-        self._text.close()
-        self._events.close()
+        """Close the files, also where one of them cannot be written."""
+        with ExitStack() as closing:
+            for file in (self._metrics, self._text, self._events):
+                closing.callback(file.close)
+            self.flush()
 
     def _epoch(self, step: int) -> int:
         return 1 + (step - 1) // self.steps_per_epoch

@@ -182,6 +182,19 @@ def test_a_full_disk_ends_the_command_in_one_line(
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: No space left on device"
 
 
+def test_curves_that_a_full_disk_cuts_end_the_command_in_one_line(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    assert runner("train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=3)) == 2
+    said = capsys.readouterr().err
+    assert said.strip().splitlines()[-1] == "error: No space left on device"
+    assert "Traceback" not in said
+
+
 def test_a_log_that_cannot_be_written_is_no_failure_of_the_arm(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that wait actively make torch ten times slower on a machine that also runs other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _keep_freed_memory()
+    threading.excepthook = _report_of_thread
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     arguments = _spread([argument for argument in given if argument != "--debug"])
@@ -79,6 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
     if code == 130:  # typer's exit code for Ctrl-C
         print("error: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless it keeps its error for the main thread, as TensorBoard's writer does."""
+    if not (isinstance(arguments.exc_value, OSError) and hasattr(arguments.thread, "exception")):
+        threading.__excepthook__(arguments)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
