@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,17 +11,27 @@ from typing import Any, NamedTuple
 from snac_core.codec import SNAC
 from snac_core.errors import UserError, nearest
 from snac_core.metric import Metric
-from snac_runner.config import RENAMED_METRICS
+from snac_runner.config import RENAMED_METRICS, ArmSettings
 from snac_runner.data.audio import resample
+from snac_runner.distributed import check_machine
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.content import WordErrors, transcripts, wrong_texts
 from snac_runner.evaluate.metrics import by_further_judges
-from snac_runner.evaluate.scoring import Journal, Scores, available, journal_key, score, worst_conversions
+from snac_runner.evaluate.scoring import (
+    BLOCK,
+    Journal,
+    Scores,
+    available,
+    journal_key,
+    rows_of,
+    score,
+    worst_conversions,
+)
 from snac_runner.evaluate.verdict import MIN_RANGE
 from snac_runner.evaluate.whisper import BATCH, SAMPLE_RATE
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import read_result, result_status
-from snac_runner.run_result import Result, write_result
+from snac_runner.run_result import Result, compared_values, write_result
 
 CONTROLS: dict[str, Callable[[SNAC, Collection[str]], systems.System]] = {
     "source": lambda codec, outputs: systems.source(outputs),
@@ -51,7 +62,7 @@ def run_controls(folder: Path, resources: StudyResources) -> None:
     if len(done) < len(CONTROLS) and context.first:
         check_speech(resources, metrics)
     content = {name: metric for name, metric in metrics.items() if metric.role == "content"}
-    for name, system in CONTROLS.items():
+    for name in CONTROLS:
         place = folder / "controls" / name
         if name in done:
             continue
@@ -62,12 +73,15 @@ def run_controls(folder: Path, resources: StudyResources) -> None:
         if not selected:
             continue
         result = Result(place, name, "control")
-        outputs = systems.needed_outputs(selected.values())
         result.scores = evaluate_system(
-            result, system(resources.codec, outputs), {"control": name, **resources.digests}, resources,
-            MetricSelection(selected, missing),
+            result, partial(_control, name, systems.needed_outputs(selected.values())),
+            {"control": name, **resources.digests}, resources, MetricSelection(selected, missing),
         )  # fmt: skip
         write_result(result, resources)
+
+
+def _control(name: str, outputs: Collection[str], resources: StudyResources) -> systems.System:
+    return CONTROLS[name](resources.codec, outputs)
 
 
 def check_versions(folder: Path, metrics: Mapping[str, Metric], resources: StudyResources) -> None:
@@ -184,9 +198,13 @@ def informative_metrics(folder: Path | None, resources: StudyResources) -> Metri
     return MetricSelection(metrics, missing)
 
 
+MakeSystem = Callable[[StudyResources], systems.System]
+"""Makes a system. Other machines make it again, if they evaluate it: then it can be sent to them."""
+
+
 def evaluate_system(
     result: Result,
-    system: systems.System,
+    make: MakeSystem,
     key: dict[str, Any],
     resources: StudyResources,
     selection: MetricSelection,
@@ -196,22 +214,65 @@ def evaluate_system(
 
     Args:
         result: names the system, and has the journal; its scores are not set.
-        system: what converts.
+        make: gives what converts.
         key: everything that identifies the system; a journal with another key is discarded.
-        resources: of the study.
+        resources: of the study. If they have `spread`, other machines score the conversions that the journal lacks.
         selection: the metrics to measure.
         worst: of how many of the conversions least like their target the audio is kept.
     """
     title = f"evaluating {'the control ' if result.kind == 'control' else ''}{result.arm}"
     if result.seed is not None:
         title += f", seed {result.seed}"
-    context = resources.context
-    journal = Journal(result.journal, journal_key(key, resources.test, selection.metrics)) if context.first else None
+    context, metrics = resources.context, selection.metrics
+    journal = Journal(result.journal, journal_key(key, resources.test, metrics)) if context.first else None
+    progress = resources.console.progress(title)
+    if resources.spread and journal:
+        lacking = [item.pair.id for item in resources.test.items if item.pair.id not in journal.rows]
+        arms = [result.settings] if result.settings else []
+        work = partial(_rows, make, arms, tuple(metrics), _compared(arms, metrics, resources))
+        blocks = {
+            f"{title}, conversions from {lacking[first]} on": lacking[first : first + BLOCK]
+            for first in range(0, len(lacking), BLOCK)
+        }
+        for rows in resources.spread(work, blocks):
+            for row in rows:
+                journal.add(row)
+            progress(len(journal.rows), len(resources.test.items))
+    system = make(resources)
     scores = score(
-        system, resources.test, selection.metrics, keep=resources.study.samples if context.first else 0,
-        journal=journal, probe=resources.probe if context.first else None, context=context,
-        progress=resources.console.progress(title),
+        system, resources.test, metrics, keep=resources.study.samples if context.first else 0,
+        journal=journal, probe=resources.probe if context.first else None, context=context, progress=progress,
     )  # fmt: skip
     scores.worst = worst_conversions(scores, system, resources.test, worst if context.first else 0)
     scores.missing = selection.missing
     return scores
+
+
+def _rows(
+    make: MakeSystem,
+    arms: Sequence[ArmSettings],
+    names: Sequence[str],
+    of_command: Mapping[str, str],
+    resources: StudyResources,
+    pairs: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The journal's rows of these pairs, by the metrics of these names; on a machine of a cluster."""
+    wanted = _wanted_once(resources)
+    metrics = {name: wanted[name] for name in names if name in wanted}
+    check_machine(_compared(arms, metrics, resources), of_command)
+    items = {item.pair.id: item for item in resources.test.items}
+    return rows_of(make(resources), [items[id] for id in pairs], resources.test, metrics)
+
+
+@lru_cache(maxsize=1)
+def _wanted_once(resources: StudyResources) -> dict[str, Metric]:
+    return wanted_metrics(resources).metrics
+
+
+def _compared(arms: Sequence[ArmSettings], metrics: Mapping[str, Metric], resources: StudyResources) -> dict[str, str]:
+    """What is equal on all machines that score the same conversions, in words, to its value."""
+    return {
+        **compared_values(arms, resources),
+        "digest of the conversions": resources.test_pairs.digest,
+        **{f"metric {name}": metric.version or "without a version" for name, metric in metrics.items()},
+    }

@@ -183,6 +183,23 @@ ALONE = DistributedContext(torch.device("cpu"))
 """The context of work that is not shared among processes."""
 
 
+def check_machine(values: Mapping[str, str], of_command: Mapping[str, str]) -> None:
+    """Check on a machine of a cluster that it has the same data, versions and settings as the command.
+
+    Args:
+        values: of this machine, in words, to a value or digest.
+        of_command: the same of the command.
+
+    Raises:
+        UserError: naming this machine, and in what it differs.
+    """
+    if found := difference(values, of_command):
+        raise UserError(
+            f"{socket.gethostname()} has {found[0]}, the command {found[1]}; all machines need the same data, versions "
+            "and settings"
+        )
+
+
 def difference(other: Mapping[str, str], first: Mapping[str, str]) -> tuple[str, str] | None:
     """The first value in which two processes differ, in words: of the other one, with its name, and of the first.
 

@@ -4,7 +4,8 @@ other speech."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from snac_core.files import write_json, write_text
 from snac_runner.config import SHUFFLED, SYSTEMS, ArmSettings
 from snac_runner.controls import (
     CONTROLS,
+    MetricSelection,
     check_versions,
     evaluate_system,
     informative_metrics,
@@ -30,6 +32,7 @@ from snac_runner.convert import model_folder
 from snac_runner.data.audio import resample
 from snac_runner.data.corpus import digest_of
 from snac_runner.data.pairs import PairList
+from snac_runner.distributed import check_machine
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import Rendering, System, conditioned, needed_outputs
@@ -85,7 +88,7 @@ def converted_files(folder: Path, pairs: PairList) -> dict[str, Path]:
             f"{folder} lacks {len(lacking)} of {len(pairs)} conversions, the first {lacking[0]}.wav; "
             "a system is evaluated on all pairs of the list"
         )
-    found = {pair.id: files[pair.id] for pair in pairs.pairs}
+    found = {pair.id: files[pair.id].resolve() for pair in pairs.pairs}
     for path in found.values():
         _read_header(path)
     return found
@@ -99,7 +102,7 @@ def _read_header(path: Path) -> None:
         raise UserError(f"{path} cannot be read as audio: {error}") from error
 
 
-def from_files(files: dict[str, Path]) -> System:
+def from_files(files: dict[str, Path], _: StudyResources | None = None) -> System:
     """A system with its output in files, by pair."""
 
     def render(conversions: Conversions, item: Item) -> Rendering:
@@ -147,7 +150,7 @@ def evaluate_audio(folder: Path, name: str, study_folder: Path, resources: Study
     run_controls(study_folder, resources)
     audio_digest = digest_of([[pair, path.stat().st_size, path.stat().st_mtime_ns] for pair, path in files.items()])
     result.scores = evaluate_system(
-        result, from_files(files), {"system": name, "files": audio_digest}, resources,
+        result, partial(from_files, files), {"system": name, "files": audio_digest}, resources,
         informative_metrics(study_folder, resources),
     )  # fmt: skip
     write_result(result, resources)
@@ -208,9 +211,14 @@ def evaluate_adapters(adapters: Sequence[TrainedAdapter], resources: StudyResour
         context.first_decides(partial(write_json, adapter.folder / "config.json", adapter.config))
         result = Result(adapter.folder, adapter.name, "system")
         selection = informative_metrics(adapter.folder.parents[1], resources)
-        system = conditioned(adapter.model, outputs=needed_outputs(selection.metrics.values()))
-        result.scores = evaluate_system(result, system, adapter.config, resources, selection)
+        result.scores = evaluate_system(
+            result, partial(_conditioned, adapter, selection), adapter.config, resources, selection
+        )
         write_result(result, resources)
+
+
+def _conditioned(adapter: TrainedAdapter, selection: MetricSelection, _: StudyResources) -> System:
+    return conditioned(adapter.model, outputs=needed_outputs(selection.metrics.values()))
 
 
 def evaluate_on_other_speech(
@@ -239,15 +247,31 @@ def evaluate_on_other_speech(
         resources.console.line(f"{out}: already evaluated")
         return
     result = Result(out, arm.title, "arm", seed, arm, config)
-    model = ConditionedCodec.from_pretrained(run / "model", codec=resources.codec, plugins=resources.catalogue)
-    model = model.to(resources.device)
-    model.edit_scale = edit_scale
+    model = _model_of(run, edit_scale, resources)
     write_json(out / "config.json", config)
     resources.test_pairs.export(out / "pairs.json")
     run_controls(out, resources)
     selection = informative_metrics(out, resources)
-    system = conditioned(model, outputs=needed_outputs(selection.metrics.values()))
-    result.scores = evaluate_system(result, system, {"run": config["hash"]}, resources, selection)
+    digest, outputs = digest_of_strategies(model.attached), needed_outputs(selection.metrics.values())
+    make = partial(_trained, run.resolve(), edit_scale, digest, outputs)
+    result.scores = evaluate_system(result, make, {"run": config["hash"]}, resources, selection)
     result.noise_floor = {"secs": noise_floor(model, resources.test, resources.catalogue.metrics["secs"]())}
     result.cost = {"times_real_time": times_real_time(model, resources.test)}
     write_result(result, resources)
+
+
+def _model_of(run: Path, edit_scale: float, resources: StudyResources) -> ConditionedCodec:
+    model = ConditionedCodec.from_pretrained(run / "model", codec=resources.codec, plugins=resources.catalogue)
+    model.edit_scale = edit_scale
+    return model.to(resources.device)
+
+
+def _trained(run: Path, edit_scale: float, digest: str, outputs: Collection[str], resources: StudyResources) -> System:
+    """The model of a run, on this machine; its weights have this digest."""
+    if not (run / "model" / "config.json").is_file():
+        raise UserError(
+            f"{socket.gethostname()} does not find {run}; with --cluster, the run is on storage that all machines share"
+        )
+    model = _model_of(run, edit_scale, resources)
+    check_machine({"digest of the run": digest_of_strategies(model.attached)}, {"digest of the run": digest})
+    return conditioned(model, outputs=outputs)

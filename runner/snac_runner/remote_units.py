@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
-from snac_core.errors import UserError
 from snac_core.files import write_bytes, write_text
-from snac_core.plugins import discover
 from snac_core.speakers.sampling import SpeakerTable
 from snac_runner.cluster import Cluster, Files, WorkerConsole
-from snac_runner.config import StudySettings
 from snac_runner.controls import CONTROLS, run_controls
-from snac_runner.devices import device_named
-from snac_runner.distributed import DistributedContext, difference
+from snac_runner.distributed import check_machine
+from snac_runner.remote_resources import Setup
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import result_status
-from snac_runner.unit import Unit, compared_values, run_unit, train_unit
+from snac_runner.run_result import compared_values
+from snac_runner.unit import Unit, run_unit, train_unit
 
 SEND_EVERY = 10.0
 """s between two sendings of changed files, by a machine that does not share the study folder."""
@@ -41,24 +35,15 @@ class Order:
     """What a machine needs to run units of a study.
 
     Attributes:
-        study: the settings.
-        disable: installed plugins that are not loaded.
+        setup: how it loads the resources.
         root: the study folder.
         token: name of a file in it: where it is found, the folder is shared.
-        folder: the working folder of the command.
-        command: its arguments, for the results.
-        device, threads: of each unit.
         send_every: see `SEND_EVERY`.
     """
 
-    study: StudySettings
-    disable: tuple[str, ...]
+    setup: Setup
     root: Path
     token: str
-    folder: Path
-    command: tuple[str, ...]
-    device: str
-    threads: int
     send_every: float = SEND_EVERY
 
 
@@ -116,13 +101,7 @@ def run_on_cluster(
     """
     root = root.resolve()
     units = [_moved(unit, root, root) for unit in units]
-    device = resources.study.device if cluster.share.gpus else "cpu"
-    if device != resources.study.device == "cuda":
-        raise UserError("device 'cuda' asked for, but no machine of the cluster has a GPU; use auto or cpu")
-    order = Order(
-        resources.study, tuple(disable), root, f".cluster-{uuid.uuid4().hex}", Path.cwd(), tuple(command),
-        device, cluster.share.cpus,
-    )  # fmt: skip
+    order = Order(Setup.of(resources.study, disable, cluster, command), root, f".cluster-{uuid.uuid4().hex}")
     write_text(root / order.token, socket.gethostname())
     try:
         with resources.console.side_by_side():
@@ -218,28 +197,11 @@ def _perform(order: Order, table: SpeakerTable | None, packed: Packed, console: 
     with _study_folder(order, files, console) as folder:
         if folder is None:
             return _NOT_SHARED, console.host
-        torch.set_num_threads(order.threads)
-        sys.argv = ["runner", *order.command]
-        if order.folder.is_dir():  # relative paths of settings
-            os.chdir(order.folder)
-        resources = _resources(order.study, order.disable, order.device)
-        resources.console = console
+        resources = order.setup.load(console)
         if table is not None:
             resources.table = table
-        different = difference(compared_values(task.unit.arms, resources), values)
-        if different:
-            raise UserError(
-                f"{console.host} has {different[0]}, the command {different[1]}; all machines need the same data, "
-                "versions and settings"
-            )
+        check_machine(compared_values(task.unit.arms, resources), values)
         return "done", task.act(_moved(task.unit, order.root, folder), resources)
-
-
-@lru_cache(maxsize=1)
-def _resources(study: StudySettings, disable: tuple[str, ...], device: str) -> StudyResources:
-    """Resources of a study, which the tasks of a process share."""
-    catalogue = discover(study.plugins, disable=disable)
-    return StudyResources(study, catalogue, context=DistributedContext(device_named(device)))
 
 
 @contextmanager

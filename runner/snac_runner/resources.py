@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +70,10 @@ class TrainingBatch:
         return len(self.frozen.audio) / len(self.speakers)
 
 
+Spread = Callable[[Callable[["StudyResources", Any], Any], dict[str, Any]], Iterator[Any]]
+"""What does parts of some work elsewhere: see `snac_runner.remote_resources.spread`."""
+
+
 class StudyResources:
     """Each part is loaded on first use, once.
 
@@ -76,6 +82,9 @@ class StudyResources:
         catalogue: the plugins.
         console: where long work reports.
         context: this process among all that train together; by default, it is the only one.
+
+    Attributes:
+        spread: what shares out the evaluation of conversions over other machines; None: they are evaluated here.
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class StudyResources:
         self.device = self.context.device
         self._loaders: dict[int, CropLoader] = {}
         self.shared_time = Stopwatch(self.device)  # of the work that all arms of a step share
+        self.spread: Spread | None = None
 
     @cached_property
     def codec(self) -> SNAC:

@@ -57,7 +57,7 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
         "arm": {**arm.model_dump(mode="json", exclude=set() if arm.start else {"start"}), "settings": strategies},
         "seed": seed,
         "digests": resources.digests,
-        "plugin_files": {name: _source_digest(resources, name) for name in arm.all_strategies},
+        "plugin_files": plugin_files(arm, resources),
     }
     compared = {**config, **{part: _without(config[part], names) for part, names in _NOT_COMPARED.items()}}
     config["hash"] = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
@@ -117,10 +117,10 @@ def check_study_schema(folder: Path) -> None:
         check_schema(parse_json(path.read_text()), path)
 
 
-def _source_digest(resources: StudyResources, name: str) -> str | None:
-    """sha256 of the plugin file that defines a strategy; None for an installed plugin, which has a version."""
-    file = resources.catalogue.strategies.origins[name].file
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+def plugin_files(arm: ArmSettings, resources: StudyResources) -> dict[str, str | None]:
+    """Strategy to sha256 of the plugin file that defines it; None for an installed plugin, which has a version."""
+    files = {name: resources.catalogue.strategies.origins[name].file for name in arm.all_strategies}
+    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None for name, file in files.items()}
 
 
 def check_folder(folder: Path, config: dict[str, Any]) -> str:

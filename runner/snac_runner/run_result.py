@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from snac_runner.config import SCHEMA, ArmSettings
 from snac_runner.evaluate.judges import ACCEPTANCE
 from snac_runner.evaluate.scoring import Scores
 from snac_runner.resources import StudyResources
+from snac_runner.run_folder import plugin_files
 
 
 def now() -> str:
@@ -184,6 +186,23 @@ def versions(resources: StudyResources, settings: ArmSettings | None) -> dict[st
         for name in (settings.all_strategies if settings else ())
     }
     return found
+
+
+def compared_values(arms: Sequence[ArmSettings], resources: StudyResources) -> dict[str, str]:
+    """Data, versions and settings, in words, to their value or digest: processes that share a study have the same."""
+    of_package = versions(resources, None)
+    del of_package["plugins"]
+    values = {f"version of {name}": str(version) for name, version in of_package.items()}
+    for arm in arms:
+        plugins, files = versions(resources, arm)["plugins"], plugin_files(arm, resources)
+        values |= {f"version of {name}": str(about["version"]) for name, about in plugins.items()}
+        values |= {f"plugin file of {name}": str(digest) for name, digest in files.items()}
+    settings = [resources.study.model_dump(mode="json"), *(arm.model_dump(mode="json") for arm in arms)]
+    return {
+        **values,
+        **{f"digest of {name}": digest for name, digest in resources.digests.items()},
+        "settings": json.dumps(settings, sort_keys=True),
+    }
 
 
 def hardware() -> dict[str, Any]:

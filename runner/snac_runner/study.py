@@ -32,7 +32,8 @@ from snac_runner.run_folder import (
     result_status,
     run_config,
 )
-from snac_runner.unit import Execute, Unit, compared_values, run_in_turn
+from snac_runner.run_result import compared_values
+from snac_runner.unit import Execute, Unit, run_in_turn
 
 Runs = dict[tuple[str, int], Path]
 """(arm title, seed) to the run folder."""

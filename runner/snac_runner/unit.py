@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from snac_runner.evaluate.scoring import WORST
 from snac_runner.evaluate.systems import conditioned, evaluating, needed_outputs
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import run_config
-from snac_runner.run_result import Result, evaluation, versions, write_result
+from snac_runner.run_result import Result, evaluation, write_result
 from snac_runner.train import preflight, train_side_by_side
 
 
@@ -141,7 +140,7 @@ def evaluate_arm(arm: Arm, result: Result, controls: Path | None) -> None:
         selection = informative_metrics(controls, resources)
         with evaluating(arm.model):
             scores = evaluate_system(
-                result, conditioned(arm.model, outputs=needed_outputs(selection.metrics.values())),
+                result, lambda _: conditioned(arm.model, outputs=needed_outputs(selection.metrics.values())),
                 {"run": result.config["hash"]}, resources, selection, worst=WORST if resources.study.samples else 0,
             )  # fmt: skip
         if not resources.context.first:
@@ -170,19 +169,4 @@ def cost_of(arm: Arm) -> dict[str, Any]:
         "bytes": len(save(state_of(arm.model.attached))),
         "peak_memory_bytes": progress.peak_memory or None,
         "times_real_time": None,
-    }
-
-
-def compared_values(arms: Sequence[ArmSettings], resources: StudyResources) -> dict[str, str]:
-    """Data, versions and settings, in words, to their value or digest: processes that share a study have the same."""
-    config = run_config(arms[0], resources.study.seeds[0], resources)
-    settings = [config["study"], *(arm.model_dump(mode="json") for arm in arms)]
-    of_arm = versions(resources, arms[0])
-    plugins = {f"version of {name}": str(about["version"]) for name, about in of_arm.pop("plugins").items()}
-    return {
-        **{f"version of {name}": str(version) for name, version in of_arm.items()},
-        **plugins,
-        **{f"plugin file of {name}": str(digest) for name, digest in config["plugin_files"].items()},
-        **{f"digest of {name}": digest for name, digest in resources.digests.items()},
-        "settings": json.dumps(settings, sort_keys=True),
     }

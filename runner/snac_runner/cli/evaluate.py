@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +13,7 @@ import typer
 
 from snac_core.errors import UserError
 from snac_runner.cli.console import Disable, Judge, Language, Plugin, WhisperName, catalogue_of, names_in, say, terminal
+from snac_runner.cli.launch import ClusterAddress, check_cluster, without
 
 if TYPE_CHECKING:
     from snac_runner.config import StudySettings
@@ -66,6 +71,7 @@ def evaluate(
         "dev"
     ],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    cluster: ClusterAddress = None,
     plugin: Plugin = [],  # noqa: B006
     disable_plugin: Disable = [],  # noqa: B006
 ) -> None:
@@ -81,6 +87,10 @@ def evaluate(
             f"{' and '.join(wanted) or 'nothing to evaluate'}; give one of: RUN with --data, "
             "--pairs with --audio or --export, --source with --converted and --target, --calibrate with --data"
         )
+    if cluster is not None:
+        if run is None and audio is None:
+            raise UserError("--cluster is for conversions of a run (RUN) or of another system (--audio); leave it out")
+        check_cluster(device, None, None)
     if converted is not None:
         if source is None or target is None:
             raise UserError("--converted needs --source (what was converted) and --target (speech of the target)")
@@ -102,14 +112,14 @@ def evaluate(
     if data is not None:
         changes["data"] = str(Path(data).resolve())
     if run is not None:
-        evaluate_run(run, out, changes, plugins, edit_scale)
+        evaluate_run(run, out, changes, plugins, edit_scale, cluster)
         return
     if judge is not None:
         raise UserError("--judge: a system is compared with the arms by the judges of their study; leave it out")
     if export is not None:
         export_pairs(Path(str(pairs)), export, changes, plugins)
     elif audio is not None:
-        evaluate_audio(Path(str(pairs)), audio, name, changes, plugins)
+        evaluate_audio(Path(str(pairs)), audio, name, changes, plugins, cluster)
 
 
 JUDGE = "ge2e"  # of files, and to calibrate, if none is given
@@ -119,7 +129,9 @@ Changes = dict[str, Any]
 """Settings that differ from those of the study."""
 
 
-def evaluate_run(run: Path, out: Path | None, changes: Changes, plugins: Plugins, edit_scale: float) -> None:
+def evaluate_run(
+    run: Path, out: Path | None, changes: Changes, plugins: Plugins, edit_scale: float, cluster: str | None = None
+) -> None:
     """Evaluate a trained run on other speech, or with scaled edits, into its own folder."""
     from snac_runner.cli.train import print_report
     from snac_runner.external import evaluate_on_other_speech
@@ -130,7 +142,8 @@ def evaluate_run(run: Path, out: Path | None, changes: Changes, plugins: Plugins
         resources = _resources(study, changes, plugins, console)
         scaled = f"-scale{edit_scale:g}" if edit_scale != 1.0 else ""
         out = out or run / "elsewhere" / f"{resources.corpus.name}-{resources.corpus.digest[:8]}{scaled}"
-        evaluate_on_other_speech(run, arm, out, resources, edit_scale)
+        with _on_cluster(cluster, resources, plugins):
+            evaluate_on_other_speech(run, arm, out, resources, edit_scale)
     print_report(out)
 
 
@@ -144,7 +157,9 @@ def export_pairs(pairs: Path, out: Path, changes: Changes, plugins: Plugins) -> 
     say(f"{count} conversions to {out}; {out / 'README.txt'} explains how to evaluate the converted audio")
 
 
-def evaluate_audio(pairs: Path, audio: Path, name: str, changes: Changes, plugins: Plugins) -> None:
+def evaluate_audio(
+    pairs: Path, audio: Path, name: str, changes: Changes, plugins: Plugins, cluster: str | None = None
+) -> None:
     """Evaluate another system's output for a study's pairs."""
     from snac_runner import external
     from snac_runner.cli.train import print_report
@@ -152,9 +167,29 @@ def evaluate_audio(pairs: Path, audio: Path, name: str, changes: Changes, plugin
     folder = pairs.resolve().parent
     with terminal() as console:
         resources = _resources_of_pairs(pairs, changes, plugins, console)
-        place = external.evaluate_audio(audio, name, folder, resources)
+        with _on_cluster(cluster, resources, plugins):
+            place = external.evaluate_audio(audio, name, folder, resources)
     say(f"evaluated: {place}")
     print_report(folder)
+
+
+@contextmanager
+def _on_cluster(address: str | None, resources: StudyResources, plugins: Plugins) -> Iterator[None]:
+    """Share out the evaluation of conversions over a Ray cluster, if there is an address."""
+    if address is None:
+        yield
+        return
+    from snac_runner.cli.train import stopping
+    from snac_runner.cluster import connected
+    from snac_runner.remote_resources import Setup, spread
+
+    files, disable = plugins
+    study = resources.study.model_copy(update={"plugins": (*resources.study.plugins, *files)})
+    gpus = 0 if study.device == "cpu" else None
+    with stopping("give the same command again to continue"), connected(address, resources.console, gpus=gpus) as found:
+        setup = Setup.of(study, disable, found, without(sys.argv[1:]))
+        resources.spread = partial(spread, cluster=found, setup=setup)
+        yield
 
 
 _ARROWS = {"up": "↑", "down": "↓"}

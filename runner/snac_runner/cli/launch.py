@@ -26,7 +26,7 @@ Devices = Annotated[
 ClusterAddress = Annotated[
     str | None,
     typer.Option(
-        "--cluster", help="Run on a Ray cluster: auto (that of this machine), local (started here), ray://HOST:PORT.",
+        "--cluster", help="Work on a Ray cluster: auto (that of this machine), local (started here), ray://HOST:PORT.",
         show_default=False,
     ),
 ]  # fmt: skip

@@ -221,7 +221,7 @@ def score(
                 found = []
                 for item in block:
                     if item.pair.id not in known:
-                        row = {**next(scored), **_codes_of(rendered[item.pair.id])}
+                        row = next(scored)
                         if journal:
                             journal.add(row)
                     else:
@@ -290,12 +290,13 @@ def _cores(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
             pool.shutdown(cancel_futures=True)
 
 
-def _codes_of(rendering: Rendering) -> dict[str, Any]:
-    return {
-        "codes": [level.tolist() for level in rendering.codes],
-        "bare_codes": [level.tolist() for level in rendering.bare_codes],
-        "edits": rendering.edits,
-    }
+def rows_of(
+    system: System, items: Sequence[Item], conversions: Conversions, metrics: Mapping[str, Metric]
+) -> list[dict[str, Any]]:
+    """The rows of some conversions, as a journal has them; see `score`."""
+    with _cores(next(iter(conversions.judges.values())).device) as side_by_side:
+        renderings = list(side_by_side(lambda item: system(conversions, item), items))
+        return list(score_conversions(items, renderings, conversions, metrics, side_by_side=side_by_side))
 
 
 def score_conversions(
@@ -306,7 +307,7 @@ def score_conversions(
     *,
     side_by_side: Callable[..., Iterable[Any]] = map,
 ) -> Iterator[dict[str, Any]]:
-    """The scores of conversions, one by one: a row with pair, speakers and metrics each.
+    """The scores of conversions, one by one: a row with pair, speakers, metrics and codes each.
 
     NaN or silent output gets a metric's worst value. A metric that does not apply is left out; one that fails is None.
 
@@ -328,7 +329,7 @@ def score_conversions(
             _log.warning("metric %s cannot prepare a block: %s: %s", name, type(error).__name__, error)
     locks = {name: Lock() for name in metrics}
     measured = side_by_side(lambda one: _measured(one, metrics, locks), evaluated)
-    for item, values in zip(items, measured, strict=True):
+    for item, rendering, values in zip(items, renderings, measured, strict=True):
         pair = item.pair
         yield {
             "pair": pair.id,
@@ -337,6 +338,9 @@ def score_conversions(
             "source": pair.source.utterance,
             "same_sex": pair.same_sex,
             "metrics": values,
+            "codes": [level.tolist() for level in rendering.codes],
+            "bare_codes": [level.tolist() for level in rendering.bare_codes],
+            "edits": rendering.edits,
         }
 
 
