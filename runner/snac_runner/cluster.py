@@ -290,6 +290,8 @@ def connected(
     except Exception as error:  # Ray raises many kinds, also Exception itself
         reason = " ".join(str(error).split())[:300]
         what = "Ray does not start" if address == "local" else "no Ray cluster answers"
+        if host and "timeout" in reason:  # the server does not say why it refuses
+            reason += "; a cluster with token authentication needs RAY_AUTH_MODE=token and its token here"
         raise UserError(f"--cluster {address}: {what} ({reason}); expected {ADDRESSES}") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

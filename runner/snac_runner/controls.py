@@ -230,14 +230,10 @@ def evaluate_system(
         lacking = [item.pair.id for item in resources.test.items if item.pair.id not in journal.rows]
         arms = [result.settings] if result.settings else []
         work = partial(_rows, make, arms, tuple(metrics), _compared(arms, metrics, resources))
-        blocks = {
-            f"{title}, conversions from {lacking[first]} on": lacking[first : first + BLOCK]
-            for first in range(0, len(lacking), BLOCK)
-        }
-        for rows in resources.spread(work, blocks):
+        blocks = [lacking[first : first + BLOCK] for first in range(0, len(lacking), BLOCK)]
+        for rows in resources.spread(work, {f"{title}, conversions from {block[0]} on": block for block in blocks}):
             for row in rows:
                 journal.add(row)
-            progress(len(journal.rows), len(resources.test.items))
     system = make(resources)
     scores = score(
         system, resources.test, metrics, keep=resources.study.samples if context.first else 0,
@@ -261,7 +257,8 @@ def _rows(
     metrics = {name: wanted[name] for name in names if name in wanted}
     check_machine(_compared(arms, metrics, resources), of_command)
     items = {item.pair.id: item for item in resources.test.items}
-    return rows_of(make(resources), [items[id] for id in pairs], resources.test, metrics)
+    progress = resources.console.progress(f"{len(pairs)} conversions from {pairs[0]} on")
+    return rows_of(make(resources), [items[id] for id in pairs], resources.test, metrics, progress)
 
 
 @lru_cache(maxsize=1)

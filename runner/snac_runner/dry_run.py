@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings
 from snac_runner.controls import wanted_metrics
+from snac_runner.data.latents import CacheEstimate, LatentCache
 from snac_runner.evaluate.scoring import score_conversions
 from snac_runner.evaluate.systems import conditioned
 from snac_runner.evaluate.verdict import (
@@ -44,12 +45,19 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
         own = arm.model_dump()
         diff = {k: v for k, v in own.items() if v != first[k] and k not in ("name", "strategies")}
         lines.append(f"  {arm.title}: " + (", ".join(f"{k} = {v}" for k, v in diff.items()) or "default settings"))
+    lacking, building = _estimate_caches(resources)
     train, evaluation, memory = _timed(arms, resources)
     runs = len(study.seeds) * len(arms)
     seconds = train * study.steps * len(study.seeds) + evaluation * study.test_pairs * runs
     if rates:
         lines.append(f"  each arm tries lr {', '.join(f'{rate:g}' for rate in rates)} on seed {study.seeds[0]} first")
         seconds += (train * study.steps + evaluation * study.test_pairs * len(arms)) * len(rates)
+    if lacking:
+        lines.append(
+            f"latent cache: {lacking / 1e6:.0f} MB are not on disk; computing them takes about {_duration(building)} "
+            "here, once"
+        )
+        seconds += building
     lines.append(
         f"time: about {_duration(seconds)} here ({train:.2f} s a step side by side, {evaluation:.2f} s to evaluate a "
         "conversion)"
@@ -77,6 +85,28 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
     missing = shortfalls(targets=targets, seeds=len(study.seeds), ok=1.0, comparisons=comparisons)
     lines += [f"no verdict will be given: {reason}" for reason in missing]
     return "\n".join(lines)
+
+
+def _estimate_caches(resources: StudyResources) -> tuple[int, float]:
+    """Bytes that the latent caches lack on disk, and the time in s to compute them.
+
+    From here on, `resources` have estimates in place of caches that lack something: a plan does not build them.
+    """
+    lacking, seconds = 0, 0.0
+
+    def estimated(cache: LatentCache, what: str) -> CacheEstimate:
+        nonlocal lacking, seconds
+        estimate = CacheEstimate(cache, resources.console.progress(f"{what}, of a few utterances"))
+        lacking, seconds = lacking + cache.missing_bytes, seconds + estimate.seconds
+        return estimate
+
+    latents, voices = resources.latent_cache(), resources.imitation_caches()
+    resources.latents = estimated(latents, "latents") if latents and latents.missing_bytes else latents
+    resources.imitations = [
+        estimated(voice, f"imitated voice {number}") if voice.missing_bytes else voice
+        for number, voice in enumerate(voices, 1)
+    ]
+    return lacking, seconds
 
 
 def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[float, float, dict[str, int]]:

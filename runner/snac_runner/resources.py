@@ -241,30 +241,39 @@ class StudyResources:
     @cached_property
     def latents(self) -> LatentCache | None:
         """The latents of the training speech, built here if they are not on disk; None if the study has no cache."""
-        study, rate = self.study, self.codec.sampling_rate
-        if not study.latent_cache:
-            return None
-        utterances = self.corpus.split("train")
-        cache = LatentCache(utterances, self.codec, round(study.crop_seconds * rate))
-        size = f"{len(utterances)} utterances, {cache.size / 1e6:.0f} MB in {cache.folder}"
-        self.console.line(f"latent cache: {size}")
-        cache.build(self.console.progress("latents of the training speech"))
+        if (cache := self.latent_cache()) is not None:
+            self._build(cache, "latents of the training speech")
         return cache
 
     @cached_property
     def imitations(self) -> list[ImitationCache]:
         """The training speech in other voices, one cache a voice, built here where they are not on disk."""
-        study, utterances = self.study, self.corpus.split("train")
-        crop, encoder = round(study.crop_seconds * self.codec.sampling_rate), self.speaker_encoder
-        caches = [
-            ImitationCache(utterances, self.codec, crop, encoder=encoder, voice=voice)
-            for voice in range(study.imitations)
-        ]
-        for cache in caches:
-            what = f"imitated voice {cache.voice + 1} of {len(caches)}"
-            self.console.line(f"latent cache: {what}, {cache.size / 1e6:.0f} MB in {cache.folder}")
-            cache.build(self.console.progress(what))
+        caches = self.imitation_caches()
+        for number, cache in enumerate(caches, 1):
+            self._build(cache, f"imitated voice {number} of {len(caches)}")
         return caches
+
+    def _build(self, cache: LatentCache, what: str) -> None:
+        self.console.line(f"latent cache: {what}, {cache.size / 1e6:.0f} MB in {cache.folder}")
+        cache.build(self.console.progress(what))
+
+    def latent_cache(self) -> LatentCache | None:
+        """The cache of `latents`, as it is on disk."""
+        if not self.study.latent_cache:
+            return None
+        return LatentCache(self.corpus.split("train"), self.codec, self._crop_samples)
+
+    def imitation_caches(self) -> list[ImitationCache]:
+        """The caches of `imitations`, as they are on disk."""
+        train, codec, encoder = self.corpus.split("train"), self.codec, self.speaker_encoder
+        return [
+            ImitationCache(train, codec, self._crop_samples, encoder=encoder, voice=voice)
+            for voice in range(self.study.imitations)
+        ]
+
+    @property
+    def _crop_samples(self) -> int:
+        return round(self.study.crop_seconds * self.codec.sampling_rate)
 
     def batches_ahead(self, seed: int) -> PrefetchingLoader[Batch]:
         """The same, which other processes read ahead of the device; see the setting `workers`. Close it after use."""

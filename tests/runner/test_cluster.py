@@ -25,13 +25,18 @@ from hypothesis import strategies as st
 from small_study import PHASES, Bench, RecordedConsole, arm, plugin, result, steps, weights
 
 from snac_core.errors import UserError
-from snac_runner import cluster, remote_units
+from snac_runner import bank_build, cluster, controls, external, remote_resources, remote_units
 from snac_runner.cli.launch import without
 from snac_runner.cluster import Cluster, Share, connected
 from snac_runner.console import Console
+from snac_runner.data.open_corpus import open_corpus
 from snac_runner.distributed import difference
+from snac_runner.external import evaluate_on_other_speech
 from snac_runner.lock import locked
+from snac_runner.remote_resources import Setup, spread
 from snac_runner.remote_units import divided, run_on_cluster
+from snac_runner.resources import StudyResources
+from snac_runner.run_folder import stored_run
 from snac_runner.study import run_arms, run_study
 from snac_runner.unit import Unit
 
@@ -154,6 +159,27 @@ def test_the_report_of_a_study_on_a_cluster_is_that_of_a_local_one(bench: Bench,
         assert ours == theirs, name
 
 
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.filterwarnings("default")
+def test_conversions_and_embeddings_are_computed_on_a_cluster_bit_for_bit(
+    bench: Bench, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished / PHASES[2] / "seed0"
+    study, one = stored_run(run)
+    study = study.model_copy(update={"exclude_metrics": tuple(EXCLUDED), "device": "cpu"})
+    monkeypatch.setattr(controls, "BLOCK", 1)
+    evaluate_on_other_speech(run, one, tmp_path / "here", bench.resources(study))
+    corpus, spec = open_corpus(bench.speech), bank_build.EncoderSpec("simple")
+    bank_build.build_bank(corpus, tmp_path / "bank here", spec, workers=1)
+    with two_workers(RecordedConsole([])) as machines:
+        evaluate_on_other_speech(run, one, tmp_path / "there", shared_out(bench.resources(study), machines))
+        bank_build.build_bank(corpus, tmp_path / "bank there", spec, workers=machines)
+    for part in ("status", "metrics", "utterances", "codes", "noise_floor"):
+        assert result(tmp_path / "there")[part] == result(tmp_path / "here")[part], part
+    assert bank_files(tmp_path / "bank here") == bank_files(tmp_path / "bank there") != {}
+
+
 # ------------------------------------------------------------------------------------------ without Ray
 
 
@@ -190,7 +216,7 @@ class InThisProcess:
     def get(self, ref: Any) -> Any:
         if not isinstance(ref, _Ref):
             return ref
-        job = ref.given[1]
+        job = str(ref.given[1])
         if self.deaths.get(job, 0):
             self.deaths[job] -= 1
             raise self.exceptions.WorkerCrashedError
@@ -236,6 +262,90 @@ def test_a_job_is_started_again_three_times_and_an_error_stops_the_others() -> N
     with pytest.raises(UserError, match="this job is wrong"):
         shouted({}, ["wrong", "a", "b"], lines)
     assert lines[-1] == "cancelled: 2"
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch, console: Console, deaths: dict[str, int]) -> Cluster:
+    """A cluster of this process, in which jobs die as `deaths` says; what they change of it is changed back."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.chdir(Path.cwd())
+    return Cluster(InThisProcess(deaths), Share(0.0, torch.get_num_threads()), 2, console)  # type: ignore[arg-type]
+
+
+def shared_out(resources: StudyResources, machines: Cluster) -> StudyResources:
+    """The same resources, with which conversions are evaluated on a cluster."""
+    resources.spread = partial(spread, cluster=machines, setup=Setup.of(resources.study, [], machines, ["evaluate"]))
+    return resources
+
+
+def test_conversions_of_a_run_are_shared_out_and_get_the_same_result(
+    bench: Bench, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished / PHASES[2] / "seed0"
+    study, one = stored_run(run)
+    study = study.model_copy(update={"exclude_metrics": tuple(EXCLUDED)})
+    monkeypatch.setattr(controls, "BLOCK", 1)
+    evaluate_on_other_speech(run, one, tmp_path / "here", bench.resources(study))
+    monkeypatch.setattr(remote_resources, "_resources", lambda *_: bench.resources(study))
+    asked: list[str] = []
+    monkeypatch.setattr(controls, "rows_of", lambda *given, of=controls.rows_of: asked.append("") or of(*given))
+    lines: list[str] = []
+    pair = bench.resources(study).test.items[1].pair.id
+    machines = in_this_process(monkeypatch, RecordedConsole(lines), {str([pair]): 2})
+    evaluate_on_other_speech(run, one, tmp_path / "there", shared_out(bench.resources(study), machines))
+    folders = ["", *(f"controls/{path.name}" for path in (tmp_path / "here" / "controls").iterdir())]
+    assert len(asked) == 2 * len(folders) >= 8
+    assert sum("its process has died" in line for line in lines) == 2
+    for folder in folders:
+        ours, theirs = (result(tmp_path / where / folder) for where in ("there", "here"))
+        for part in ("status", "metrics", "utterances", "codes", "noise_floor", "missing", "digests", "pairs"):
+            assert ours[part] == theirs[part], (folder, part)
+    samples = [sorted(path.name for path in (tmp_path / where / "samples").iterdir()) for where in ("there", "here")]
+    assert samples[0] == samples[1]
+
+
+def test_a_machine_without_the_run_or_with_another_one_is_named(
+    bench: Bench, finished: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    resources = bench.resources(bench.study())
+    with pytest.raises(UserError, match=rf"{socket.gethostname()} does not find {tmp_path}.* on storage that all"):
+        external._trained(tmp_path, 1.0, "", (), resources)
+    with pytest.raises(UserError, match=rf"{socket.gethostname()} has digest of the run '.*', the command 'other'"):
+        external._trained(runs[PHASES[1]], 1.0, "other", (), resources)
+
+
+def test_metrics_that_a_machine_lacks_are_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = bench.resources(bench.study())
+    metrics = controls.wanted_metrics(resources).metrics
+    of_command = controls._compared([], metrics, resources)
+    monkeypatch.setattr(controls, "_wanted_once", lambda _: {k: v for k, v in metrics.items() if k != "gap"})
+    with pytest.raises(UserError, match=r"has metric gap 'none', the command '.*'; all machines need the same"):
+        controls._rows(lambda _: pytest.fail("evaluated"), [], list(metrics), of_command, resources, ["a"])
+
+
+@pytest.mark.parametrize("what", [["--calibrate", "--data", "x"], ["--pairs", "p.json", "--export", "x"]])
+def test_what_a_cluster_does_not_evaluate_is_refused(what: list[str], refusal) -> None:  # type: ignore[no-untyped-def]
+    said = refusal("evaluate", *what, "--cluster", "local")
+    assert said == "error: --cluster is for conversions of a run (RUN) or of another system (--audio); leave it out"
+
+
+def bank_files(folder: Path) -> dict[str, bytes]:
+    """The files of a bank, but for the log of the time of its index."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".npy"}
+
+
+def test_a_bank_that_a_cluster_embeds_has_the_same_bytes(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_build, "_CHUNK", 4)
+    corpus, spec, done = open_corpus(bench.speech), bank_build.EncoderSpec("simple"), list[int]()
+    here = bank_build.build_bank(corpus, tmp_path / "here", spec, workers=1)
+    machines = in_this_process(monkeypatch, RecordedConsole([]), {})
+    there = bank_build.build_bank(
+        corpus, tmp_path / "there", spec, workers=machines, progress=lambda count, _: done.append(count)
+    )
+    assert there.embedded == here.embedded == done[-1]
+    assert len(done) == -(-here.embedded // 4)
+    assert bank_files(tmp_path / "here") == bank_files(tmp_path / "there") != {}
 
 
 def test_addresses_that_do_not_answer_are_refused_at_once(refusal) -> None:  # type: ignore[no-untyped-def]

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from snac_core.conditioned import ConditionedCodec
 from snac_runner.cli import app
 from snac_runner.config import compose
+from snac_runner.data.latents import ImitationCache, LatentCache
 from snac_runner.data.pairs import PairList
 from snac_runner.logs import RunLog, read_metrics
 
@@ -197,6 +198,34 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert re.search(r"minimum detectable effect in normalised SECS, .*: about \d", told)
     assert contents(tmp_path) == before
     assert not out.exists()
+
+
+def test_a_dry_run_estimates_latent_caches_from_a_few_utterances_and_builds_none(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNAC_CACHE", str(tmp_path / "cache"))
+    computed: list[str] = []
+    for kind in (LatentCache, ImitationCache):
+        tensors = kind.tensors
+        monkeypatch.setattr(kind, "tensors", lambda *given, of=tensors: computed.append("") or of(*given))
+    options = ["--strategies", PHASES[2], "--out", tmp_path / "out"]
+    options += bench.options(latent_cache=True, imitations=1, exclude_metrics=["per", "stoi", "pesq", "distillmos"])
+    assert runner("ablate", "--dry-run", *options) == 0
+    said = capsys.readouterr()
+    size = bench.resources(bench.study(latent_cache=True)).latent_cache().size / 1e6
+    assert float(re.search(r"latent cache: (\d+) MB are not on disk; computing them takes about \d+", said.out)[1]) == (
+        pytest.approx(2 * size, abs=1)
+    )
+    assert "latents, of a few utterances: 4/4" in said.err
+    assert "imitated voice 1, of a few utterances: 4/4" in said.err
+    assert len(computed) == 2 * 5  # the first one warms up
+    assert not list((tmp_path / "cache").rglob("latents/**/*.safetensors"))
+    resources = bench.resources(bench.study(latent_cache=True, imitations=1))
+    _ = resources.latents, resources.imitations  # builds them
+    computed.clear()
+    assert runner("ablate", "--dry-run", *options) == 0
+    assert "latent cache: " not in capsys.readouterr().out
+    assert not computed
 
 
 def test_plugins_lists_every_kind_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:

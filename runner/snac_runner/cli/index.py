@@ -42,7 +42,8 @@ def build(
     from snac_core.errors import UserError
     from snac_core.speakers.index import build_index, open_index
     from snac_runner.bank_build import EncoderSpec, build_bank
-    from snac_runner.cli.console import Stopped, say, terminal
+    from snac_runner.cli.console import say, terminal
+    from snac_runner.cli.train import stopping
     from snac_runner.cluster import connected
     from snac_runner.data.open_corpus import open_corpus
     from snac_runner.embeddings import bank_folder
@@ -55,10 +56,8 @@ def build(
         corpus = open_corpus(data, warn=console.warning, progress=console.progress("reading the audio files"))
         folder = out or bank_folder(corpus, spec.load())
         progress = console.progress(f"{encoder} on {corpus.name}")
-        try:
+        with stopping(f"give the same command again to continue from {folder}"):
             result = build_bank(corpus, folder, spec, workers=machines or workers, progress=progress)
-        except KeyboardInterrupt:
-            raise Stopped(f"interrupted; run the same command again to continue from {folder}") from None
         try:
             index, duration = open_index(result.bank), ""
         except UserError:

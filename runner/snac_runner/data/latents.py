@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
@@ -45,6 +46,7 @@ SHARD_SECONDS = 300.0
 """Speech in a file, at most, unless one utterance is longer: about 45 MB of snac_24khz."""
 _VERSION = 1  # of the computation below; shards of other versions are not read
 _REFERENCE_SECONDS = 10.0  # of the speech that is imitated
+_ESTIMATED, _ESTIMATE_OF = 4, 64  # utterances that an estimate computes: of typical length, of those drawn
 
 
 class LatentCache:
@@ -61,6 +63,7 @@ class LatentCache:
 
     Attributes:
         folder: of the shards.
+        crop_frames: number of latent frames of a crop.
         size: bytes on disk of the whole cache, estimated from the lengths of the utterances.
     """
 
@@ -68,6 +71,7 @@ class LatentCache:
         self._codec: SNAC | None = codec
         self.unit, self.hop_length, self.sampling_rate = codec.padding_multiple, codec.hop_length, codec.sampling_rate
         self.crop_samples = crop_samples
+        self.crop_frames = -(-crop_samples // self.unit) * (self.unit // self.hop_length)
         self._device = next(codec.parameters()).device
         self.folder = cache_folder() / "latents" / f"{codec.digest[:16]}-{self._device.type}"
         self._context = encoder_context(ConditionedCodec(codec))
@@ -110,8 +114,7 @@ class LatentCache:
         Raises:
             UserError: if the disk has not enough space.
         """
-        missing = [path for path in self._shards if not path.is_file()]
-        needed = sum(map(self._bytes, missing))
+        missing, needed = self._missing(), self.missing_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -132,14 +135,25 @@ class LatentCache:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def _missing(self) -> list[Path]:
+        return [path for path in self._shards if not path.is_file()]
+
+    @property
+    def missing_bytes(self) -> int:
+        """Size of what is not on disk, estimated."""
+        return sum(map(self._bytes, self._missing()))
+
+    def missing_utterances(self) -> list[Utterance]:
+        """The utterances of which the latents are not on disk."""
+        return [utterance for path in self._missing() for utterance in self._shards[path]]
+
     def at(self, utterance: Utterance, start: int) -> Tensor:
         """The latent (C, F) of the crop of an utterance that starts at sample `start`, a whole number of frames.
 
         F is the number of frames of the crop's audio, padded as by `SNAC.preprocess`.
         """
-        frames = -(-self.crop_samples // self.unit) * (self.unit // self.hop_length)
         first = start // self.hop_length
-        latent: Tensor = self._shard(utterance).get_slice(self._key(utterance))[first : first + frames]
+        latent: Tensor = self._shard(utterance).get_slice(self._key(utterance))[first : first + self.crop_frames]
         return latent.T.contiguous()
 
     def _shard(self, utterance: Utterance) -> Any:
@@ -175,13 +189,14 @@ class LatentCache:
 
     def _computed(self, path: Path) -> bytes:
         _ = self.codec  # an error where there is none
-        return save({self._key(utterance): self._encoded(utterance) for utterance in self._shards[path]})
+        return save({name: one for utterance in self._shards[path] for name, one in self.tensors(utterance).items()})
 
-    def _encoded(self, utterance: Utterance) -> Tensor:
-        return self._encoded_audio(load_audio(utterance, self.sampling_rate))
+    def tensors(self, utterance: Utterance) -> dict[str, Tensor]:
+        """What the cache stores of an utterance, computed: the latent (F, C)."""
+        return {self._key(utterance): self._encoded(load_audio(utterance, self.sampling_rate))}
 
     @torch.no_grad()
-    def _encoded_audio(self, audio: Tensor) -> Tensor:
+    def _encoded(self, audio: Tensor) -> Tensor:
         """The latent (F, C) of audio (1, T) and the silence after it; long audio is encoded in windows."""
         silence = max(0, self.crop_samples - audio.shape[-1]) + self.unit
         padded = self.codec.preprocess(F.pad(audio, (0, silence)).unsqueeze(0).to(self._device))
@@ -243,14 +258,12 @@ class ImitationCache(LatentCache):
         return hashlib.sha256(digest_of(parts).encode()).hexdigest()[:32]
 
     @torch.no_grad()
-    def _computed(self, path: Path) -> bytes:
-        codec, encoder, tensors = self.codec, self._encoder, {}
-        assert encoder is not None
-        for utterance in self._shards[path]:
-            key, audio = self._key(utterance), self.imitation(utterance)
-            tensors[key] = self._encoded_audio(audio)
-            tensors[_embedding_key(key)] = encoder(audio.unsqueeze(0).to(self._device), codec.sampling_rate)[0].cpu()
-        return save(tensors)
+    def tensors(self, utterance: Utterance) -> dict[str, Tensor]:
+        """The latent (F, C) of the utterance in the other voice, and the embedding (S,) of the result."""
+        assert self._encoder is not None
+        key, audio = self._key(utterance), self.imitation(utterance)
+        embedding = self._encoder(audio.unsqueeze(0).to(self._device), self.sampling_rate)[0].cpu()
+        return {key: self._encoded(audio), _embedding_key(key): embedding}
 
     def imitation(self, utterance: Utterance) -> Tensor:
         """The utterance (1, T) in the voice of its reference, at the codec's rate."""
@@ -258,6 +271,47 @@ class ImitationCache(LatentCache):
         audio = load_audio(utterance, rate)
         reference = load_audio(self.reference(utterance), rate, seconds=_REFERENCE_SECONDS)
         return imitate(audio.unsqueeze(0), rate, reference.unsqueeze(0))[0]
+
+
+class CacheEstimate(ImitationCache):
+    """Stands in for a cache in a dry run: it computes a few utterances, and gives their values for all others.
+
+    Args:
+        cache: what it stands in for; utterances are missing there.
+        progress: called with (utterances done, utterances that are computed).
+
+    Attributes:
+        seconds: time to build the rest of the cache with the threads that torch has here, estimated.
+    """
+
+    def __init__(self, cache: LatentCache, progress: Callable[[int, int], None]) -> None:
+        vars(self).update(vars(cache))
+        missing = cache.missing_utterances()
+        drawn = sorted(missing[:: -(-len(missing) // _ESTIMATE_OF)], key=lambda utterance: utterance.seconds)
+        middle = max(0, (len(drawn) - _ESTIMATED) // 2)  # of typical length
+        chosen = drawn[middle : middle + _ESTIMATED]
+        self._values, times = list[tuple[Tensor, ...]](), []
+        with one_thread() as threads:
+            for done, utterance in enumerate([chosen[0], *chosen]):  # the first one warms up
+                started = time.perf_counter()
+                tensors = cache.tensors(utterance)
+                times.append(time.perf_counter() - started)
+                self._values.append(tuple(tensors.values()))
+                progress(done, len(chosen))
+        speed = sum(times[1:]) / sum(utterance.seconds for utterance in chosen)
+        workers = threads if self._device.type == "cpu" else 1
+        self.seconds = speed * sum(utterance.seconds for utterance in missing) / workers
+
+    def at(self, utterance: Utterance, start: int) -> Tensor:
+        """The first crop (C, F) of one of the utterances."""
+        return self._of(utterance)[0][: self.crop_frames].T.contiguous()
+
+    def embedding_of(self, utterance: Utterance) -> Tensor:
+        """The embedding (S,) of one of the utterances."""
+        return self._of(utterance)[1]
+
+    def _of(self, utterance: Utterance) -> tuple[Tensor, ...]:
+        return self._values[int(utterance.digest[:8], 16) % len(self._values)]
 
 
 def _embedding_key(key: str) -> str:

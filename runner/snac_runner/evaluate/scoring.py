@@ -291,12 +291,16 @@ def _cores(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def rows_of(
-    system: System, items: Sequence[Item], conversions: Conversions, metrics: Mapping[str, Metric]
+    system: System, items: Sequence[Item], conversions: Conversions, metrics: Mapping[str, Metric], progress: Progress
 ) -> list[dict[str, Any]]:
     """The rows of some conversions, as a journal has them; see `score`."""
+    rows = []
     with _cores(next(iter(conversions.judges.values())).device) as side_by_side:
         renderings = list(side_by_side(lambda item: system(conversions, item), items))
-        return list(score_conversions(items, renderings, conversions, metrics, side_by_side=side_by_side))
+        for row in score_conversions(items, renderings, conversions, metrics, side_by_side=side_by_side):
+            rows.append(row)
+            progress(len(rows), len(items))
+    return rows
 
 
 def score_conversions(
