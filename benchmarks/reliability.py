@@ -345,6 +345,7 @@ class Campaign:
         self.alone = (self.index, self.report, self.convert, self.train, self.ablate)
         self.works = [*self.alone, *more]
         if "cluster" in inspect.signature(ablate).parameters and importlib.util.find_spec("ray"):
+            os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # else Ray ends processes on a full machine
             cluster = ["--cluster", "local"]
             self.works.append(
                 Work("ablate on Ray", 0.08, lambda out: [*self.ablate.command(out), *cluster], fresh=True, several=True)

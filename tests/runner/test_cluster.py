@@ -371,6 +371,17 @@ def test_a_port_on_which_nothing_listens_ends_in_a_sentence(refusal) -> None:  #
     assert time.monotonic() - began < 20
 
 
+def test_a_cluster_that_may_want_a_token_is_answered_with_how_to_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(init=refuse))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"no Ray cluster answers \(.*timeout; .* needs RAY_AUTH_MODE=token"):
+            connected(address, RecordedConsole([])).__enter__()
+
+
 def test_without_ray_the_extra_is_named(refusal, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setitem(sys.modules, "ray", None)
     said = refusal("ablate", "--strategies", PHASES[1], "--data", "speech", "--cluster", "local")
