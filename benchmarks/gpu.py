@@ -5,7 +5,8 @@ shares nothing. Then each precision, and less memory.
 
     python benchmarks/gpu.py                                                     # on a GPU: batch 32 x 2 s
     python benchmarks/gpu.py --device cpu --batch 2 --seconds 1 --base tiny --encoder simple --rounds 1      # a trial
-    python benchmarks/gpu.py --device cpu --batch 2 --seconds 1 --count configs/phase6_adapters.json   # any machine
+    python benchmarks/gpu.py --device cpu --count                                # on any machine: operations, memory
+    python benchmarks/gpu.py --device cpu --count configs/phase6_adapters.json   # of this study instead
 """
 
 from __future__ import annotations
@@ -91,13 +92,18 @@ def main() -> None:
     """Print the measurements."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", default="cuda")
-    options.add_argument("--batch", type=int, default=32)
-    options.add_argument("--seconds", type=float, default=2.0)
+    options.add_argument("--batch", type=int, help="default: 32; with --count, 2")
+    options.add_argument("--seconds", type=float, help="default: 2; with --count, 0.5")
     options.add_argument("--base", default="snac_24khz", help="configuration for random weights, or a bundled codec")
     options.add_argument("--encoder", default="eres2netv2", help="eres2netv2 with random weights, or another one")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--count", nargs="*", metavar="FILE", help="count operations instead, also of original files")
+    options.add_argument(
+        "--count", nargs="*", metavar="FILE", help="count operations instead, of original files if given"
+    )
     given = options.parse_args()
+    counting = given.count is not None  # what is counted is proportional to the seconds
+    items, seconds, speech = (2, 0.5, (8, 4)) if counting else (32, 2.0, (24, 6))
+    items, seconds = given.batch or items, given.seconds or seconds
     warnings.simplefilter("ignore")
     catalogue = discover()
     with tempfile.TemporaryDirectory() as folder:
@@ -109,17 +115,17 @@ def main() -> None:
             os.environ[VARIABLE] = str(Path(folder) / "eres2netv2.ckpt")
             torch.save(ERes2NetV2Network().state_dict(), os.environ[VARIABLE])
         study = StudySettings(
-            data=str(synthesize(Path(folder) / "speech", 24, 6)), base=base, speaker_encoder=given.encoder,
-            batch_size=given.batch, crop_seconds=given.seconds, device=given.device, dev_pairs=0, test_pairs=0,
+            data=str(synthesize(Path(folder) / "speech", *speech)), base=base, speaker_encoder=given.encoder,
+            batch_size=items, crop_seconds=seconds, device=given.device, dev_pairs=0, test_pairs=0,
         )  # fmt: skip
-        if given.count is not None:
+        if counting:
             print("for each second of the batch:")
             files = [read_settings(Path(file), (), (), SILENT)[0] for file in given.count]
             originals = [
                 compose({k: v for k, v in values.items() if k not in StudySettings.model_fields}, [{}], "")[1][0]
                 for values in files
             ]
-            count(study, [*ARMS, *originals], Path(folder), catalogue)
+            count(study, originals or ARMS, Path(folder), catalogue)
             return
         for precision in ("fp32", "tf32", "bf16"):
             with precision_of_torch(precision):

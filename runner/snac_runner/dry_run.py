@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from snac_runner.arm import Arm
-from snac_runner.config import ArmSettings
+from snac_runner.config import ArmSettings, StudySettings
 from snac_runner.controls import wanted_metrics
 from snac_runner.data.latents import CacheEstimate, LatentCache
 from snac_runner.evaluate.scoring import score_conversions
@@ -20,12 +20,14 @@ from snac_runner.evaluate.verdict import (
     planned_detectable_effect,
     shortfalls,
 )
-from snac_runner.memory import gibibytes
+from snac_runner.memory import PeakMemory, gibibytes
 from snac_runner.resources import StudyResources
 from snac_runner.train import preflight
 from snac_runner.train_step import train_step
 
 TRIED_STEPS = 3
+PART = 2, 0.5  # items, and s of each, of the batch that is tried first on a CPU
+WHOLE = 30.0, 2 * 2**30  # s and bytes of a step up to which the whole batch is tried afterwards
 # Assumed standard deviations of a difference in normalised SECS between two arms, per factor. Only the estimates of a
 # dry run use them; the report computes the minimum detectable effect from its own data.
 SPREAD = StandardDeviations(seed=0.05, target=0.15, source=0.10, residual=0.20)
@@ -46,7 +48,8 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
         diff = {k: v for k, v in own.items() if v != first[k] and k not in ("name", "strategies")}
         lines.append(f"  {arm.title}: " + (", ".join(f"{k} = {v}" for k, v in diff.items()) or "default settings"))
     lacking, building = _estimate_caches(resources)
-    train, evaluation, memory = _timed(arms, resources)
+    train, memory, tried = _training(arms, resources)
+    evaluation = _evaluation(arms[0], resources)
     runs = len(study.seeds) * len(arms)
     seconds = train * study.steps * len(study.seeds) + evaluation * study.test_pairs * runs
     if rates:
@@ -63,6 +66,9 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
         "conversion)"
     )
     lines.append("memory: " + ", ".join(f"{gibibytes(peak)} in a step of {title}" for title, peak in memory.items()))
+    if tried is not None:
+        part, whole = (f"{one.batch_size} x {one.crop_seconds:g} s" for one in (tried, resources.study))
+        lines.append(f"  (time and memory of a step are estimated for {whole} from steps of {part})")
     pairs = resources.test_pairs
     targets = len({pair.target for pair in pairs.pairs})
     sources = len({pair.source.utterance for pair in pairs.pairs})
@@ -109,32 +115,64 @@ def _estimate_caches(resources: StudyResources) -> tuple[int, float]:
     return lacking, seconds
 
 
-def _timed(arms: Sequence[ArmSettings], resources: StudyResources) -> tuple[float, float, dict[str, int]]:
-    """Seconds of one step of all arms, and of evaluating one conversion; peak memory by arm, in bytes.
+def _training(
+    arms: Sequence[ArmSettings], resources: StudyResources
+) -> tuple[float, dict[str, int], StudySettings | None]:
+    """Seconds of a step of all arms, and peak memory by arm, in bytes. Every arm passes the preflight checks.
 
-    Every arm passes the preflight checks.
+    On a CPU, both are first measured with a part of the batch, as a large batch can take minutes and fill the memory.
+    They are proportional to the seconds of speech in a batch, apart from the memory that is in use before.
+
+    Returns:
+        also the settings with the part that was measured, if the whole batch was not.
     """
+    study = resources.study
+    items, seconds = min(PART[0], study.batch_size), min(PART[1], study.crop_seconds)
+    if study.latent_cache or study.imitations:  # their latents may depend on the length of a crop
+        seconds = study.crop_seconds
+    if resources.device.type != "cpu" or (items, seconds) == (study.batch_size, study.crop_seconds):
+        return *_measured(arms, resources, check=True), None
+    part = resources.with_batch(items, seconds)
+    with PeakMemory(resources.device) as before:
+        pass
+    taken, peaks = _measured(arms, part, check=True)
+    share = study.batch_size * study.crop_seconds / (items * seconds)
+    expected = {
+        title: before.peak + round((peak - before.peak) * share / study.accumulate) for title, peak in peaks.items()
+    }
+    if taken * share <= WHOLE[0] and max(expected.values()) <= WHOLE[1]:
+        return *_measured(arms, resources, check=False), None
+    return taken * share, expected, part.study
+
+
+def _measured(arms: Sequence[ArmSettings], resources: StudyResources, *, check: bool) -> tuple[float, dict[str, int]]:
+    """Seconds of a step of new arms, side by side, and the peak memory of each; `check` runs the preflight checks."""
     with TemporaryDirectory() as folder:
         seed = resources.study.seeds[0]
         trained = [Arm.new(arm, seed, Path(folder) / str(i), resources) for i, arm in enumerate(arms)]
-        for arm in trained:
+        for arm in trained if check else ():
             preflight(arm)
         batches = resources.batches(seed)
         for index in range(1, TRIED_STEPS + 1):
             if index == 2:  # the first step warms caches
                 started = time.perf_counter()
-            batch = resources.draw(index, batches, trained[0].sampler)
-            train_step(trained, [batch], resources.context).checked()
-        step = (time.perf_counter() - started) / (TRIED_STEPS - 1)
+            parts = (resources.draw(index, batches, trained[0].sampler, rows) for rows in resources.parts)
+            train_step(trained, parts, resources.context).checked()
+        seconds = (time.perf_counter() - started) / (TRIED_STEPS - 1)
+        return seconds, {arm.settings.title: arm.progress.peak_memory for arm in trained}
 
+
+def _evaluation(settings: ArmSettings, resources: StudyResources) -> float:
+    """Seconds of evaluating one conversion."""
+    with TemporaryDirectory() as folder:
+        arm = Arm.new(settings, resources.study.seeds[0], Path(folder), resources)
         metrics, _ = wanted_metrics(resources)
         item = resources.test.items[0]
         for _ in range(2):  # the first one imports the metrics' tools
             started = time.perf_counter()
-            rendering = conditioned(trained[0].model)(resources.test, item)
+            rendering = conditioned(arm.model)(resources.test, item)
             list(score_conversions([item], [rendering], resources.test, metrics))
-        memory = {arm.settings.title: arm.progress.peak_memory for arm in trained}
-        return step, time.perf_counter() - started, memory
+        return time.perf_counter() - started
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 from snac_core.files import parse_json, write_text
 
+_REMARK = "# "  # start of a line of training.log that is not a record
+
 
 class RunLog:
     """The logs of one run folder.
@@ -26,9 +28,11 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._events = SummaryWriter(str(folder), purge_step=resumed_at + 1)
         metrics, text = folder / "metrics.jsonl", folder / "training.log"
+        said = text.read_text(errors="replace").splitlines(keepends=True) if text.is_file() else []
+        self._remarks = [line for line in said if line.startswith(_REMARK) and line.endswith("\n")]
         kept = [record for record in read_metrics(metrics) if record["step"] <= resumed_at]
         write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        write_text(text, "".join(self._line(record) + "\n" for record in kept))
+        write_text(text, "".join([*self._remarks, *(self._line(record) + "\n" for record in kept)]))
         self._metrics: TextIO = metrics.open("a", buffering=1)
         self._text: TextIO = text.open("a", buffering=1)
 
@@ -42,6 +46,13 @@ class RunLog:
         for name, value in scalars.items():
             if name not in ("step", "epoch") and isinstance(value, float):
                 self._events.add_scalar(prefix + name, value, record["step"])
+
+    def remark(self, text: str) -> None:
+        """Write a line of text to training.log, once."""
+        line = f"{_REMARK}{text}\n"
+        if line not in self._remarks:
+            self._remarks.append(line)
+            self._text.write(line)
 
     def flush(self) -> None:
         """Write buffered events to disk; the other two files are line-buffered."""

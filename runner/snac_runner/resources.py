@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,7 @@ class StudyResources:
         self.context = context or DistributedContext(device_named(study.device))
         self.device = self.context.device
         self._loaders: dict[int, CropLoader] = {}
+        self.drawn_from = ""  # what `utterances` says
         self.shared_time = Stopwatch(self.device)  # of the work that all arms of a step share
         self.spread: Spread | None = None
 
@@ -111,6 +113,7 @@ class StudyResources:
         """The base codec, frozen."""
         codec = SNAC.from_pretrained(self.study.base).freeze().to(self.device)
         if self.study.compile:
+            self.console.line("compile = true: codec and adapters are compiled in the first steps, which takes minutes")
             for layer in (*codec.encoder.block, *codec.decoder.model):
                 layer.compile()
         return codec
@@ -185,7 +188,7 @@ class StudyResources:
         count, what = len(corpus.split("train")), "stratified targets and negatives are drawn from"
         if study.bank == NONE or (study.bank == AUTO and count <= TABLE_UP_TO):
             reason = "bank = 'none'" if study.bank == NONE else f"{TABLE_UP_TO} utterances are too few for an index"
-            self.console.line(f"{what} the embeddings of {len(table)} speakers ({reason}; there are {count})")
+            self._say_drawn_from(f"{what} the embeddings of {len(table)} speakers ({reason}; there are {count})")
             return None
         folder = Path(self.context.first_decides(lambda: str(self._built_bank())))
         bank = open_bank(folder, encoder=self.speaker_encoder)
@@ -194,11 +197,15 @@ class StudyResources:
         pool = BankPool(bank, index, table)
         kind = index.search_kind.split(", on")[0]
         self.context.check_equal({"index": kind, "digest of the index": index.header.sha256})
-        self.console.line(
+        self._say_drawn_from(
             f"{what} {len(pool)} utterances of {len(table)} speakers in {folder} (index {index.search_kind}, "
             f"recall@100 {index.header.recall:.2f})"
         )
         return pool
+
+    def _say_drawn_from(self, text: str) -> None:
+        self.drawn_from = text
+        self.console.line(text)
 
     def _built_bank(self) -> Path:
         """The folder of the bank, which is built if it is missing, or is in the cache folder and not up to date."""
@@ -282,10 +289,22 @@ class StudyResources:
             workers = 0 if self.device.type == "cpu" else _WORKERS
         return PrefetchingLoader(self.batches(seed), self.study.steps + 1, workers, self.parts)
 
+    def with_batch(self, size: int, seconds: float) -> StudyResources:
+        """The same resources, with batches of another size that are computed at once.
+
+        Args:
+            size: number of crops.
+            seconds: length of a crop; with a latent cache, that of the study.
+        """
+        _ = self.codec, self.speaker_encoder, self.corpus, self.table  # loaded for both
+        other = copy(self)
+        other.study = self.study.model_copy(update={"batch_size": size, "crop_seconds": seconds, "accumulate": 1})
+        other._loaders = {}
+        return other
+
     @property
     def parts(self) -> list[slice]:
         """The rows of a batch that this process trains on, in the parts that are computed at once.
-
 
         Raises:
             UserError: if the batch has fewer items than all processes have parts.

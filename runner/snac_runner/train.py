@@ -75,6 +75,8 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
                 batch = (resources.draw(index, batches, sampler, rows) for rows in resources.parts)
                 outcome = train_step(training, batch, context, stop=interrupted.is_set())
                 failures |= outcome.failures
+                for run_log in logs.values() if index == first and resources.drawn_from else ():
+                    run_log.remark(resources.drawn_from)
                 shared = resources.shared_time.lap()
                 for arm in training:
                     title, scores = arm.settings.title, None

@@ -86,6 +86,12 @@ class NoiseSource:
             return self._given[block]
         if not self._fixed:
             return torch.randn((x.shape[0], 1, x.shape[-1]), device=x.device, dtype=x.dtype)
+        noise: Tensor = self._drawn_from_seed(x, block, samples_per_frame)
+        return noise
+
+    # A graph that reads the seed would be compiled again for each step.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _drawn_from_seed(self, x: Tensor, block: int, samples_per_frame: int) -> Tensor:
         seed, first_frame = self._fixed[-1]
         first = first_frame * samples_per_frame
         last = first + x.shape[-1]

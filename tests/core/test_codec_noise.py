@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codec import small, tone
+from torch._dynamo.testing import CompileCounter
 
 from snac_core.codec import SNAC
 from snac_core.codec.layers import NoiseSource
@@ -175,3 +176,23 @@ def test_without_noise_blocks_decoding_is_repeatable() -> None:
 def test_a_seed_that_is_no_whole_number_is_refused() -> None:
     with pytest.raises(UserError, match=r"whole number; got 1\.5"), small().fixed_noise(1.5):  # type: ignore[arg-type]
         pass
+
+
+@torch.no_grad()
+def test_a_compiled_decoder_is_not_compiled_again_for_another_seed(recwarn: pytest.WarningsRecorder) -> None:
+    codec = small()
+    codes = codec.encode(tone())
+    expected = []
+    for seed in range(3):
+        with codec.fixed_noise(seed):
+            expected.append(codec.decode(codes))
+    counter = CompileCounter()
+    for layer in codec.decoder.model:
+        layer.compile(backend=counter)
+    compiled = []
+    for seed, audio in enumerate(expected):
+        with codec.fixed_noise(seed):
+            torch.testing.assert_close(codec.decode(codes), audio, rtol=0, atol=1e-6)
+        compiled.append(counter.frame_count)
+    assert 0 < compiled[0] == compiled[2]
+    assert not [warning for warning in recwarn if "Dynamo" in str(warning.message)]

@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import soundfile
 import typer
-from small_study import PHASES, Bench, contents, records, result, runner
+from small_study import PHASES, Bench, arm, contents, records, result, runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snac_core.conditioned import ConditionedCodec
+from snac_runner import dry_run
 from snac_runner.cli import app
 from snac_runner.config import compose
 from snac_runner.data.latents import ImitationCache, LatentCache
 from snac_runner.data.pairs import PairList
+from snac_runner.dry_run import describe_plan
 from snac_runner.logs import RunLog, read_metrics
+from snac_runner.train_step import train_step
 
 
 def test_a_study_folder_holds_what_it_should(finished: Path) -> None:
@@ -226,6 +229,28 @@ def test_a_dry_run_estimates_latent_caches_from_a_few_utterances_and_builds_none
     assert runner("ablate", "--dry-run", *options) == 0
     assert "latent cache: " not in capsys.readouterr().out
     assert not computed
+
+
+def test_a_plan_for_a_large_batch_trains_on_a_part_of_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def watched(arms: Any, batch: Any, context: Any) -> Any:
+        parts = list(batch)
+        shapes.extend(tuple(part.frozen.audio.shape) for part in parts)
+        return train_step(arms, parts, context)
+
+    monkeypatch.setattr(dry_run, "train_step", watched)
+    resources = bench.resources(bench.study(batch_size=6, crop_seconds=0.8, accumulate=2))
+    arms, whole = [arm(PHASES[1])], (3, 1, round(0.8 * resources.codec.sampling_rate))
+    plan = describe_plan(arms, (), resources)
+    assert "estimated" not in plan
+    assert shapes.count(whole) == 2 * dry_run.TRIED_STEPS, "a small batch is measured as a whole, in its parts"
+    shapes.clear()
+    monkeypatch.setattr(dry_run, "WHOLE", (0.0, 0))
+    plan = describe_plan(arms, (), resources)
+    assert "estimated for 6 x 0.8 s from steps of 2 x 0.5 s" in plan
+    assert set(shapes) == {(2, 1, round(0.5 * resources.codec.sampling_rate))}
+    assert resources.batches(0).batch_size == 6
 
 
 def test_plugins_lists_every_kind_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from small_study import PHASES, Bench, arm, plugin, result, weights
 
 from snac_core.errors import UserError
 from snac_runner.arm import Arm
+from snac_runner.cli.launch import check_devices
 from snac_runner.distributed import ALONE, DistributedContext, distributed_context
 from snac_runner.logs import read_metrics
 from snac_runner.resources import StudyResources
@@ -108,6 +109,14 @@ def test_devices_that_are_not_there_are_refused(bench: Bench, refusal) -> None: 
     assert "has no CUDA device; --device cpu trains in 4 processes" in refusal("train", *options, "--devices", "4")
     with distributed_context("cpu") as context:
         assert context.world == 1
+
+
+def test_more_devices_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"--devices 4: this machine has 1 CUDA device\(s\); expected at most 1"):
+        check_devices(4, "auto")
+    check_devices(1, "auto")
 
 
 def losses(bench: Bench, folder: Path, steps: int, **settings: object) -> list[float]:

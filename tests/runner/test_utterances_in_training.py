@@ -106,6 +106,10 @@ def test_training_draws_from_the_utterances_and_resumes_to_the_bit(bench: Bench,
     resumed = bench.train([CONTRASTIVE], tmp_path / "stopped", bank=str(bank), **SHORT)[PHASES[0]]
     assert [record["loss"] for record in records(resumed)] == [record["loss"] for record in records(whole)]
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())
+    logs = [(run / "training.log").read_text().splitlines() for run in (whole, table, resumed)]
+    assert [len(log) for log in logs] == [1 + SHORT["steps"]] * 3, "what is drawn from is said once"
+    assert logs[0][0] == logs[2][0] == f"# {next(line for line in bench.lines if 'drawn from 16' in line)}"
+    assert "drawn from the embeddings of 4 speakers (bank = 'none'" in logs[1][0]
 
 
 DRAWS = """

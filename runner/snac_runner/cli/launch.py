@@ -75,7 +75,8 @@ def check_devices(devices: int | None, device: str) -> None:
 
     chosen = device_named(device)
     if chosen.type == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        here = torch.cuda.device_count()
+        raise UserError(f"--devices {devices}: this machine has {here} CUDA device(s); expected at most {here}")
     if chosen.type != "cuda" and device != "cpu":
         raise UserError(
             f"--devices {devices}: this machine has no CUDA device; --device cpu trains in {devices} processes on the "
@@ -113,7 +114,9 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
