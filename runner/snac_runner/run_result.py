@@ -197,7 +197,8 @@ def compared_values(arms: Sequence[ArmSettings], resources: StudyResources) -> d
         plugins, files = versions(resources, arm)["plugins"], plugin_files(arm, resources)
         values |= {f"version of {name}": str(about["version"]) for name, about in plugins.items()}
         values |= {f"plugin file of {name}": str(digest) for name, digest in files.items()}
-    settings = [resources.study.model_dump(mode="json"), *(arm.model_dump(mode="json") for arm in arms)]
+    shared = resources.study.model_dump(mode="json", exclude={"plugins"})  # files have digests
+    settings = [shared, *(arm.model_dump(mode="json") for arm in arms)]
     return {
         **values,
         **{f"digest of {name}": digest for name, digest in resources.digests.items()},
