@@ -41,6 +41,7 @@ from snac_runner.evaluate.whisper import NOT_FOUND, Whisper, find_whisper
 
 CALIBRATION_PARTS = 4
 """Parts of 3 s of each dev speaker that judges are calibrated on, where `runner evaluate --calibrate` has not run."""
+_COMPILED = 64  # variants of one function that torch compiles; its default, 8, is fewer than the layers of a codec
 _WORKERS = 4  # processes that read audio for a GPU
 
 
@@ -114,6 +115,7 @@ class StudyResources:
         codec = SNAC.from_pretrained(self.study.base).freeze().to(self.device)
         if self.study.compile:
             self.console.line("compile = true: codec and adapters are compiled in the first steps, which takes minutes")
+            torch._dynamo.config.recompile_limit = _COMPILED  # layers of one class share it
             for layer in (*codec.encoder.block, *codec.decoder.model):
                 layer.compile()
         return codec

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_study import PHASES, Bench, arm, plugin, result, weights
+from small_study import PHASES, Bench, arm, plugin, records, result, weights
 
 from snac_core.errors import UserError
 from snac_runner.arm import Arm
@@ -148,6 +148,17 @@ def test_bfloat16_stays_within_one_percent_and_leaves_the_quantizer_in_float32(b
     with computing(model, resources.study):
         assert torch.equal(model.codec.quantizer(z)[1][0], model.codec.quantizer(z.clone())[1][0])
         assert model.codec.advance(model.codec.preprocess(torch.randn(1, 1, 800)), None, "latent").dtype == z.dtype
+
+
+@pytest.mark.slow  # compilation takes a minute
+def test_a_compiled_training_starts_and_has_the_losses_of_the_usual_one(bench: Bench, tmp_path: Path) -> None:
+    arms = [arm(PHASES[0]), arm(PHASES[1])]
+    usual, compiled = (
+        bench.train(arms, tmp_path / str(compiled), steps=3, compile=compiled) for compiled in (False, True)
+    )
+    for title, folder in usual.items():
+        one, other = ([record["loss"] for record in records(place)] for place in (folder, compiled[title]))
+        assert other == pytest.approx(one, rel=1e-4)
 
 
 def test_too_little_memory_ends_in_a_sentence_that_names_what_to_lower(bench: Bench) -> None:
