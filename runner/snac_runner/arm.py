@@ -217,12 +217,12 @@ class Arm:
 
 
 def _compile(model: ConditionedCodec) -> None:
-    """Compile the modules of the strategies on their first use, without the discriminators."""
+    """Compile the modules of the strategies that are trained, on their first use, without the discriminators."""
     for strategy in model.attached.values():
         for name, child in strategy.named_children():
             of_list = isinstance(child, nn.ModuleDict | nn.ModuleList)
             for module in child.children() if of_list else [child]:
-                if name != DISCRIMINATOR:
+                if name != DISCRIMINATOR and next(module.parameters(), None) is not None:
                     module.compile()
 
 

@@ -151,13 +151,16 @@ def test_bfloat16_stays_within_one_percent_and_leaves_the_quantizer_in_float32(b
 
 
 @pytest.mark.slow  # compilation takes a minute
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch's own, in its compiler
 def test_a_compiled_training_starts_and_has_the_losses_of_the_usual_one(bench: Bench, tmp_path: Path) -> None:
     arms = [arm(PHASES[0]), arm(PHASES[1])]
     usual, compiled = (
         bench.train(arms, tmp_path / str(compiled), steps=3, compile=compiled) for compiled in (False, True)
     )
     for title, folder in usual.items():
-        one, other = ([record["loss"] for record in records(place)] for place in (folder, compiled[title]))
+        one, other = (
+            [record["loss"] for record in records(place) if "loss" in record] for place in (folder, compiled[title])
+        )
         assert other == pytest.approx(one, rel=1e-4)
 
 
