@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import locale
 import math
 import re
 import tomllib
@@ -135,7 +136,7 @@ class StudySettings(BaseModel):
         description="Whisper for word errors: a folder, or a name that faster-whisper downloads, such as base.en or "
         "large-v3. Empty: $SNAC_WHISPER, else base.en if it was downloaded before.",
     )
-    language: str = Field("en", min_length=2, description="Language of the speech, as a code such as en or de.")
+    language: str = Field("en", description="Language of the speech, as a code such as en or de.")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds; every arm is trained once with each.")
     steps: int = Field(200, ge=1, description="Training steps.")
     batch_size: int = Field(8, ge=1, description="Crops in a batch.")
@@ -226,6 +227,16 @@ class StudySettings(BaseModel):
             if names.count(name) > 1:
                 raise ValueError(f"judge {name!r} is listed twice; every further judge is another encoder")
         return judges
+
+    @field_validator("language")
+    @classmethod
+    def _a_code(cls, language: str) -> str:
+        code = r"[a-z]{2,3}"
+        if not re.fullmatch(code, language):
+            meant = locale.normalize(language.replace("-", "_")).partition("_")[0]  # "English", "en-US": en
+            known = f"; did you mean {meant!r}?" if re.fullmatch(code, meant) else ""
+            raise ValueError(f"expected the code of a language, such as en or de{known}")
+        return language
 
     @field_validator("dev_pairs", "test_pairs")
     @classmethod

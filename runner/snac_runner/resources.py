@@ -35,9 +35,10 @@ from snac_runner.devices import device_named, to_device
 from snac_runner.distributed import DistributedContext
 from snac_runner.embeddings import bank_folder, speaker_embeddings
 from snac_runner.evaluate.codes import SpeakerProbe
+from snac_runner.evaluate.content import PER
 from snac_runner.evaluate.conversions import Conversions
 from snac_runner.evaluate.judges import Calibration, calibrate, calibration_of, check_judges, load_judges
-from snac_runner.evaluate.whisper import NOT_FOUND, Whisper, find_whisper
+from snac_runner.evaluate.whisper import Whisper, find_whisper, not_found
 
 CALIBRATION_PARTS = 4
 """Parts of 3 s of each dev speaker that judges are calibrated on, where `runner evaluate --calibrate` has not run."""
@@ -147,7 +148,8 @@ class StudyResources:
         study = self.study
         found = find_whisper(study.whisper, study.language, self.device, workers=torch.get_num_threads())
         if found is None:
-            self.console.line(f"content is judged by the bundled phone recogniser: {NOT_FOUND}")
+            judged = "judged by the bundled phone recogniser" if study.language in PER.languages else "not judged"
+            self.console.line(f"content is {judged}: {not_found(study.language)}")
         return found
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_study import PHASES, Bench, arm, result
 
+from snac_core.frozen import FrozenActivations
 from snac_core.metric import Conversion, Metric
 from snac_core.plugins import discover
+from snac_core.taps import is_before_vq
 from snac_runner.arm import Arm
 from snac_runner.evaluate import metrics as measures
 from snac_runner.evaluate import systems
@@ -285,6 +288,20 @@ def test_the_noise_floor_is_0_for_a_codec_without_noise(
                 monkeypatch.setattr(module, "forward", lambda x: x)
     assert noisy > 0
     assert noise_floor(one.model, resources.test, measures.SECS()) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_encoder_runs_once_for_all_systems_of_a_codec_and_again_for_another_codec(
+    resources: StudyResources,
+) -> None:
+    conversions, codec = resources.test, resources.codec
+    item = conversions.items[0]
+    alone = FrozenActivations(codec, item.audio.unsqueeze(0))
+    first, second = conversions.bare(codec, item), conversions.bare(codec, item)
+    assert second.at("latent") is first.at("latent")
+    for tap in (tap.name for tap in codec.taps if is_before_vq(tap.name)):  # what follows has noise
+        assert torch.equal(second.at(tap), alone.at(tap))
+    assert all(map(torch.equal, second.codes, alone.codes))
+    assert conversions.bare(copy.deepcopy(codec), item).at("latent") is not first.at("latent")
 
 
 def test_evaluation_is_repeatable(resources: StudyResources, tmp_path: Path) -> None:

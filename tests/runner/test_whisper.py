@@ -19,6 +19,8 @@ from torch import Tensor
 
 from snac_core.errors import UserError
 from snac_core.metric import Conversion
+from snac_core.settings import checked
+from snac_runner.config import StudySettings
 from snac_runner.controls import check_speech, wanted_metrics
 from snac_runner.data.audio import load_audio
 from snac_runner.data.open_corpus import open_corpus
@@ -38,13 +40,13 @@ from snac_runner.evaluate.scoring import score
 from snac_runner.evaluate.whisper import (
     BATCH,
     LONGEST,
-    NOT_FOUND,
     SAMPLE_RATE,
     SHORTEST,
     Reading,
     Whisper,
     _normalizer,
     find_whisper,
+    not_found,
     split,
     window,
 )
@@ -246,8 +248,8 @@ def test_it_is_measured_where_it_is_at_hand_and_else_the_study_says_once_how_to_
     for _ in range(2):
         metrics, missing = wanted_metrics(resources)
     assert "per" in metrics
-    assert missing["wer"] == missing["cer"] == NOT_FOUND
-    assert lines == [f"content is judged by the bundled phone recogniser: {NOT_FOUND}"]
+    assert missing["wer"] == missing["cer"] == not_found("en")
+    assert lines == [f"content is judged by the bundled phone recogniser: {not_found('en')}"]
     resources, lines = with_whisper(bench, None, exclude_metrics=("wer", "cer"))
     wanted_metrics(resources)
     assert lines == []
@@ -259,9 +261,23 @@ def test_the_former_name_of_the_metric_names_the_new_one(bench: Bench) -> None:
 
 
 def test_the_phone_recogniser_judges_english_only(bench: Bench) -> None:
-    metrics, missing = wanted_metrics(with_whisper(bench, None, language="de")[0])
+    resources, lines = with_whisper(bench, None, language="de")
+    metrics, missing = wanted_metrics(resources)
     assert not {"per", "per_above_half"} & metrics.keys()
     assert missing["per"] == "judges only en, and language = 'de'"
+    assert lines == [f"content is not judged: {not_found('de')}"]
+    assert "--whisper base)" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("language", "meant"), [("english", "en"), ("German", "de"), ("en-US", "en"), ("EN", "en"), ("klingon", "")]
+)
+def test_a_language_is_given_by_its_code(language: str, meant: str) -> None:
+    with pytest.raises(UserError) as refused:
+        checked(StudySettings, {"language": language}, "study")
+    assert f"language = '{language}': expected the code of a language, such as en or de" in str(refused.value)
+    assert ("did you mean" in str(refused.value)) == bool(meant)
+    assert not meant or str(refused.value).endswith(f"did you mean '{meant}'?")
 
 
 def test_a_whisper_that_cannot_be_used_stops_the_study_before_it_trains(
@@ -279,7 +295,9 @@ def test_a_folder_without_a_whisper_is_refused_with_what_it_lacks(tmp_path: Path
         find_whisper(str(tmp_path), "en", CPU)
     for name in ("model.bin", "tokenizer.json"):
         (tmp_path / name).write_bytes(b"{}")
-    with pytest.raises(UserError, match="does not load as a Whisper"):
+    with pytest.raises(
+        UserError, match=r"does not load as a Whisper \(.*\); expected a Whisper in CTranslate2's format"
+    ):
         find_whisper(str(tmp_path), "en", CPU)
 
 
@@ -319,6 +337,10 @@ def test_the_text_of_another_utterance_is_found_and_named() -> None:
     readings |= {name: texts[name] for name in "efg"}
     assert wrong_texts(texts, readings, list(texts.items()), words) == {"a": "b", "d": ""}  # it reads the others well
     assert wrong_texts({"a": "x"}, {"a": ""}, [], words) == {}
+    same = [("test/ann/1", "two birds sing"), ("test/bob/1", "two birds sing"), ("test/bob/2", "red shoes")]
+    assert wrong_texts({"test/bob/2": "red shoes"}, {"test/bob/2": "two birds sing"}, same, words) == {
+        "test/bob/2": "test/bob/1"  # of two speakers who say it, the same
+    }
 
 
 def test_a_study_warns_of_a_wrong_text_and_of_another_language() -> None:
@@ -401,7 +423,7 @@ def test_it_knows_the_language_and_refuses_one_that_it_does_not_have(
 ) -> None:
     found = whisper.languages([wave for wave, _ in spoken[:4]])
     assert sum(found.values()) == pytest.approx(1, abs=1e-3)
-    with pytest.raises(UserError, match=r"cannot read language = 'xx': its languages are codes such as af"):
+    with pytest.raises(UserError, match=r"cannot read language = 'xx'; known: af, am"):
         Whisper(folder, language="xx")
 
 

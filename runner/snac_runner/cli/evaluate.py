@@ -199,21 +199,24 @@ def evaluate_files(paths: tuple[Path, Path, Path], by: Changes, plugins: Plugins
     """Print the scores of converted files, given the paths of source, conversion and target, and what judges them."""
     import torch
 
+    from snac_core.settings import checked
+    from snac_runner.config import StudySettings
     from snac_runner.devices import device_named
     from snac_runner.evaluate.files import matched, pooled, score_file
     from snac_runner.evaluate.judges import load_judges
     from snac_runner.evaluate.scoring import available
-    from snac_runner.evaluate.whisper import NOT_FOUND, find_whisper
+    from snac_runner.evaluate.whisper import find_whisper, not_found
     from snac_runner.report.format import display_of
 
-    device, language = device_named(by["device"]), by.get("language", "en")
+    device = device_named(by["device"])
+    language = checked(StudySettings, {"language": by.get("language", "en")}, "evaluate").language
     with terminal() as console:
         catalogue = catalogue_of(*plugins, console)
         conversions = matched(*paths)
         judges = [judge.to(device) for judge in load_judges(by.get("judges", [JUDGE]), catalogue)]
         whisper = find_whisper(by.get("whisper", ""), language, device, workers=torch.get_num_threads())
         if whisper is None:
-            console.line(f"words are not judged: {NOT_FOUND}")
+            console.line(f"words are not judged: {not_found(language)}")
         metrics, _ = available(catalogue, language=language, recogniser=lambda: whisper)
         rows = []
         progress = console.progress("scoring")

@@ -232,8 +232,13 @@ def wrong_texts(
         if error < WRONG_TEXT:
             continue
         said = words(readings[name])
-        distances = ((error_rate(said, words(text)), other) for other, text in others if other != name)
-        nearest, other = min(distances, default=(1.0, ""))
+        folder = name.rpartition("/")[0]  # of the speaker: of equal texts, the same speaker's is named
+        distances = (
+            (error_rate(said, words(text)), other.rpartition("/")[0] != folder, other)
+            for other, text in others
+            if other != name
+        )
+        nearest, _, other = min(distances, default=(1.0, False, ""))
         if nearest <= SAME_TEXT:
             found[name] = other
         elif median(errors.values()) < READS_WELL:

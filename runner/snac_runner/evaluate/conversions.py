@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from snac_core.augment import change_voice
+from snac_core.codec import SNAC
+from snac_core.frozen import FrozenActivations
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.console import SILENT, Console
@@ -72,6 +74,7 @@ class Conversions:
         self.judges = {judge.name: judge for judge in judges}
         self._target_audio: dict[tuple[str, str], Tensor] = {}
         self._shifted: dict[str, Tensor] = {}
+        self._latents: dict[str, tuple[SNAC, Tensor]] = {}
 
         def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
             progress = console.progress(f"{encoder.name} on {pairs.split} speakers")
@@ -94,6 +97,14 @@ class Conversions:
             others.sort(key=lambda s: self.corpus.sex(s) != self.corpus.sex(pair.target))
             items.append(Item(pair, self.segment_audio(pair.source), others[0] if others else ""))
         return items
+
+    def bare(self, codec: SNAC, item: Item) -> FrozenActivations:
+        """The bare codec's activations of the source. Its latent is kept: the encoder runs once for all arms."""
+        audio = item.audio.unsqueeze(0).to(next(codec.parameters()).device)
+        of, latent = self._latents.get(item.pair.id, (None, None))
+        activations = FrozenActivations(codec, audio, latent=latent if of is codec else None)
+        self._latents[item.pair.id] = codec, activations.at("latent")
+        return activations
 
     def shifted(self, item: Item) -> Tensor:
         """The source (1, T) with shifted pitch and formants: another voice. The shifts depend on the pair's id."""

@@ -35,7 +35,7 @@ from snac_runner.evaluate.content import WordEdits, WordErrors
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.metrics import ByJudge
 from snac_runner.evaluate.systems import Rendering, System
-from snac_runner.evaluate.whisper import NOT_FOUND, Whisper
+from snac_runner.evaluate.whisper import Whisper, not_found
 
 MIN_RMS = 1e-5
 """Output with a lower RMS, -100 dB re full scale, counts as silent."""
@@ -155,7 +155,7 @@ def available(
         elif metric.languages and language not in metric.languages:
             missing[name] = f"judges only {', '.join(metric.languages)}, and language = {language!r}"
         elif isinstance(metric, WordErrors) and (words := recogniser()) is None and not lacking:
-            missing[name] = NOT_FOUND
+            missing[name] = not_found(language)
         elif lacking:
             missing[name] = f"needs {', '.join(lacking)}"
         else:

@@ -86,7 +86,7 @@ def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, output
 
         own_model = copy.copy(model)  # shares everything but the callback
         with evaluating(model), model.codec.fixed_noise(noise_seed):
-            bare = FrozenActivations(model.codec, item.audio.unsqueeze(0).to(device))
+            bare = conversions.bare(model.codec, item)
             with own_model.on_edit(record_edit):
                 converted = under(item.pair.target, bare)
             identity = optional("identity", item.pair.source_speaker, bare)

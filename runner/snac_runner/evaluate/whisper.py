@@ -39,11 +39,24 @@ NO_SPEECH, LOG_PROBABILITY = 0.6, -1.0  # thresholds of silence (likewise)
 LETTERS = ("zh", "ja", "th", "lo", "my", "yue")  # languages without spaces: every character is a word (likewise)
 _SEARCHED = 5.0  # s before the end of a window, in which longer audio is cut at its quietest moment
 
-NOT_FOUND = (
-    "no Whisper on this computer: with the extra [judges], SNAC_WHISPER=base.en (or --whisper base.en) downloads it "
-    "once (145 MB); offline, set SNAC_WHISPER to a folder with a Whisper for faster-whisper"
+FORMAT = (
+    "expected a Whisper in CTranslate2's format, as "
+    "`ct2-transformers-converter --model openai/whisper-base --copy_files tokenizer.json` writes it"
 )
-"""How to get a Whisper, where there is none."""
+
+
+def default_whisper(language: str) -> str:
+    """The name of the Whisper that is used if none is asked for."""
+    return "base.en" if language == "en" else "base"
+
+
+def not_found(language: str) -> str:
+    """That there is no Whisper for a language, and how to get one."""
+    name = default_whisper(language)
+    return (
+        f"no Whisper on this computer: with the extra [judges], SNAC_WHISPER={name} (or --whisper {name}) downloads it "
+        "once (145 MB); offline, set SNAC_WHISPER to a folder with a Whisper for faster-whisper"
+    )
 
 
 class Reading(NamedTuple):
@@ -110,13 +123,14 @@ class Whisper:
                 str(folder), compute_type=precision, cpu_threads=1, num_workers=workers, **kind
             )
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{folder} does not load as a Whisper: {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"{folder} does not load as a Whisper ({_first_sentence(error)}); {FORMAT}") from error
         known = self._model.supported_languages
         if language not in known:
-            several = len(known) > 1
-            reads = f"its languages are codes such as {', '.join(known[:5])}" if several else "it reads English only"
-            advice = nearest(language, known) if several else ", and the multilingual models, such as base, read others"
-            raise UserError(f"Whisper {source} cannot read language = {language!r}: {reads}{advice}")
+            english = "; it reads English only, and the multilingual models, such as base, read others"
+            raise UserError(
+                f"Whisper {source} cannot read language = {language!r}"
+                f"{nearest(language, known) if len(known) > 1 else english}"
+            )
         self.language = language
         self._tokenizer: Any = Tokenizer(
             self._model.hf_tokenizer, self._model.model.is_multilingual, task="transcribe", language=language
@@ -251,9 +265,8 @@ def find_whisper(wanted: str, language: str, device: torch.device, *, workers: i
         return Whisper(wanted, language=language, device=device, workers=workers, download=True)
     if missing:
         return None
-    default = "base.en" if language == "en" else "base"
     try:
-        folder = _folder(default, download=False)
+        folder = _folder(default_whisper(language), download=False)
     except UserError:
         return None
     return Whisper(folder, language=language, device=device, workers=workers)
@@ -272,25 +285,26 @@ def _folder(source: str, *, download: bool) -> Path:
     if folder.is_dir():
         lacking = [name for name in ("model.bin", "config.json", "tokenizer.json") if not (folder / name).is_file()]
         if lacking:
-            raise UserError(
-                f"{folder} lacks {', '.join(lacking)}; expected a Whisper in CTranslate2's format, as "
-                "`ct2-transformers-converter --model openai/whisper-base --copy_files tokenizer.json` writes it"
-            )
+            raise UserError(f"{folder} lacks {', '.join(lacking)}; {FORMAT}")
         return folder
     known = available_models()
     if source not in known and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(
-            f"whisper = {source!r}: no such folder, and not a name of faster-whisper{nearest(source, known)}; "
-            f"expected a folder, a hub id, or one of: {', '.join(known)}"
+            f"whisper = {source!r}: no such folder; expected a folder, a hub id, or a name that faster-whisper knows"
+            f"{nearest(source, known)}"
         )
     try:
         return Path(download_model(source, local_files_only=not download))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"Whisper {source} is not in the hub's cache and cannot be downloaded ({reason}); give a folder: "
-            "whisper = 'FOLDER', or set SNAC_WHISPER to it"
+            f"Whisper {source} is not in the hub's cache and cannot be downloaded ({_first_sentence(error)}); "
+            "give a folder: whisper = 'FOLDER', or set SNAC_WHISPER to it"
         ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].partition(". ")[0]
 
 
 def _normalizer(language: str) -> Callable[[str], str]:
