@@ -60,8 +60,8 @@ class Converter:
         encoder: the conditioning encoder; None if nothing is conditioned.
 
     Raises:
-        UserError: if there is no model in `run`, its base or a plugin is missing, the device does not exist, or the
-            scale is negative.
+        UserError: if there is no model in `run`, its base or a plugin is missing, the device does not exist, the
+            scale is negative, or there is nothing to scale.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Converter:
         self.console = console
         catalogue = catalogue or discover()
         if run is None:
+            if edit_scale != 1.0:
+                raise UserError("--edit-scale is for the edits of a trained run; give it with --run RUN")
             self.model = ConditionedCodec(base or "tiny")
         elif checkpoint:
             self.model = _load_checkpoint(Path(run), base, catalogue)

@@ -57,6 +57,7 @@ def test_edits_of_scale_0_are_the_bare_codec(tmp_path: Path, runs: dict[str, Pat
     assert np.allclose(read(tmp_path / "0.wav"), bare, atol=1e-4)
     assert not np.allclose(read(tmp_path / "1.wav"), bare, atol=1e-2)
     assert runner(*command, "--edit-scale", -1, "--out", tmp_path / "c.wav") == 2
+    assert runner("encode", "--source", voices[0], "--edit-scale", 2, "--out", tmp_path / "c.npz") == 2
 
 
 def test_several_targets_are_averaged_and_their_order_is_no_matter(

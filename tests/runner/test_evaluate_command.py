@@ -101,6 +101,7 @@ def test_a_system_that_returned_nothing_or_a_click_scores_worst_and_is_not_missi
         (("--pairs", "nowhere.json", "--audio", "x"), "no list of pairs"),
         (("somewhere",), "no data"),
         (("somewhere", "--data", "nowhere"), "no run at somewhere"),
+        (("--pairs", "pairs.json", "--audio", "x", "--edit-scale", "2"), "--edit-scale is for the edits of a run"),
     ],
 )
 def test_an_incomplete_command_is_refused_in_one_line(

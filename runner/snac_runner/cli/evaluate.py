@@ -87,6 +87,8 @@ def evaluate(
             f"{' and '.join(wanted) or 'nothing to evaluate'}; give one of: RUN with --data, "
             "--pairs with --audio or --export, --source with --converted and --target, --calibrate with --data"
         )
+    if edit_scale != 1.0 and run is None:
+        raise UserError("--edit-scale is for the edits of a run; give RUN with --data")
     if cluster is not None:
         if run is None and audio is None:
             raise UserError("--cluster is for conversions of a run (RUN) or of another system (--audio); leave it out")
