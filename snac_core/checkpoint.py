@@ -119,7 +119,7 @@ class Description(BaseModel):
             return cls.model_validate(stored)
         except ValidationError as error:
             raise UserError(f"{path} is not a config of strategies: {reason_of(error)}") from error
-        except (OSError, ValueError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} is not a config of strategies: {error}") from error
 
     @property

@@ -171,24 +171,18 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_no_checkpoint(
         assert_as_if_never_stopped(folder, whole[title])
 
 
+def full(*_: Any) -> None:
+    """What writing to a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "writes", ["snac_runner.arm.Arm.save", "tensorboard.summary.writer.record_writer.RecordWriter.write"]
+)
 def test_a_full_disk_ends_the_command_in_one_line(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], writes: str
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("snac_runner.arm.Arm.save", full)
-    assert runner("train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=1)) == 2
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "error: No space left on device"
-
-
-def test_curves_that_a_full_disk_cuts_end_the_command_in_one_line(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    monkeypatch.setattr(writes, full)
     assert runner("train", "--strategy", PHASES[2], "--out", tmp_path / "run", *bench.options(steps=3)) == 2
     said = capsys.readouterr().err
     assert said.strip().splitlines()[-1] == "error: No space left on device"
@@ -198,9 +192,6 @@ def test_curves_that_a_full_disk_cuts_end_the_command_in_one_line(
 def test_a_log_that_cannot_be_written_is_no_failure_of_the_arm(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr("snac_runner.logs.RunLog.write", full)
     with pytest.raises(OSError, match="No space left"):
         bench.train(ARMS[:1], tmp_path, steps=2)
