@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from tones import write_tone
 
 from snac_core.errors import UserError
 from snac_runner.data.open_corpus import open_corpus, scan
+from snac_runner.data.utterances import Packed
 
 Speech = Callable[..., Path]
 
@@ -192,3 +195,25 @@ def test_real_speech_opens_fast_and_the_second_time_at_once(librispeech_mini: Pa
     begun = time.perf_counter()
     open_corpus(librispeech_mini)
     assert time.perf_counter() - begun < 1
+
+
+def test_a_name_that_is_not_utf8_is_skipped_and_ids_are_sorted_as_texts(speech: Speech) -> None:
+    root = speech({"ann": 2, "bob": 1})
+    for stem in ("é", "\uffee", "\U0001d11e", "caf\udce9"):
+        write_tone(root / "new.wav", hz=100 + ord(stem[-1]) % 997).rename(root / "bob" / f"{stem}.wav")
+    said: list[str] = []
+    corpus = open_corpus(root, dev=0.0, test=0.0, warn=said.append)
+    assert said == [f"skipped {root}/bob/caf\\xe9.wav: has a name, or a folder's name, that is not UTF-8: rename it"]
+    train = corpus.parts["train"]
+    assert len(train) == 6
+    assert list(train.ids()) == sorted(train.ids())
+    assert all(train.find(id) == train[row] for row, id in enumerate(train.ids()))
+    assert open_corpus(root, dev=0.0, test=0.0, warn=said.append).skipped == corpus.skipped
+
+
+@given(st.lists(st.tuples(st.text(), st.none() | st.floats(allow_nan=False)), max_size=20))
+def test_packed_items_are_those_that_were_added(items: list[tuple[str, float | None]]) -> None:
+    packed = Packed[tuple[str, float | None]]()
+    packed.extend(items)
+    assert list(packed) == items
+    assert packed[:3] == items[:3]

@@ -75,6 +75,10 @@ def check_audio(
     ffmpeg decodes is decoded into the cache.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:  # neither libsndfile nor JSON nor a terminal takes such a name
+        return AudioCheck(0.0, 0, "", "has a name, or a folder's name, that is not UTF-8: rename it")
+    try:
         with path.open("rb") as data:
             digest = hashlib.file_digest(data, "sha256").hexdigest()
             empty = not data.tell()

@@ -24,6 +24,7 @@ from snac_core.errors import UserError, nearest
 from snac_core.files import parse_json, writing
 from snac_runner.data.corpus import SPLITS, Utterance
 from snac_runner.data.decode import AUDIO_SUFFIXES, DECODER_NEEDED, HEADERLESS, MEDIA_SUFFIXES, has_decoder
+from snac_runner.data.utterances import Packed
 
 EXPECTED_LAYOUT = (
     "expected <root>/<speaker>/**/*.wav (or flac, ogg, mp3, opus), the same below train/, dev/ and test/, "
@@ -73,7 +74,7 @@ class CorpusFiles:
         decoder: whether PyAV or ffmpeg is there.
     """
 
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: Packed[Candidate] = field(default_factory=Packed)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     not_taken: Counter[str] = field(default_factory=Counter)
@@ -135,10 +136,10 @@ def _add_speakers(files: CorpusFiles, folder: Path, root: Path, split: str | Non
     sexes = speaker_sexes(folder, root)
     for entry in _entries(folder):
         if entry.is_dir():
-            files.candidates += [
+            files.candidates.extend(
                 _candidate(path, root, entry.name, split, text, sexes.get(entry.name))
                 for path, text in _audio_below(entry, files.take)
-            ]
+            )
         elif files.take(entry.name):
             files.skipped.append((entry, _LOOSE))
 
@@ -345,24 +346,25 @@ _MANIFEST_KEYS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def read_manifest(path: Path) -> list[Candidate]:
+def read_manifest(path: Path) -> Packed[Candidate]:
     """The candidates of a manifest, in its order.
 
     Raises:
         UserError: naming the invalid line.
     """
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    candidates = Packed[Candidate]()
     try:
-        candidates = [_manifest_candidate(row, path, f"{path}, line {number}") for number, row in read(path)]
+        candidates.extend(_manifest_candidate(row, path, f"{path}, line {number}") for number, row in read(path))
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8; a manifest has one JSON object per line") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not candidates:
         raise UserError(f"{path} is empty; a manifest has one JSON object per line, with path and speaker")
-    without = [c for c in candidates if c.split is None]
-    if without and len(without) < len(candidates):
-        raise UserError(f"{path}: {without[0].id!r} has no split while others have; give every line one, or none")
+    without = next((c for c in candidates if c.split is None), None)
+    if without and any(c.split for c in candidates):
+        raise UserError(f"{path}: {without.id!r} has no split while others have; give every line one, or none")
     seen: set[str] = set()
     for candidate in candidates:
         if candidate.id in seen:

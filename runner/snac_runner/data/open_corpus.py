@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import chain
+from contextlib import closing, suppress
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from snac_core.errors import UserError
 from snac_runner.data.cache import cache_folder
-from snac_runner.data.checks import LONG_SECONDS, AudioCheck, FileSegment, check_audio_files
+from snac_runner.data.checks import LONG_SECONDS, AudioCheck, FileSegment, Piece, check_audio_files
 from snac_runner.data.corpus import DEV_SHARE, MIN_SPEAKERS, SPLITS, TEST_SHARE, Corpus, split_speakers
 from snac_runner.data.decode import has_decoder
 from snac_runner.data.formats import (
@@ -29,7 +30,7 @@ from snac_runner.data.formats import (
     write_manifest,
 )
 from snac_runner.data.hugging_face import exported, is_dataset
-from snac_runner.data.utterances import Columns, Rows, StoredColumns, Utterance, Utterances, store, stored
+from snac_runner.data.utterances import Columns, Packed, Rows, StoredColumns, Utterance, Utterances, store, stored
 
 _VERSION = 1  # of what is stored; other versions are ignored
 _log = logging.getLogger(__name__)
@@ -70,12 +71,13 @@ def open_corpus(
     found = _stored_corpus(file, folder, manifest)
     if found is None:
         state = "" if manifest else _tree_state(root)
-        corpus, not_taken, paths = _scanned(root, manifest, (seed, dev, test), progress)
+        corpus, not_taken = _scanned(root, manifest, (seed, dev, test), progress)
+        skipped = [[str(place).removeprefix(f"{folder}{os.sep}"), reason] for place, reason in corpus.skipped]
         about = {
             "version": _VERSION,
-            "state": _manifest_state(manifest, paths) if manifest else state,
+            "state": _manifest_state(manifest, corpus.parts, skipped) if manifest else state,
             "name": corpus.name,
-            "skipped": [[str(place).removeprefix(f"{folder}{os.sep}"), reason] for place, reason in corpus.skipped],
+            "skipped": skipped,
             "notes": corpus.notes,
             "not taken": not_taken,
             "digest": corpus.digest,
@@ -87,7 +89,8 @@ def open_corpus(
     else:
         corpus, not_taken = found
     for place, reason in corpus.skipped:
-        warn(f"skipped {place}: {reason}")
+        shown = os.fsencode(place).decode(errors="backslashreplace")  # names of files need not be UTF-8
+        warn(f"skipped {shown}: {reason}")
     for reason in not_taken:
         warn(reason)
     return corpus
@@ -115,10 +118,11 @@ def _tree_state(root: Path) -> str:
         raise UserError(f"no permission to read {error.filename}") from None
 
 
-def _manifest_state(manifest: Path, paths: Iterable[str]) -> str:
-    """A digest of sizes and times of a manifest and of the files that it names, in any order and relative to it."""
+def _manifest_state(manifest: Path, splits: Mapping[str, Utterances], skipped: Iterable[Sequence[str]]) -> str:
+    """A digest of sizes and times of a manifest and of the files that it names, relative to it, in any order."""
+    used = (path for part in splits.values() for path in part.paths())
     total = 0
-    for path in {manifest.name, *paths}:
+    for path in {manifest.name, *used, *(place for place, _ in skipped)}:
         try:
             state = os.stat(os.path.join(manifest.parent, path))
             text = f"{path} {state.st_size} {state.st_mtime_ns}"
@@ -137,11 +141,7 @@ def _stored_corpus(file: Path, folder: Path, manifest: Path | None) -> tuple[Cor
             return None
         splits = _mapped(columns, file, folder, about["digest"])
         skipped = tuple((folder / place, reason) for place, reason in about["skipped"])
-        if manifest is None:
-            state = _tree_state(folder)
-        else:
-            used = (path for part in splits.values() for path in part.paths())
-            state = _manifest_state(manifest, chain(used, (place for place, _ in about["skipped"])))
+        state = _manifest_state(manifest, splits, about["skipped"]) if manifest else _tree_state(folder)
         if state != about["state"]:
             return None
         return Corpus(folder, about["name"], splits, skipped, tuple(about["notes"]), about["digest"]), about[
@@ -160,32 +160,29 @@ def _scanned(
     manifest: Path | None,
     split: tuple[int, float, float],
     progress: Callable[[int, int], None] | None,
-) -> tuple[Corpus, list[str], set[str]]:
-    """The corpus, from its files; why files are not taken; and the paths of all files that may be part of it."""
+) -> tuple[Corpus, list[str]]:
+    """The corpus, from its files, and why files are not taken."""
     files = CorpusFiles(read_manifest(manifest)) if manifest else _found(root)
-    usable = _Usable(files)
-    usable.add(check_audio_files(_Segments(files.candidates), root, progress))
-    prefix = f"{root if root.is_dir() else root.parent}/"
-    paths = {Path(c.path).as_posix().removeprefix(prefix) for c in files.candidates} if manifest else set()
-    first = f"{usable.skipped[0][0]}, {usable.skipped[0][1]}" if usable.skipped else "?"
-    if not usable.rows:
-        raise UserError(f"{root}: none of {len(files.candidates)} audio files is usable; the first, {first}")
-    speakers = sorted({row.of.speaker for row in usable.rows})
-    if len(speakers) < 2:
-        skipped = f" ({len(usable.skipped)} of the files cannot be used: {first})" if usable.skipped else ""
-        raise UserError(
-            f"{root} holds one speaker, {speakers[0]!r}{skipped}; conversion needs at least two; {EXPECTED_LAYOUT}"
-        )
-    split_of, notes = _assign_splits([row.of for row in usable.rows], *split)
     folder = root if root.is_dir() else root.parent
-    rows: dict[str, list[_Row]] = {name: [] for name in SPLITS}
-    for row in usable.rows:
-        given = row.of.split
-        rows[given if given in ("dev", "test") else split_of.get(row.of.speaker, "train")].append(row)
-    splits = {
-        name: Utterances.of((row.utterance() for row in sorted(of, key=lambda row: row.id)), folder)
-        for name, of in rows.items()
-    }
+    with closing(_Usable(files)) as usable:
+        usable.add(check_audio_files(_Segments(files.candidates), root, progress))
+        count = len(files.candidates)
+        files.candidates = Packed()  # of a million files, 0.15 GB that are free from here on
+        first = f"{usable.skipped[0][0]}, {usable.skipped[0][1]}" if usable.skipped else "?"
+        speakers = usable.speakers()
+        if not speakers:
+            raise UserError(f"{root}: none of {count} audio files is usable; the first, {first}")
+        if len(speakers) < 2:
+            skipped = f" ({len(usable.skipped)} of the files cannot be used: {first})" if usable.skipped else ""
+            raise UserError(
+                f"{root} holds one speaker, {min(speakers)!r}{skipped}; conversion needs at least two; "
+                f"{EXPECTED_LAYOUT}"
+            )
+        split_of, notes = _assign_splits(speakers, *split)
+        splits = {
+            name: Utterances.of((u for given, u in usable.utterances() if split_of(u.speaker, given) == name), folder)
+            for name in SPLITS
+        }
     corpus = Corpus(
         root=folder,
         name=folder.resolve().name if root.is_dir() or root.name == MANIFEST_NAME else root.stem,
@@ -193,7 +190,7 @@ def _scanned(
         skipped=tuple(usable.skipped),
         notes=(*files.notes, *usable.notes(), *notes, *_single_utterance_notes(splits)),
     )
-    return corpus, files.reasons, paths
+    return corpus, files.reasons
 
 
 def _found(root: Path) -> CorpusFiles:
@@ -239,6 +236,9 @@ def scan(
     return corpus
 
 
+_COLUMNS = tuple(field.name for field in fields(Utterance))
+
+
 class _Segments(Rows[FileSegment]):
     """What is checked of each candidate."""
 
@@ -253,43 +253,28 @@ class _Segments(Rows[FileSegment]):
         return candidate.path, candidate.start, candidate.seconds
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A usable candidate: what becomes an utterance."""
-
-    id: str
-    of: Candidate
-    start: float
-    seconds: float
-    sample_rate: int
-    level: float
-    digest: str
-    text: str | None
-
-    def utterance(self) -> Utterance:
-        return Utterance(
-            self.id, Path(self.of.path), self.of.speaker, self.seconds, self.sample_rate, self.start, self.text,
-            self.of.sex, self.digest, self.level,
-        )  # fmt: skip
-
-
 class _Usable:
     """The candidates that are usable, and why the others are not.
 
+    The usable ones are in a temporary database on disk: a million of them as objects take half a gigabyte.
+
     Attributes:
-        rows: what becomes utterances.
         skipped: (path, reason).
         cut: number of long files that were cut into pieces.
     """
 
     def __init__(self, files: CorpusFiles) -> None:
         self.files = files
-        self.rows: list[_Row] = []
         self.skipped = list(files.skipped)
         self.cut = self.pieces = 0
-        self._ids: set[str] = set()
-        self._first: dict[str, _Row] = {}  # by digest
-        self._others: dict[str, list[_Row]] = {}
+        self._rows = sqlite3.connect("")  # deleted when it is closed
+        self._rows.execute(f"CREATE TABLE rows (given, file_id, {', '.join(_COLUMNS)})")
+        self._rows.execute("CREATE INDEX of_file ON rows (file_id)")
+        self._rows.execute("CREATE INDEX of_audio ON rows (digest)")
+
+    def close(self) -> None:
+        """Delete the database."""
+        self._rows.close()
 
     def add(self, checks: Iterator[AudioCheck]) -> None:
         """Add each candidate by its check."""
@@ -297,39 +282,52 @@ class _Usable:
             reason = check.problem
             if not reason and c.digest and c.digest != check.digest:
                 reason = "is not the file of the manifest: its bytes have changed"
-            if reason:
+            if reason := reason or self._duplicate(c, check):
                 self.skipped.append((Path(c.path), reason))
                 continue
-            if c.id in self._ids:  # a.wav next to a.flac
-                c = replace(c, id=c.id + os.path.splitext(c.path)[1])
-            self._ids.add(c.id)
-            row = _Row(c.id, c, c.start, check.seconds, check.sample_rate, check.level, check.digest, c.text)
-            if reason := self._duplicate(row):
-                self.skipped.append((Path(c.path), reason))
-                continue
+            file_id = c.id
+            if self._first("SELECT 1 FROM rows WHERE file_id = ?", _stored(file_id)):  # a.wav next to a.flac
+                file_id += os.path.splitext(c.path)[1]
             self.cut += bool(check.pieces)
             self.pieces += len(check.pieces)
-            self.rows += [
-                replace(row, id=f"{c.id}@{p.start:07.2f}", start=p.start, seconds=p.seconds, level=p.level, text=None)
-                for p in check.pieces
-            ] or [row]
+            whole = Piece(c.start, check.seconds, check.level)
+            for piece in check.pieces or (whole,):
+                id, text = (file_id, c.text) if piece is whole else (f"{file_id}@{piece.start:07.2f}", None)
+                row = (
+                    id, c.path, c.speaker, piece.seconds, check.sample_rate, piece.start, text, c.sex, check.digest,
+                    piece.level,
+                )  # fmt: skip
+                marks = ", ".join("?" * (len(_COLUMNS) + 2))
+                self._rows.execute(f"INSERT INTO rows VALUES ({marks})", tuple(map(_stored, (c.split, file_id, *row))))
 
-    def _duplicate(self, row: _Row) -> str:
-        """Why a row duplicates an earlier one (of a file with the same bytes), which would leak between splits or
-        references; "" if it does not."""
-        first = self._first.setdefault(row.digest, row)
-        if first is row:
+    def speakers(self) -> dict[str, set[str | None]]:
+        """Each speaker's splits, as the data gives them."""
+        found: dict[str, set[str | None]] = {}
+        for speaker, given in self._rows.execute("SELECT DISTINCT speaker, given FROM rows"):
+            found.setdefault(_loaded(speaker), set()).add(_loaded(given))
+        return found
+
+    def utterances(self) -> Iterator[tuple[str | None, Utterance]]:
+        """(split that the data gives, utterance), sorted by id."""
+        for row in self._rows.execute(f"SELECT given, {', '.join(_COLUMNS)} FROM rows ORDER BY id"):
+            given, id, path, *rest = map(_loaded, row)
+            yield given, Utterance(id, Path(path), *rest)
+
+    def _duplicate(self, c: Candidate, check: AudioCheck) -> str:
+        """Why a candidate duplicates an earlier one (of a file with the same bytes), which would leak between splits
+        or references; "" if it does not."""
+        found = self._first(
+            "SELECT path, file_id FROM rows WHERE digest = ? AND start < ? AND start + seconds > ?",
+            _stored(check.digest), c.start + check.seconds, c.start,
+        )  # fmt: skip
+        if not found:
             return ""
-        others = self._others.setdefault(row.digest, [])
-        for other in (first, *others):
-            if row.start < other.start + other.seconds and other.start < row.start + row.seconds:
-                return (
-                    f"is the same audio as {other.of.path}"
-                    if row.of.path != other.of.path
-                    else f"overlaps {other.id!r}"
-                )
-        others.append(row)
-        return ""
+        path, file_id = map(_loaded, found)
+        return f"is the same audio as {path}" if path != c.path else f"overlaps {file_id!r}"
+
+    def _first(self, query: str, *values: Any) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._rows.execute(query, values).fetchone()
+        return row
 
     def notes(self) -> list[str]:
         """What was done with long files."""
@@ -338,14 +336,31 @@ class _Usable:
         return [f"{self.cut} files of more than {LONG_SECONDS:.0f} s were cut at pauses into {self.pieces} utterances"]
 
 
-def _assign_splits(usable: list[Candidate], seed: int, dev: float, test: float) -> tuple[dict[str, str], list[str]]:
-    """Speaker -> split, of those that the data does not assign, and notes. If the data has a train split but no dev or
-    test, they are taken from train."""
-    given = {c.split for c in usable if c.split}
+def _stored(value: Any) -> Any:
+    """A value of a row as the database stores it: names of files need not be UTF-8. Bytes sort as the texts do."""
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+
+
+def _loaded(value: Any) -> Any:
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+
+
+def _assign_splits(
+    speakers: Mapping[str, set[str | None]], seed: int, dev: float, test: float
+) -> tuple[Callable[[str, str | None], str], list[str]]:
+    """A function from a speaker and the split that the data gives an utterance to its split, and notes.
+
+    If the data has a train split but no dev or test, they are taken from train.
+
+    Args:
+        speakers: each speaker's splits, as the data gives them.
+        seed, dev, test: as for `open_corpus`.
+    """
+    given = {split for splits in speakers.values() for split in splits if split}
     if given and ("train" not in given or given == set(SPLITS)):
-        return {}, []
+        return lambda _, split: split or "train", []
     shares = {split: 0.0 if split in given else share for split, share in (("dev", dev), ("test", test))}
-    movable = {c.speaker for c in usable if c.split in (None, "train")}
+    movable = {speaker for speaker, splits in speakers.items() if splits & {None, "train"}}
     assigned = split_speakers(movable, seed=seed, **shares)
     notes: list[str] = []
     missing = " and ".join(split for split, share in shares.items() if share > 0)
@@ -357,7 +372,7 @@ def _assign_splits(usable: list[Candidate], seed: int, dev: float, test: float) 
         for split, share in shares.items()
         if share > 0 and not counts[split]
     ]
-    return assigned, notes
+    return lambda speaker, split: split if split in ("dev", "test") else assigned[speaker], notes
 
 
 def _single_utterance_notes(splits: Mapping[str, Utterances]) -> list[str]:

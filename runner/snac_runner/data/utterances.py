@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from abc import abstractmethod
 from array import array
 from bisect import bisect_left
@@ -86,6 +87,30 @@ class Rows(Sequence[T]):
     @abstractmethod
     def at(self, row: int) -> T:
         """The item of a row, from 0 to below the length."""
+
+
+class Packed(Rows[T]):
+    """A list that stores each item pickled: a fraction of the memory of small objects, for millions of them."""
+
+    def __init__(self) -> None:
+        self._ends, self._data = array("q"), bytearray()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def append(self, item: T) -> None:
+        """Add an item."""
+        self._data += pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+        self._ends.append(len(self._data))
+
+    def extend(self, items: Iterable[T]) -> None:
+        """Add items."""
+        for item in items:
+            self.append(item)
+
+    def at(self, row: int) -> T:
+        item: T = pickle.loads(self._data[self._ends[row - 1] if row else 0 : self._ends[row]])
+        return item
 
 
 class _Texts(Rows[str]):
