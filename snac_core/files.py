@@ -48,6 +48,20 @@ def writing(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def printable(path: str | Path) -> str:
+    """A path for messages; bytes of it that are not UTF-8 are shown as \\xNN."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def name_problem(path: str | Path) -> str:
+    """Why audio of this name cannot be used, as a predicate: libsndfile and JSON need UTF-8. "" if it can be used."""
+    try:
+        str(path).encode()
+        return ""
+    except UnicodeEncodeError:
+        return "has a name, or a folder's name, that is not UTF-8: rename it"
+
+
 def remove_unfinished(folder: str | Path) -> None:
     """Remove the temporary files that killed processes left at any depth of a folder, which nobody else writes into."""
     for path in Path(folder).rglob(f".*.{_UNFINISHED}*"):

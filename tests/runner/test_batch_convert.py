@@ -217,6 +217,19 @@ def test_folders_patterns_and_expanded_patterns_are_the_same_targets(
     assert len(set(found)) == 1
 
 
+def test_a_name_that_is_not_utf8_is_refused(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], refusal: Callable[..., str]
+) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    file = Path(shutil.copy(voices[0], folder / "caf\udce9.flac"))
+    reason = "caf\\xe9.flac has a name, or a folder's name, that is not UTF-8: rename it"
+    command = ["convert", "--run", runs[PHASES[1]], "--target", voices[1], "--out", tmp_path / "out", "--source"]
+    assert reason in refusal(*command, folder)
+    assert reason in refusal("evaluate", "--converted", folder, "--target", voices[1], "--source", voices[0])
+    assert "not UTF-8" in refusal(*command, file)
+
+
 def test_stored_embeddings_are_targets(
     tmp_path: Path, runs: dict[str, Path], voices: list[Path], refusal: Callable[..., str]
 ) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 
 from snac_core.errors import UserError
+from snac_core.files import name_problem
 from snac_runner.data.cache import cache_folder
 from snac_runner.data.decode import AUDIO_SUFFIXES, seekable
 
@@ -74,10 +75,8 @@ def check_audio(
     Never raises for the content of a file. A segment shorter than `min_seconds` is a problem. A file that PyAV or
     ffmpeg decodes is decoded into the cache.
     """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # neither libsndfile nor JSON nor a terminal takes such a name
-        return AudioCheck(0.0, 0, "", "has a name, or a folder's name, that is not UTF-8: rename it")
+    if problem := name_problem(path):
+        return AudioCheck(0.0, 0, "", problem)
     try:
         with path.open("rb") as data:
             digest = hashlib.file_digest(data, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from snac_core.errors import UserError
+from snac_core.files import printable
 from snac_runner.data.cache import cache_folder
 from snac_runner.data.checks import LONG_SECONDS, AudioCheck, FileSegment, Piece, check_audio_files
 from snac_runner.data.corpus import DEV_SHARE, MIN_SPEAKERS, SPLITS, TEST_SHARE, Corpus, split_speakers
@@ -89,8 +90,7 @@ def open_corpus(
     else:
         corpus, not_taken = found
     for place, reason in corpus.skipped:
-        shown = os.fsencode(place).decode(errors="backslashreplace")  # names of files need not be UTF-8
-        warn(f"skipped {shown}: {reason}")
+        warn(f"skipped {printable(place)}: {reason}")
     for reason in not_taken:
         warn(reason)
     return corpus
