@@ -226,8 +226,9 @@ def test_a_name_that_is_not_utf8_is_refused(
     reason = "caf\\xe9.flac has a name, or a folder's name, that is not UTF-8: rename it"
     command = ["convert", "--run", runs[PHASES[1]], "--target", voices[1], "--out", tmp_path / "out", "--source"]
     assert reason in refusal(*command, folder)
-    assert reason in refusal("evaluate", "--converted", folder, "--target", voices[1], "--source", voices[0])
-    assert "not UTF-8" in refusal(*command, file)
+    assert reason in refusal("evaluate", "--converted", folder, "--target", voices[1], "--source", voices[0].parent)
+    single = ["convert", "--run", runs[PHASES[1]], "--target", voices[1], "--out", tmp_path / "out.wav", "--source"]
+    assert "not UTF-8" in refusal(*single, file)
 
 
 def test_stored_embeddings_are_targets(
