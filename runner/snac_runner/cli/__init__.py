@@ -133,5 +133,6 @@ def _end(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
     who = "" if is_first() else f"process {os.environ['RANK']}: "
-    print(f"{who}error: {' '.join(message.split())}", file=sys.stderr)
+    printed = " ".join(message.split()).encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
+    print(f"{who}error: {printed}", file=sys.stderr)
     sys.exit(code)
