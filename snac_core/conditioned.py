@@ -103,7 +103,7 @@ class ConditionedCodec(nn.Module):
         super().__init__()
         self.codec = (SNAC.from_pretrained(codec) if isinstance(codec, str) else codec).freeze()
         self.encoder = _identity(speaker_encoder, speaker_dim, needed=bool(strategies))
-        taps = Taps(self.encoder.dim if self.encoder else 0, self.codec.taps)
+        taps = Taps(self.encoder.dim if self.encoder else 0, self.codec.taps, self.codec.quantizer)
         self.evaluation: dict[str, Any] | None = None
         self._edit_scale = 1.0
         self.strategies = nn.ModuleDict()

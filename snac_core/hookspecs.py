@@ -6,7 +6,7 @@ implementation with `hookimpl`. An implementation may take fewer arguments than 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -53,6 +53,14 @@ class StrategyHooks:
     @hookspec
     def after_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:  # type: ignore[empty-body]
         """Edit `x` (B, C, F) at `quantized` or a decoder tap; `cond.speaker` is (B, S). Return (B, C, F)."""
+
+    @hookspec
+    def code_logits(self, x: Tensor, cond: Conditioning, codes: Sequence[Tensor]) -> list[Tensor] | None:
+        """For a strategy that predicts codes: logits (B, N, F / stride) of every level, coarse first.
+
+        `x` is the bare latent (B, C, F). Each level is given the `codes` (B, F / stride) of the coarser levels. The
+        objective `code_prediction` trains them. None: this strategy does not predict codes.
+        """
 
     @hookspec
     def loss(self, step: Step) -> dict[str, Tensor]:  # type: ignore[empty-body]

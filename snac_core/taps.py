@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from snac_core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from snac_core.codec.vq import ResidualVectorQuantize
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,12 @@ class Taps:
     Attributes:
         speaker_dim: S of the speaker embedding (B, S).
         all: every tap of the codec, in signal order.
+        quantizer: of the codec, frozen; None where only the shapes are known. Do not register it as a submodule.
     """
 
     speaker_dim: int
     all: tuple[Tap, ...]
+    quantizer: ResidualVectorQuantize | None = None
 
     def match(self, patterns: Iterable[str]) -> list[Tap]:
         """The taps that match any of the shell-style `patterns`, in signal order.

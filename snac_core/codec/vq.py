@@ -15,16 +15,16 @@ from snac_core.codec.layers import WNConv1d
 from snac_core.errors import UserError
 
 
-def _in_float32(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """A method that gets its tensor in float32 or wider and computes without autocast."""
+def _in_float32(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method that gets its first tensor in float32 or wider and computes without autocast."""
 
     @wraps(method)
-    def computed(self: Any, x: Tensor) -> Tensor:
+    def computed(self: Any, x: Tensor, *others: Any) -> Tensor:
         x = _widened(x)
         if not torch.is_autocast_enabled(x.device.type):
-            return method(self, x)
+            return method(self, x, *others)
         with torch.autocast(x.device.type, enabled=False):
-            return method(self, x)
+            return method(self, x, *others)
 
     return computed
 
@@ -143,3 +143,48 @@ class ResidualVectorQuantize(nn.Module):
         assert z_q is not None
         assert isinstance(level, VectorQuantize)
         return z_q.to(level.codebook.weight.dtype)
+
+
+class CodeWriter(nn.Module):
+    """Moves a latent, as little as possible, to where the quantizer gives wanted encodings, such as codebook entries.
+
+    The quantized latent of some codes is no such place: quantized again, nearly all of its codes are others. But the
+    encodings of a block of `vq_strides[0]` frames are linear in its latent, in more dimensions than there are
+    encodings: the least correction is that of the pseudo-inverse.
+
+    Args:
+        quantizer: frozen. It is not a submodule: its weights belong to the codec.
+    """
+
+    inverse: Tensor
+
+    def __init__(self, quantizer: ResidualVectorQuantize) -> None:
+        super().__init__()
+        self._quantizer = [quantizer]
+        frames, rows = quantizer.vq_strides[0], []
+        for level in quantizer.quantizers:
+            assert isinstance(level, VectorQuantize)
+            pooling = torch.eye(frames // level.stride).repeat_interleave(level.stride, 1) / level.stride
+            rows.append(torch.kron(pooling, level.in_proj.weight.detach().float().cpu().squeeze(-1)))
+        inverse = torch.linalg.pinv(torch.cat(rows).double()).float()  # (frames * C, encodings of a block)
+        self.register_buffer("inverse", inverse, persistent=False)
+
+    @property
+    def quantizer(self) -> ResidualVectorQuantize:
+        """The quantizer."""
+        return self._quantizer[0]
+
+    @_in_float32
+    def forward(self, z: Tensor, encodings: Sequence[Tensor]) -> Tensor:
+        """z (B, C, F) and wanted encodings, (B, D, F / stride) per level, to (B, C, F).
+
+        Each level encodes the residual after the encodings of the levels before it.
+        """
+        residual, missing = z, []
+        for level, wanted in zip(self.quantizer.quantizers, encodings, strict=True):
+            assert isinstance(level, VectorQuantize)
+            gap = wanted - level.project(residual)
+            missing.append(rearrange(gap, "b d (k n) -> b k (n d)", n=self.quantizer.vq_strides[0] // level.stride))
+            residual = residual - level.expand(wanted)
+        edit = torch.cat(missing, dim=-1) @ self.inverse.T.to(residual.dtype)
+        return z + rearrange(edit, "b k (f c) -> b c (k f)", f=self.quantizer.vq_strides[0])

@@ -68,7 +68,7 @@ class StrategyTrial:
         self.base = BaseSnapshot(codec)
         self.catalogue = catalogue
         self.fixtures = Fixtures(codec, speaker_dim)
-        self.taps = Taps(speaker_dim, codec.taps)
+        self.taps = Taps(speaker_dim, codec.taps, codec.quantizer)
         self.speaker_dim = speaker_dim
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from snac_core import Conditioning, Step, Strategy, UserError, hookimpl
 from snac_core.augment import change_voice, imitate, random_equalization
+from snac_core.conditioned import Latents
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import alignment, code_entropy
 from snac_core.seeding import generator
@@ -37,7 +40,8 @@ class CodePrediction(Strategy):
     step runs the encoder, changes a voice or computes an embedding.
 
     The straight-through gradient of a quantizer does not depend on which entry is chosen; the gradient of a
-    cross-entropy over the entries does.
+    cross-entropy over the entries does. The entries have the probabilities of a strategy that predicts codes
+    (`code_logits`), if there is one, else those of their distances to the edited latent.
     """
 
     name = "code_prediction"
@@ -45,7 +49,10 @@ class CodePrediction(Strategy):
     class Config(Strategy.Config):
         parallel: bool = Field(False, description="Predict the codes of the target's recording of the same words.")
         temperature: float = Field(
-            0.1, gt=0, description="Temperature of the softmax over cosines to the entries of a codebook."
+            0.1,
+            gt=0,
+            description="Temperature of the softmax over cosines to the entries of a codebook, if no strategy predicts "
+            "codes.",
         )
         imitate: bool = Field(
             False,
@@ -69,19 +76,22 @@ class CodePrediction(Strategy):
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`identity`, `moved`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
-        own_codes = step.frozen_activations.codes
+        bare, model = step.frozen_activations, step.model
         voice, as_moved, as_disguised = self._cached_voices(step) or self._synthetic_voices(step)
-        there = step.model.latents(step.audio, voice, frozen=step.frozen_activations)
-        back = step.model.latents(as_disguised.audio, step.own, frozen=as_disguised)
         terms = {
-            "identity": self._entropy(step, step.identity_latents.z, own_codes).mean(),
-            "moved": self._entropy(step, there.z, as_moved.codes).mean(),
-            "restored": self._entropy(step, back.z, own_codes).mean(),
-        }
+            "identity": self._entropy(step, bare, step.own, bare.codes, lambda: step.identity_latents).mean(),
+            "moved": self._entropy(
+                step, bare, voice, as_moved.codes, lambda: model.latents(step.audio, voice, frozen=bare)
+            ).mean(),
+            "restored": self._entropy(
+                step, as_disguised, step.own, bare.codes,
+                lambda: model.latents(as_disguised.audio, step.own, frozen=as_disguised),
+            ).mean(),
+        }  # fmt: skip
         if self.config.parallel:
             wanted, known = self.target_codes(step)
-            frames = wanted[0].shape[-1] * step.model.codec.vq_strides[0]
-            terms["parallel"] = (self._entropy(step, step.converted_latents.z[..., :frames], wanted) * known).mean()
+            found = self._entropy(step, bare, step.target, wanted, lambda: step.converted_latents)
+            terms["parallel"] = (found * known).mean()
         return terms
 
     def _synthetic_voices(self, step: Step) -> tuple[Conditioning, FrozenActivations, FrozenActivations]:
@@ -153,5 +163,29 @@ class CodePrediction(Strategy):
         codes: list[Tensor] = codec.quantizer(aligned)[1]
         return codes, (lengths > 0).to(z)
 
-    def _entropy(self, step: Step, z: Tensor, codes: list[Tensor]) -> Tensor:
+    def _entropy(
+        self,
+        step: Step,
+        frozen: FrozenActivations,
+        cond: Conditioning,
+        codes: Sequence[Tensor],
+        latents: Callable[[], Latents],
+    ) -> Tensor:
+        """Per row of `cond`, by the strategy that predicts codes, else by the distances of the edited latents.
+
+        Args:
+            step: of the training.
+            frozen: activations of the speech that is converted.
+            cond: of the conversions.
+            codes: those to predict, for all frames or the first ones.
+            latents: computes the edited latents.
+        """
+        frames = codes[0].shape[-1] * step.model.codec.vq_strides[0]
+        for _, code_logits in step.model.callers("code_logits"):
+            x = frozen.at("latent")[..., :frames]
+            logits = code_logits(x=x.repeat(len(cond) // len(x), 1, 1), cond=cond, codes=codes)
+            if logits is not None:
+                levels = zip(logits, codes, strict=True)
+                return torch.stack([F.cross_entropy(*level, reduction="none").mean(1) for level in levels]).mean(0)
+        z = latents().z[..., :frames]
         return code_entropy(step.model.codec.quantizer, z, codes, temperature=self.config.temperature)

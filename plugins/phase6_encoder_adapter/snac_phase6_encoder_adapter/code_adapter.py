@@ -1,0 +1,97 @@
+"""Codes predicted level by level, and written into the latent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snac_core.codec.vq import CodeWriter, ResidualVectorQuantize, VectorQuantize
+from snac_phase6_encoder_adapter.adapters import DilatedBlocks
+
+
+class CodeAdapter(DilatedBlocks):
+    """A classifier of each level's code, coarse first; the latent is moved to where the quantizer chooses these codes.
+
+    The logits of a level are those of the bare codec's choice, the cosines to the entries times a learned factor, plus
+    an output of the network that is zero at initialization. A level sees the entries chosen by the coarser ones.
+    Blocks of frames of which no code changes keep their latent.
+
+    Args:
+        quantizer: of the frozen codec.
+        speaker_dim: S.
+        hidden: width H.
+        kernel, dilations: as for `DilatedBlocks`.
+    """
+
+    def __init__(
+        self, quantizer: ResidualVectorQuantize, speaker_dim: int, hidden: int, kernel: int, dilations: Sequence[int]
+    ) -> None:
+        channels = quantizer.input_dim
+        super().__init__(channels, speaker_dim, hidden, kernel, dilations)
+        self.writer = CodeWriter(quantizer)
+        levels = list(self._levels())
+        self.coarser = nn.ModuleList(nn.Conv1d(channels, hidden, 1) for _ in levels[1:])
+        self.mixers = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in levels)
+        self.heads = nn.ModuleList(nn.Conv1d(hidden, len(level.codebook.weight), 1) for level in levels)
+        for head in self.heads:
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
+        self.log_scales = nn.Parameter(torch.full((len(levels),), math.log(10.0)))
+
+    def _levels(self) -> Iterator[VectorQuantize]:
+        for level in self.writer.quantizer.quantizers:
+            assert isinstance(level, VectorQuantize)
+            yield level
+
+    def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
+        """x (B, C, F) and speaker (B, S) to (B, C, F); equal to x at initialization.
+
+        The gradient of an entry is that of the expected entry (straight-through).
+        """
+        hidden, residual = self.features(x, speaker), x
+        stride = self.writer.quantizer.vq_strides[0]
+        changed = x.new_zeros(len(x), x.shape[-1] // stride, dtype=torch.bool)
+        entries = []
+        for number, level in enumerate(self._levels()):
+            logits = self._logits(number, hidden, x, residual)
+            chosen, weight = logits.argmax(1), level.codebook.weight.to(logits)
+            entry, expected = weight[chosen].transpose(1, 2), torch.einsum("bnf,nd->bdf", logits.softmax(1), weight)
+            entries.append(entry + expected - expected.detach())
+            differs = chosen != level.nearest(level.project(residual))
+            changed = changed | differs.view(len(x), -1, stride // level.stride).any(-1)
+            residual = residual - level.expand(entry)
+        edited = self.writer(x, entries)
+        kept = x + (edited - edited.detach())  # the same gradient
+        return torch.where(changed.repeat_interleave(stride, 1).unsqueeze(1), edited, kept)
+
+    def code_logits(self, x: Tensor, speaker: Tensor, codes: Sequence[Tensor]) -> list[Tensor]:
+        """The logits (B, N, F / stride) of every level, given the codes of the coarser levels (teacher forcing)."""
+        hidden, residual, logits = self.features(x, speaker), x, []
+        for number, (level, given) in enumerate(zip(self._levels(), codes, strict=True)):
+            logits.append(self._logits(number, hidden, x, residual))
+            residual = residual - level.expand(level.codebook(given).transpose(1, 2))
+        return logits
+
+    def receptive_field(self, blocks: int) -> int:
+        """Frames on each side that the codes of a block depend on, where `blocks` is that of the features.
+
+        A level's convolution sees the codes next to a code, which see those of the coarser level next to them; all
+        frames of a block depend on all codes of the block.
+        """
+        strides = self.writer.quantizer.vq_strides
+        return blocks + sum(2 * stride - 1 for stride in strides) + strides[0] - 1
+
+    def _logits(self, number: int, hidden: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+        level = list(self._levels())[number]
+        if number:
+            hidden = hidden + self.coarser[number - 1](x - residual)  # the part that is chosen already
+        pooled = F.avg_pool1d(hidden, level.stride, level.stride)
+        pooled = pooled + self.mixers[number](F.gelu(pooled))
+        directions = F.normalize(level.project(residual), dim=1)
+        cosines = torch.einsum("bdf,nd->bnf", directions, F.normalize(level.codebook.weight).to(directions))
+        logits: Tensor = self.heads[number](F.gelu(pooled)) + self.log_scales[number].exp() * cosines
+        return logits

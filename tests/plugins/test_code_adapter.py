@@ -1,0 +1,122 @@
+"""An adapter that predicts codes: what it chooses, what it writes into the latent, and how it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from snac_core import ConditionedCodec, Conditioning
+from snac_core.codec.vq import CodeWriter, VectorQuantize
+from snac_core.testing import Fixtures, small_codec
+from snac_core.testing.probes import perturbed
+
+NAME = "phase6_encoder_adapter"
+SPEAKER_DIM = 8
+
+
+@pytest.fixture(scope="module")
+def fixtures() -> Fixtures:
+    return Fixtures(small_codec(), SPEAKER_DIM)
+
+
+def predicting(fixtures: Fixtures, *objectives: str) -> ConditionedCodec:
+    torch.manual_seed(0)
+    config = {NAME: {"adapter_type": "codes", "hidden_dim": 16, "dilations": (1, 2)}}
+    return ConditionedCodec(fixtures.codec, [NAME, *objectives], speaker_dim=SPEAKER_DIM, config=config)
+
+
+def random_codes(fixtures: Fixtures, frames: int) -> list[Tensor]:
+    quantizer = fixtures.codec.quantizer
+    return [
+        torch.randint(len(level.codebook.weight), (2, frames // level.stride))
+        for level in quantizer.quantizers
+        if isinstance(level, VectorQuantize)
+    ]
+
+
+def test_the_quantizer_chooses_written_codes_and_no_smaller_correction_would_do(fixtures: Fixtures) -> None:
+    quantizer, writer = fixtures.codec.quantizer, CodeWriter(fixtures.codec.quantizer)
+    frames = 3 * quantizer.vq_strides[0]
+    codes, z = random_codes(fixtures, frames), torch.randn(2, fixtures.codec.latent_dim, frames)
+    entries = [
+        level.codebook(chosen).transpose(1, 2) for level, chosen in zip(quantizer.quantizers, codes, strict=True)
+    ]
+    with torch.no_grad():
+        written = writer(z, entries)
+        assert all(map(torch.equal, quantizer(written)[1], codes))
+
+        def encodings(change: Tensor) -> Tensor:  # linear: the parts that are subtracted cancel
+            levels = quantizer.quantizers
+            return torch.cat([(level.project(change) - level.project(0 * change)).flatten() for level in levels])
+
+        # a direction without effect on any encoding is orthogonal to the least correction
+        edit = (written - z)[:1, :, : quantizer.vq_strides[0]].double()
+        columns = torch.eye(edit.numel()).view(-1, 1, *edit.shape[1:])
+        matrix = torch.stack([encodings(column) for column in columns], dim=1).double()
+        least = torch.linalg.lstsq(matrix, matrix @ edit.flatten(), driver="gelsd").solution
+    assert torch.allclose(least, edit.flatten(), atol=1e-4)
+
+
+def test_a_new_adapter_is_the_identity_and_gives_every_parameter_a_gradient(fixtures: Fixtures) -> None:
+    model = predicting(fixtures, "code_prediction")
+    bare, out = (model.reconstruct(fixtures.audio, cond) for cond in (None, Conditioning(torch.ones(1, SPEAKER_DIM))))
+    assert torch.equal(bare.z, out.z)
+    step = fixtures.step(model.train(), 1)
+    terms = [term for _, loss in model.callers("loss") for term in loss(step=step).values()]
+    torch.stack(terms).sum().backward()
+    heads = [p.grad for name, p in model.trained_parameters() if ".heads." in name]
+    assert heads
+    assert all(grad is not None and grad.abs().max() > 0 for grad in heads)
+    model.zero_grad()
+    out.audio.square().mean().backward()  # a loss on the decoded audio reaches the choice of every level
+    assert all(p.grad.abs().max() > 0 for name, p in model.trained_parameters() if ".heads." in name)
+
+
+def test_the_codes_are_the_most_probable_ones_given_the_coarser(fixtures: Fixtures) -> None:
+    model = perturbed(predicting(fixtures), seed=1).eval()
+    cond = Conditioning(torch.randn(len(fixtures.audio), SPEAKER_DIM))
+    with torch.no_grad():
+        bare, out = model.latents(fixtures.audio), model.latents(fixtures.audio, cond)
+        ((_, code_logits),) = model.callers("code_logits")
+        logits = code_logits(x=bare.z, cond=cond, codes=out.codes)
+    assert any(not torch.equal(*codes) for codes in zip(bare.codes, out.codes, strict=True))
+    assert all(torch.equal(level.argmax(1), codes) for level, codes in zip(logits, out.codes, strict=True))
+
+
+def test_no_frame_sees_further_than_the_receptive_field(fixtures: Fixtures) -> None:
+    strategy = perturbed(predicting(fixtures), seed=1).attached[NAME]
+    adapter, speaker = strategy.adapters["latent"], torch.randn(1, SPEAKER_DIM)
+    (tap,) = (tap for tap in fixtures.codec.taps if tap.name == "latent")
+    reach = int(strategy.receptive_field(tap))
+    stride = fixtures.codec.vq_strides[0]
+    frames = (2 * reach // stride + 3) * stride
+    seen = 0
+    for place in range(frames // 2, frames // 2 + stride):
+        latent = torch.randn(1, fixtures.codec.latent_dim, frames)
+        changed = latent.clone()
+        changed[..., place] *= -3
+        with torch.no_grad():
+            differs = (adapter(changed, speaker) - adapter(latent, speaker)).abs().amax((0, 1)) > 1e-5
+        seen = max(seen, int(differs.nonzero().flatten().sub(place).abs().max()))
+    assert 0 < seen <= reach
+
+
+def test_it_learns_codes_that_depend_on_the_speaker(fixtures: Fixtures) -> None:
+    model = predicting(fixtures)
+    adapter = model.attached[NAME].adapters["latent"]
+    frames = 4 * fixtures.codec.vq_strides[0]
+    codes = random_codes(fixtures, frames)
+    z = torch.randn(1, fixtures.codec.latent_dim, frames).expand(2, -1, -1)
+    speakers = torch.nn.functional.normalize(torch.randn(2, SPEAKER_DIM), dim=1)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=1e-2)
+    for _ in range(150):
+        logits = adapter.code_logits(z, speakers, codes)
+        levels = zip(logits, codes, strict=True)
+        loss = torch.stack([torch.nn.functional.cross_entropy(*level) for level in levels]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = fixtures.codec.quantizer(adapter(z, speakers))[1]
+    assert all(map(torch.equal, found, codes))
