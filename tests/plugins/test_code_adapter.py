@@ -20,9 +20,9 @@ def fixtures() -> Fixtures:
     return Fixtures(small_codec(), SPEAKER_DIM)
 
 
-def predicting(fixtures: Fixtures, *objectives: str) -> ConditionedCodec:
+def predicting(fixtures: Fixtures, *objectives: str, source_bias: float = 0.0) -> ConditionedCodec:
     torch.manual_seed(0)
-    config = {NAME: {"adapter_type": "codes", "hidden_dim": 16, "dilations": (1, 2)}}
+    config = {NAME: {"adapter_type": "codes", "hidden_dim": 16, "dilations": (1, 2), "source_bias": source_bias}}
     return ConditionedCodec(fixtures.codec, [NAME, *objectives], speaker_dim=SPEAKER_DIM, config=config)
 
 
@@ -82,6 +82,18 @@ def test_the_codes_are_the_most_probable_ones_given_the_coarser(fixtures: Fixtur
         logits = code_logits(x=bare.z, cond=cond, codes=out.codes)
     assert any(not torch.equal(*codes) for codes in zip(bare.codes, out.codes, strict=True))
     assert all(torch.equal(level.argmax(1), codes) for level, codes in zip(logits, out.codes, strict=True))
+
+
+def test_a_bias_keeps_codes_of_the_source(fixtures: Fixtures) -> None:
+    kept = []
+    for bias in (0.0, 5.0, 1e6):
+        model = perturbed(predicting(fixtures, source_bias=bias), seed=1).eval()
+        with torch.no_grad():
+            bare = model.latents(fixtures.audio)
+            out = model.latents(fixtures.audio, Conditioning(torch.ones(1, SPEAKER_DIM)))
+        kept.append(sum(int((a == b).sum()) for a, b in zip(bare.codes, out.codes, strict=True)))
+    assert kept[0] < kept[1] < kept[2]
+    assert torch.equal(bare.z, out.z)
 
 
 def test_no_frame_sees_further_than_the_receptive_field(fixtures: Fixtures) -> None:

@@ -73,6 +73,7 @@ def test_the_bound_must_leave_room() -> None:
         ({"adapter_type": "dilated", "num_layers": 3}, "'dilated' has one per dilation"),
         ({"adapter_type": "codes", "num_layers": 3}, "'codes' has one per dilation"),
         ({"adapter_type": "codes", "taps": ("encoder_0",)}, "acts at the tap 'latent' only; got taps"),
+        ({"source_bias": 1.0}, "source_bias belongs to adapter_type = 'codes'; 'conv' has none"),
         ({"dilations": (1, 2)}, "dilations belong to adapter_type = 'dilated' or 'codes'; 'conv' has none"),
         ({"adapter_type": "dilated", "dilations": ()}, "dilations"),
         ({"adapter_type": "dilated", "dilations": (0,)}, "dilations"),

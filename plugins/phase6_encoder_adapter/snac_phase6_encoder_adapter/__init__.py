@@ -18,6 +18,7 @@ from snac_phase6_encoder_adapter.adapters import ConvAdapter, DilatedAdapter
 from snac_phase6_encoder_adapter.code_adapter import CodeAdapter
 
 _KERNEL, _LAYERS, _DILATIONS = 5, 2, (1, 3, 9)  # the defaults; kernel and dilations in frames
+_SOURCE_BIAS = 5.0
 
 
 def _from_original(values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:
@@ -63,6 +64,12 @@ class Phase6EncoderAdapter(Strategy):
             gt=0,
             description="Largest edit of the conv type, in standard deviations of a channel; None: no limit.",
         )
+        source_bias: float = Field(
+            _SOURCE_BIAS,
+            ge=0,
+            description="Of the codes type: how much the code of the source is preferred when codes are chosen, not "
+            "when they are learned. A higher value keeps more of the words and less of the target's voice.",
+        )
         taps: tuple[str, ...] = Field(("latent",), description="Patterns of the taps to edit, before VQ.")
 
         @model_validator(mode="after")
@@ -82,6 +89,8 @@ class Phase6EncoderAdapter(Strategy):
                 raise ValueError(
                     f"num_layers belongs to adapter_type = 'conv' or 'film'; {self.adapter_type!r} has one per dilation"
                 )
+            if self.adapter_type != "codes" and self.source_bias != _SOURCE_BIAS:
+                raise ValueError(f"source_bias belongs to adapter_type = 'codes'; {self.adapter_type!r} has none")
             if self.adapter_type == "codes" and self.taps != ("latent",):
                 raise ValueError(f"adapter_type = 'codes' acts at the tap 'latent' only; got taps {self.taps}")
             return self
@@ -97,8 +106,9 @@ class Phase6EncoderAdapter(Strategy):
             elif config.adapter_type == "codes":
                 assert taps.quantizer is not None
                 self.adapters[tap.name] = CodeAdapter(
-                    taps.quantizer, taps.speaker_dim, config.hidden_dim, config.kernel, config.dilations
-                )
+                    taps.quantizer, taps.speaker_dim, config.hidden_dim, config.kernel, config.dilations,
+                    config.source_bias,
+                )  # fmt: skip
             elif config.adapter_type == "dilated":
                 self.adapters[tap.name] = DilatedAdapter(
                     tap.channels, taps.speaker_dim, config.hidden_dim, config.kernel, config.dilations

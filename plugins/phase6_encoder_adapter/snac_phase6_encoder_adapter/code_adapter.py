@@ -25,13 +25,22 @@ class CodeAdapter(DilatedBlocks):
         speaker_dim: S.
         hidden: width H.
         kernel, dilations: as for `DilatedBlocks`.
+        source_bias: added to the factor of the cosines when codes are chosen, not in `code_logits`: where the network
+            is not certain, the bare codec's choice is kept, and with it the words.
     """
 
     def __init__(
-        self, quantizer: ResidualVectorQuantize, speaker_dim: int, hidden: int, kernel: int, dilations: Sequence[int]
+        self,
+        quantizer: ResidualVectorQuantize,
+        speaker_dim: int,
+        hidden: int,
+        kernel: int,
+        dilations: Sequence[int],
+        source_bias: float,
     ) -> None:
         channels = quantizer.input_dim
         super().__init__(channels, speaker_dim, hidden, kernel, dilations)
+        self.source_bias = source_bias
         self.writer = CodeWriter(quantizer)
         levels = list(self._levels())
         self.coarser = nn.ModuleList(nn.Conv1d(channels, hidden, 1) for _ in levels[1:])
@@ -57,7 +66,7 @@ class CodeAdapter(DilatedBlocks):
         changed = x.new_zeros(len(x), x.shape[-1] // stride, dtype=torch.bool)
         entries = []
         for number, level in enumerate(self._levels()):
-            logits = self._logits(number, hidden, x, residual)
+            logits = self._logits(number, hidden, x, residual, self.source_bias)
             chosen, weight = logits.argmax(1), level.codebook.weight.to(logits)
             entry, expected = weight[chosen].transpose(1, 2), torch.einsum("bnf,nd->bdf", logits.softmax(1), weight)
             entries.append(entry + expected - expected.detach())
@@ -72,7 +81,7 @@ class CodeAdapter(DilatedBlocks):
         """The logits (B, N, F / stride) of every level, given the codes of the coarser levels (teacher forcing)."""
         hidden, residual, logits = self.features(x, speaker), x, []
         for number, (level, given) in enumerate(zip(self._levels(), codes, strict=True)):
-            logits.append(self._logits(number, hidden, x, residual))
+            logits.append(self._logits(number, hidden, x, residual, 0.0))
             residual = residual - level.expand(level.codebook(given).transpose(1, 2))
         return logits
 
@@ -85,7 +94,7 @@ class CodeAdapter(DilatedBlocks):
         strides = self.writer.quantizer.vq_strides
         return blocks + sum(2 * stride - 1 for stride in strides) + strides[0] - 1
 
-    def _logits(self, number: int, hidden: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+    def _logits(self, number: int, hidden: Tensor, x: Tensor, residual: Tensor, bias: float) -> Tensor:
         level = list(self._levels())[number]
         if number:
             hidden = hidden + self.coarser[number - 1](x - residual)  # the part that is chosen already
@@ -93,5 +102,5 @@ class CodeAdapter(DilatedBlocks):
         pooled = pooled + self.mixers[number](F.gelu(pooled))
         directions = F.normalize(level.project(residual), dim=1)
         cosines = torch.einsum("bdf,nd->bnf", directions, F.normalize(level.codebook.weight).to(directions))
-        logits: Tensor = self.heads[number](F.gelu(pooled)) + self.log_scales[number].exp() * cosines
+        logits: Tensor = self.heads[number](F.gelu(pooled)) + (self.log_scales[number].exp() + bias) * cosines
         return logits
