@@ -448,4 +448,6 @@ def test_runs_of_different_versions_are_named_and_missing_metrics_are_grouped_by
     _changed(folder, "b/seed1/result.json", lambda result: result["versions"].update({"snac-conditioning": "0.1"}))
     cautions = reported(folder)[2].cautions
     assert "Not measured: cer, insertions and wer (no Whisper); pesq (needs pesq)." in cautions
-    assert "The runs were evaluated by different versions of snac-conditioning: 0.0.0 and 0.1." in cautions
+    assert (
+        "The results were evaluated by different versions of snac-conditioning. 0.1: b, seed 1; the others: 0.0.0."
+    ) in cautions

@@ -471,9 +471,7 @@ def _others(study: Study, numbers: StudyEstimates) -> list[str]:
                      "number of comparisons, intervals are not.")  # fmt: skip
     notes = dict.fromkeys(str(n) for r in study.results() for n in r.data.get("notes") or [])
     found += [f"Data: {note}{'' if note.endswith('.') else '.'}" for note in notes]
-    versions = sorted({v for r in study.results() if (v := str(r.versions.get("snac-conditioning") or ""))})
-    if len(versions) > 1:
-        found.append(f"The runs were evaluated by different versions of snac-conditioning: {listed(versions)}.")
+    found += _several_versions(study)
     reasons: dict[str, list[str]] = {}
     for name, need in sorted({name: need for r in study.results() for name, need in r.missing.items()}.items()):
         reasons.setdefault(need, []).append(name)
@@ -496,3 +494,18 @@ def _content(numbers: StudyEstimates) -> list[str]:
         return [f"Content cannot be judged: no content metric has a range of {100 * MIN_RANGE:.0f} points "
                 f"({'; '.join(tried)}). So {SIMILARITY_ONLY}"]  # fmt: skip
     return [f"Content has not been judged: {SIMILARITY_ONLY}"]
+
+
+def _several_versions(study: Study) -> list[str]:
+    """Which results are of which version of the package, if not all are of one."""
+    named = [(f"{arm}, seed {run.seed}", run.result) for arm, runs in study.arms.items() for run in runs]
+    named += [(name, run.result) for name, run in study.controls.items()]
+    by_version: dict[str, list[str]] = {}
+    for name, result in named:
+        if result and (version := str(result.versions.get("snac-conditioning") or "")):
+            by_version.setdefault(version, []).append(name)
+    if len(by_version) < 2:
+        return []
+    most = max(by_version, key=lambda version: len(by_version[version]))
+    others = "; ".join(f"{version}: {', '.join(names)}" for version, names in by_version.items() if version != most)
+    return [f"The results were evaluated by different versions of snac-conditioning. {others}; the others: {most}."]
