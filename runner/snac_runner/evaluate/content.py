@@ -287,7 +287,8 @@ def _phone_errors(conversion: Conversion) -> float | None:
     if not conversion.same_words:
         return None
     rate = conversion.sample_rate
-    reference = (conversion.text and phones_of(conversion.text)) or _read_phones(conversion.source, rate)
+    text = conversion.text or ""
+    reference = phones_of(text) if any(map(str.isalnum, text)) else _read_phones(conversion.source, rate)
     return error_rate(reference, _read_phones(conversion.converted, rate)) if reference else None
 
 
