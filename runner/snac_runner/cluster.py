@@ -36,6 +36,8 @@ _ANSWER = 10  # s that an address may take to accept a connection
 _STOPPING = 90  # s that jobs have to end their step and save it, after Ctrl-C
 _POLL = 0.2  # s between two looks at the messages of the jobs
 _SILENCE = 90  # s without an answer of any job, after which a hint is displayed
+_ASK, _UNANSWERED = 2, 5  # s between two questions to the head of the cluster, and how many may stay unanswered
+_LOST = "the Ray cluster cannot be reached any more"
 _AHEAD = 100  # jobs that are handed to Ray at once
 
 
@@ -147,6 +149,43 @@ def _perform(work: Callable[[Any, WorkerConsole], Any], job: Any, mailbox: Any) 
     return outcome
 
 
+class _Head:
+    """Whether the head of the cluster answers, asked in a thread; if it does not, the main thread gets SIGTERM.
+
+    Ray itself notices after a minute, and ends this process with a message of its own.
+
+    Args:
+        address: HOST:PORT; "": the connection is watched by Ray's client, which raises ConnectionError.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.is_lost = False
+        self._left = threading.Event()
+
+    def __enter__(self) -> _Head:
+        if self.address and threading.current_thread() is threading.main_thread():
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+
+    def _watch(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        unanswered = 0
+        while not self._left.wait(_ASK):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+                unanswered = 0
+            except OSError:
+                unanswered += 1
+            if unanswered == _UNANSWERED:
+                self.is_lost = True
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+
 class Cluster:
     """The machines that a command is connected to; see `connected`.
 
@@ -155,8 +194,9 @@ class Cluster:
         slots: how many jobs run at once.
     """
 
-    def __init__(self, ray: ModuleType, share: Share, slots: int, console: Console) -> None:
+    def __init__(self, ray: ModuleType, share: Share, slots: int, head: _Head, console: Console) -> None:
         self.share, self.slots, self.console = share, slots, console
+        self._head = head
         self._ray = ray
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
         self._task = ray.remote(_perform).options(
@@ -212,9 +252,16 @@ class Cluster:
                             start(job, deaths + 1)
                         else:
                             raise UserError(f"{job}: its process has died {deaths + 1} times ({value})")
+        except ray.exceptions.RayTaskError:  # of the work; it may be a RaySystemError too
+            raise
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ConnectionError) as error:
             started.clear()
-            raise ProcessLost(f"the Ray cluster cannot be reached any more ({type(error).__name__})") from error
+            raise ProcessLost(f"{_LOST} ({type(error).__name__})") from error
+        except KeyboardInterrupt:
+            if self._head.is_lost:
+                started.clear()
+                raise ProcessLost(f"{_LOST} (its head at {self._head.address} does not answer)") from None
+            raise
         finally:
             if started:
                 self._stop(started, receive)
@@ -301,7 +348,8 @@ def connected(
             f"cluster: {len(nodes)} machine(s), {slots} run(s) at once, each with {share.cpus} CPU core(s)"
             f"{f' and {share.gpus:g} GPU(s)' if share.gpus else ''}"
         )
-        yield Cluster(ray, share, slots, console)
+        with _Head("" if host else ray.get_runtime_context().gcs_address) as head:
+            yield Cluster(ray, share, slots, head, console)
     finally:
         ray.shutdown()
 

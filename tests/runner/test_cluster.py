@@ -27,10 +27,10 @@ from small_study import PHASES, Bench, RecordedConsole, arm, plugin, result, ste
 from snac_core.errors import UserError
 from snac_runner import bank_build, cluster, controls, external, remote_resources, remote_units
 from snac_runner.cli.launch import without
-from snac_runner.cluster import Cluster, Share, connected
+from snac_runner.cluster import Cluster, Share, _Head, connected
 from snac_runner.console import Console
 from snac_runner.data.open_corpus import open_corpus
-from snac_runner.distributed import difference
+from snac_runner.distributed import ProcessLost, difference
 from snac_runner.external import evaluate_on_other_speech
 from snac_runner.lock import locked
 from snac_runner.remote_resources import Setup, spread
@@ -245,7 +245,7 @@ def shout(job: str, console: Console) -> str:
 def shouted(deaths: dict[str, int], jobs: list[str], lines: list[str]) -> tuple[list[tuple[str, str]], int]:
     """What jobs return, with a machine that dies, and how many were cancelled."""
     ray = InThisProcess(deaths)
-    machines = Cluster(ray, Share(0.0, 1), 2, RecordedConsole(lines))  # type: ignore[arg-type]
+    machines = Cluster(ray, Share(0.0, 1), 2, _Head(""), RecordedConsole(lines))  # type: ignore[arg-type]
     try:
         return list(machines.run(shout, jobs, pack=str)), ray.cancelled
     except UserError:
@@ -267,11 +267,49 @@ def test_a_job_is_started_again_three_times_and_an_error_stops_the_others() -> N
     assert lines[-1] == "cancelled: 2"
 
 
+@needs_ray
+def test_jobs_are_done_by_processes_of_ray_of_which_one_is_killed(tmp_path: Path) -> None:
+    marker, lines = tmp_path / "killed", []
+
+    def work(job: str, console: Console) -> str:  # sent to the other process as code: that cannot import this file
+        console.line(f"about {job}")
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return job.upper()
+
+    try:
+        with connected("local", RecordedConsole(lines), cpus=1) as machines:
+            done = list(machines.run(work, ["a", "b"], pack=str))
+    except UserError as error:
+        if "Ray does not start" not in str(error):
+            raise
+        pytest.skip(f"{error} (a busy machine)")
+    assert sorted(done) == [("a", "A"), ("b", "B")]
+    assert sum("its process has died (WorkerCrashedError); it is started again" in line for line in lines) == 1
+    assert {"about a", "about b"} <= set(lines)
+
+
+def test_a_head_that_stops_answering_ends_the_command_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_ASK", 0.02)
+    ray = InThisProcess({})
+    head = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(ray, "wait", lambda *_, **_kw: time.sleep(0.02) or ([], []))
+    with _Head(f"127.0.0.1:{head.getsockname()[1]}") as watched:
+        machines = Cluster(ray, Share(0.0, 1), 2, watched, RecordedConsole([]))  # type: ignore[arg-type]
+        running = machines.run(shout, ["a"], pack=str)
+        time.sleep(0.2)
+        assert not watched.is_lost
+        head.close()
+        with pytest.raises(ProcessLost, match=r"more \(its head at 127.0.0.1:\d+ does not answer\)"):
+            next(running)
+
+
 def in_this_process(monkeypatch: pytest.MonkeyPatch, console: Console, deaths: dict[str, int]) -> Cluster:
     """A cluster of this process, in which jobs die as `deaths` says; what they change of it is changed back."""
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.chdir(Path.cwd())
-    return Cluster(InThisProcess(deaths), Share(0.0, torch.get_num_threads()), 2, console)  # type: ignore[arg-type]
+    return Cluster(InThisProcess(deaths), Share(0.0, torch.get_num_threads()), 2, _Head(""), console)  # type: ignore[arg-type]
 
 
 def shared_out(resources: StudyResources, machines: Cluster) -> StudyResources:
