@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from snac_core import ConditionedCodec, Conditioning
+from snac_core.codec.streaming import EncoderStream
 from snac_core.codec.vq import CodeWriter, VectorQuantize
 from snac_core.testing import Fixtures, small_codec
 from snac_core.testing.probes import perturbed
@@ -112,6 +113,17 @@ def test_no_frame_sees_further_than_the_receptive_field(fixtures: Fixtures) -> N
             differs = (adapter(changed, speaker) - adapter(latent, speaker)).abs().amax((0, 1)) > 1e-5
         seen = max(seen, int(differs.nonzero().flatten().sub(place).abs().max()))
     assert 0 < seen <= reach
+
+
+def test_long_audio_in_chunks_has_the_codes_of_the_whole(fixtures: Fixtures) -> None:
+    model = perturbed(predicting(fixtures), seed=1).eval()
+    audio, cond = 0.1 * torch.randn(1, 1, 3 * 16000), Conditioning(torch.randn(1, SPEAKER_DIM))
+    with torch.no_grad():
+        whole = model.encode(audio, cond)
+        parts = list(EncoderStream(model, cond, seconds=0.3).run(audio.split(7000, dim=-1)))
+    streamed = [torch.cat(level, dim=-1) for level in zip(*parts, strict=True)]
+    same = [float((a == b).float().mean()) for a, b in zip(streamed, whole, strict=True)]
+    assert min(same) > 0.99  # convolutions of another length round differently
 
 
 def test_it_learns_codes_that_depend_on_the_speaker(fixtures: Fixtures) -> None:
