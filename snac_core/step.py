@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,8 +50,8 @@ class Step:
         sampler: targets and negatives.
         index: number of the step, from 1.
         frozen_activations: activations of the bare codec on `audio`, shared by all arms.
-        imitations: latents (B, C, F) of `audio` in the voices of other speakers, and the conditioning encoder's
-            embeddings (B, S) of those voices; None if they were not computed beforehand.
+        imitations: pairs of latents (B, C, F) of `audio` in the voices of other speakers, and the conditioning
+            encoder's embeddings (B, S) of those voices; at most two, none if they were not computed beforehand.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Step:
         index: int,
         rows: slice = slice(None),
         frozen_activations: FrozenActivations | None = None,
-        imitations: tuple[Tensor, Tensor] | None = None,
+        imitations: Sequence[tuple[Tensor, Tensor]] = (),
         parallel: Callable[[], tuple[Tensor, Tensor] | None] | None = None,
         batch_audio: Callable[[], Tensor] | None = None,
     ) -> None:

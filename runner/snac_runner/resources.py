@@ -56,8 +56,8 @@ class TrainingBatch:
         speakers: rows of the speaker table, of all items (B,) of the batch.
         targets: rows of the speaker table, of their targets (N * B,).
         rows: which items of the batch `frozen` has.
-        imitations: latents (b, C, F) of `frozen` in other voices, and embeddings (b, S) of those voices, if the study
-            has a cache of them.
+        imitations: pairs of latents (b, C, F) of `frozen` in other voices, and embeddings (b, S) of those voices, if
+            the study has caches of them.
     """
 
     index: int
@@ -65,7 +65,7 @@ class TrainingBatch:
     speakers: Tensor
     targets: Tensor
     rows: slice = field(default_factory=lambda: slice(None))
-    imitations: tuple[Tensor, Tensor] | None = None
+    imitations: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @property
     def share(self) -> float:
@@ -348,9 +348,7 @@ class StudyResources:
             audio = to_device(crops.audio, self.device)
             latent = None if crops.latents is None else to_device(crops.latents, self.device)
         frozen = FrozenActivations(self.codec, audio, latent=latent, stopwatch=self.shared_time)
-        imitations = crops.imitations and (
-            to_device(crops.imitations[0], self.device), to_device(crops.imitations[1], self.device)
-        )  # fmt: skip
+        imitations = tuple((to_device(z, self.device), to_device(e, self.device)) for z, e in crops.imitations)
         return TrainingBatch(index, frozen, speakers, targets, rows, imitations)
 
     def parallel(self, seed: int, step: int, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:

@@ -21,6 +21,9 @@ from snac_objectives.requirements import parallel_speech, require_edits_before_v
 
 _CONTEXT = 16  # latent frames of context on either side of a segment that is encoded alone
 
+_Voice = tuple[Conditioning, FrozenActivations, FrozenActivations]
+"""An embedding, the speech of a batch in that voice, and the speech to restore."""
+
 
 class CodePrediction(Strategy):
     """Cross-entropy between the output codes and known codes; the decoder is not run.
@@ -30,7 +33,9 @@ class CodePrediction(Strategy):
     codes: those of the synthetic voice. The shifts are random, or with `imitate` those that give the source the pitch,
     formants and long-term spectrum of another speaker of the batch.
     `restored`: the synthetic voice, also with another spectral balance, with the source's embedding; target codes:
-    those of the source. These three terms work with any speech.
+    those of the source. These terms work with any speech.
+    `crossed`: the source in one synthetic voice with the embedding of another one; target codes: those of the other
+    one. Only with two imitations or more in the latent cache, see below.
     `parallel`: the source with a target's embedding; target codes: those of the target's own recording of the same
     words, aligned in time; zero for a target without such a recording. Only for data with such recordings: synthetic
     speakers, VCTK's common sentences.
@@ -75,49 +80,49 @@ class CodePrediction(Strategy):
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """`identity`, `moved`, `restored` and, if asked for, `parallel`: nats per code, each a scalar."""
-        bare, model = step.frozen_activations, step.model
-        voice, as_moved, as_disguised = self._cached_voices(step) or self._synthetic_voices(step)
+        """`identity`, `moved`, `restored`, and where they apply `crossed` and `parallel`: nats per code, scalars."""
+        bare = step.frozen_activations
+        (voice, as_moved, as_disguised), *more = self._cached_voices(step) or [self._synthetic_voices(step)]
         terms = {
             "identity": self._entropy(step, bare, step.own, bare.codes, lambda: step.identity_latents).mean(),
-            "moved": self._entropy(
-                step, bare, voice, as_moved.codes, lambda: model.latents(step.audio, voice, frozen=bare)
-            ).mean(),
-            "restored": self._entropy(
-                step, as_disguised, step.own, bare.codes,
-                lambda: model.latents(as_disguised.audio, step.own, frozen=as_disguised),
-            ).mean(),
-        }  # fmt: skip
+            "moved": self._entropy(step, bare, voice, as_moved.codes).mean(),
+            "restored": self._entropy(step, as_disguised, step.own, bare.codes).mean(),
+        }
+        for other, as_other, _ in more:
+            terms["crossed"] = self._entropy(step, as_moved, other, as_other.codes).mean()
         if self.config.parallel:
             wanted, known = self.target_codes(step)
             found = self._entropy(step, bare, step.target, wanted, lambda: step.converted_latents)
             terms["parallel"] = (found * known).mean()
         return terms
 
-    def _synthetic_voices(self, step: Step) -> tuple[Conditioning, FrozenActivations, FrozenActivations]:
-        """The embedding of `other_voices`, and activations of the two."""
+    def _synthetic_voices(self, step: Step) -> _Voice:
+        """`other_voices`: the embedding, and activations of the two."""
         moved, disguised = self.other_voices(step)
         as_moved = FrozenActivations(step.model.codec, moved)
         as_disguised = as_moved if disguised is moved else FrozenActivations(step.model.codec, disguised)
         return step.conditioning_of(moved), as_moved, as_disguised
 
-    def _cached_voices(self, step: Step) -> tuple[Conditioning, FrozenActivations, FrozenActivations] | None:
-        """The same from the latent cache; None without `imitate` or without a cache of imitations.
+    def _cached_voices(self, step: Step) -> list[_Voice]:
+        """The same from the latent cache, of two voices if there are; empty without `imitate` or without a cache.
 
         Raises:
             UserError: if a strategy edits the encoder, of which the cache has no activations.
         """
-        if not self.config.imitate or step.imitations is None:
-            return None
+        if not self.config.imitate or not step.imitations:
+            return []
         for tap in step.model.edits:
             if is_before_vq(tap) and tap != "latent":
                 raise UserError(
                     f"{self.name!r}: the latent cache has imitations at the tap 'latent' only, and "
                     f"{' + '.join(step.model.strategies)} edits {tap!r}; set imitations = 0"
                 )
-        latent, embeddings = step.imitations
-        imitated = FrozenActivations(step.model.codec, step.audio, latent=latent)
-        return step.conditioning_on(lambda: embeddings), imitated, imitated
+
+        def voice(latent: Tensor, embeddings: Tensor) -> _Voice:
+            imitated = FrozenActivations(step.model.codec, step.audio, latent=latent)
+            return step.conditioning_on(lambda: embeddings), imitated, imitated
+
+        return [voice(*imitation) for imitation in step.imitations]
 
     def other_voices(self, step: Step) -> tuple[Tensor, Tensor]:
         """The batch (B, 1, T) in other voices, and that with another spectral balance; each item by its own amounts.
@@ -169,7 +174,7 @@ class CodePrediction(Strategy):
         frozen: FrozenActivations,
         cond: Conditioning,
         codes: Sequence[Tensor],
-        latents: Callable[[], Latents],
+        latents: Callable[[], Latents] | None = None,
     ) -> Tensor:
         """Per row of `cond`, by the strategy that predicts codes, else by the distances of the edited latents.
 
@@ -178,7 +183,7 @@ class CodePrediction(Strategy):
             frozen: activations of the speech that is converted.
             cond: of the conversions.
             codes: those to predict, for all frames or the first ones.
-            latents: computes the edited latents.
+            latents: computes the edited latents, or has them.
         """
         frames = codes[0].shape[-1] * step.model.codec.vq_strides[0]
         for _, code_logits in step.model.callers("code_logits"):
@@ -187,5 +192,6 @@ class CodePrediction(Strategy):
             if logits is not None:
                 levels = zip(logits, codes, strict=True)
                 return torch.stack([F.cross_entropy(*level, reduction="none").mean(1) for level in levels]).mean(0)
-        z = latents().z[..., :frames]
+        edited = latents() if latents else step.model.latents(frozen.audio, cond, frozen=frozen)
+        z = edited.z[..., :frames]
         return code_entropy(step.model.codec.quantizer, z, codes, temperature=self.config.temperature)

@@ -66,7 +66,7 @@ class Batch:
         lengths: B lengths in samples, without padding.
         latents: (B, C, F) of the codec, if the loader has a cache of them.
         imitations: latents (B, C, F) of the same crops in the voices of other speakers, and the embeddings (B, S) of
-            those voices, if the loader has caches of them.
+            those voices: two such pairs, one if the loader has one cache of them, none if it has none.
     """
 
     audio: Tensor
@@ -75,7 +75,7 @@ class Batch:
     starts: list[float]
     lengths: list[int]
     latents: Tensor | None = None
-    imitations: tuple[Tensor, Tensor] | None = None
+    imitations: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class CropLoader:
@@ -91,7 +91,7 @@ class CropLoader:
         batch_size: B.
         seed: of every draw, together with the step.
         latents: read the crops' latents from this cache; crops then start at whole latent frames.
-        imitations: read each crop in another voice from one of these, drawn uniformly; needs `latents`.
+        imitations: read each crop in other voices from two of these, drawn uniformly; needs `latents`.
 
     Attributes:
         utterances: of the split.
@@ -142,7 +142,8 @@ class CropLoader:
         """
         chosen = self._chosen(step, rows)
         audio = torch.zeros(len(chosen), 1, self.crop_samples)
-        starts, lengths, latents, imitations, voices = [], [], [], [], []
+        starts, lengths, latents = [], [], []
+        voices: list[list[tuple[Tensor, Tensor]]] = []  # of each item
         for number, (utterance, draw) in enumerate(chosen):
             start, crop = self._crop(utterance, draw)
             audio[number, :, : crop.shape[-1]] = crop
@@ -150,13 +151,13 @@ class CropLoader:
             lengths.append(crop.shape[-1])
             if self.latents:
                 latents.append(self.latents.at(utterance, start))
-            if self.imitations:
-                cache = self.imitations[int(torch.randint(len(self.imitations), (), generator=draw))]
-                imitations.append(cache.at(utterance, start))
-                voices.append(cache.embedding_of(utterance))
+            voices.append([(cache.at(utterance, start), cache.embedding_of(utterance)) for cache in self._voices(draw)])
         speakers, ids = [u.speaker for u, _ in chosen], [u.id for u, _ in chosen]
-        imitated = (torch.stack(imitations), torch.stack(voices)) if imitations else None
-        return Batch(audio, speakers, ids, starts, lengths, torch.stack(latents) if latents else None, imitated)
+        imitations = tuple(
+            (torch.stack([latent for latent, _ in voice]), torch.stack([embedding for _, embedding in voice]))
+            for voice in zip(*voices, strict=True)
+        )
+        return Batch(audio, speakers, ids, starts, lengths, torch.stack(latents) if latents else None, imitations)
 
     def utterances_at(self, step: int, rows: slice = slice(None)) -> list[Utterance]:
         """The utterances that the crops of a step are from; reads no audio."""
@@ -172,6 +173,11 @@ class CropLoader:
             choice = int(torch.multinomial(torch.from_numpy(self.utterances.seconds[own]), 1, generator=draw))
             chosen.append((self.utterances[int(own[choice])], draw))
         return chosen
+
+    def _voices(self, draw: torch.Generator) -> list[ImitationCache]:
+        """Two different caches of imitations, or as many as there are."""
+        caches = list(self.imitations)
+        return [caches.pop(int(torch.randint(len(caches), (), generator=draw))) for _ in range(min(2, len(caches)))]
 
     def _crop(self, utterance: Utterance, draw: torch.Generator) -> tuple[int, Tensor]:
         """The start in samples, and the crop (1, n); see `draw_start`."""
