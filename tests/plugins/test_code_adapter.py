@@ -126,6 +126,15 @@ def test_long_audio_in_chunks_has_the_codes_of_the_whole(fixtures: Fixtures) -> 
     assert min(same) > 0.99  # convolutions of another length round differently
 
 
+def test_it_computes_in_half_precision() -> None:
+    fixtures = Fixtures(small_codec(), SPEAKER_DIM)  # its own: the weights are changed
+    model = perturbed(predicting(fixtures), seed=1).eval().to(torch.bfloat16)
+    with torch.no_grad():
+        out = model.latents(fixtures.audio.bfloat16(), Conditioning(torch.ones(1, SPEAKER_DIM)))
+    assert out.z.dtype == torch.bfloat16
+    assert out.z.isfinite().all()
+
+
 def test_it_learns_codes_that_depend_on_the_speaker(fixtures: Fixtures) -> None:
     model = predicting(fixtures)
     adapter = model.attached[NAME].adapters["latent"]

@@ -75,7 +75,7 @@ class CodeAdapter(DilatedBlocks):
             residual = residual - level.expand(entry)
         edited = self.writer(x, entries)
         kept = x + (edited - edited.detach())  # the same gradient
-        return torch.where(changed.repeat_interleave(stride, 1).unsqueeze(1), edited, kept)
+        return torch.where(changed.repeat_interleave(stride, 1).unsqueeze(1), edited, kept).to(x.dtype)
 
     def code_logits(self, x: Tensor, speaker: Tensor, codes: Sequence[Tensor]) -> list[Tensor]:
         """The logits (B, N, F / stride) of every level, given the codes of the coarser levels (teacher forcing)."""
@@ -97,7 +97,8 @@ class CodeAdapter(DilatedBlocks):
     def _logits(self, number: int, hidden: Tensor, x: Tensor, residual: Tensor, bias: float) -> Tensor:
         level = list(self._levels())[number]
         if number:
-            hidden = hidden + self.coarser[number - 1](x - residual)  # the part that is chosen already
+            chosen = (x - residual).to(hidden.dtype)  # the part of the coarser levels
+            hidden = hidden + self.coarser[number - 1](chosen)
         pooled = F.avg_pool1d(hidden, level.stride, level.stride)
         pooled = pooled + self.mixers[number](F.gelu(pooled))
         directions = F.normalize(level.project(residual), dim=1)
