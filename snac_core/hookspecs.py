@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from snac_core.step import Step, TrainingContext  # the only import against the direction: the type of an argument
     from snac_core.taps import Tap
 
-
 API_VERSION = 2
 PROJECT = "snac_core"
 ENTRY_POINT_GROUP = "snac_core.plugins"
@@ -56,11 +55,7 @@ class StrategyHooks:
 
     @hookspec
     def code_logits(self, x: Tensor, cond: Conditioning, codes: Sequence[Tensor]) -> list[Tensor] | None:
-        """For a strategy that predicts codes: logits (B, N, F / stride) of every level, coarse first.
-
-        `x` is the bare latent (B, C, F). Each level is given the `codes` (B, F / stride) of the coarser levels. The
-        objective `code_prediction` trains them. None: this strategy does not predict codes.
-        """
+        """Logits (B, N, F / stride) of each level's code for the bare latent `x`, given coarser `codes`; or None."""
 
     @hookspec
     def loss(self, step: Step) -> dict[str, Tensor]:  # type: ignore[empty-body]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tones import write_tone
 
 from snac_core.errors import UserError
+from snac_runner.data.formats import Candidate
 from snac_runner.data.open_corpus import open_corpus, scan
 from snac_runner.data.utterances import Packed
 
@@ -211,9 +212,12 @@ def test_a_name_that_is_not_utf8_is_skipped_and_ids_are_sorted_as_texts(speech: 
     assert open_corpus(root, dev=0.0, test=0.0, warn=said.append).skipped == corpus.skipped
 
 
-@given(st.lists(st.tuples(st.text(), st.none() | st.floats(allow_nan=False)), max_size=20))
-def test_packed_items_are_those_that_were_added(items: list[tuple[str, float | None]]) -> None:
-    packed = Packed[tuple[str, float | None]]()
+@given(
+    st.lists(st.builds(Candidate, st.text(), st.text(), st.text(), seconds=st.none() | st.floats(0, 1e6)), max_size=9)
+)
+def test_packed_items_are_those_that_were_added(items: list[Candidate]) -> None:
+    packed = Packed(Candidate)
     packed.extend(items)
     assert list(packed) == items
     assert packed[:3] == items[:3]
+    assert len(packed) == len(items)

@@ -74,7 +74,7 @@ class CorpusFiles:
         decoder: whether PyAV or ffmpeg is there.
     """
 
-    candidates: Packed[Candidate] = field(default_factory=Packed)
+    candidates: Packed[Candidate] = field(default_factory=lambda: Packed(Candidate))
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     not_taken: Counter[str] = field(default_factory=Counter)
@@ -353,7 +353,7 @@ def read_manifest(path: Path) -> Packed[Candidate]:
         UserError: naming the invalid line.
     """
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
-    candidates = Packed[Candidate]()
+    candidates = Packed(Candidate)
     try:
         candidates.extend(_manifest_candidate(row, path, f"{path}, line {number}") for number, row in read(path))
     except UnicodeDecodeError:

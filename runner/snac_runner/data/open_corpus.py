@@ -167,7 +167,7 @@ def _scanned(
     with closing(_Usable(files)) as usable:
         usable.add(check_audio_files(_Segments(files.candidates), root, progress))
         count = len(files.candidates)
-        files.candidates = Packed()  # of a million files, 0.15 GB that are free from here on
+        files.candidates = Packed(Candidate)  # of a million files, 0.15 GB that are free from here on
         first = f"{usable.skipped[0][0]}, {usable.skipped[0][1]}" if usable.skipped else "?"
         speakers = usable.speakers()
         if not speakers:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 from abc import abstractmethod
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
@@ -90,9 +89,14 @@ class Rows(Sequence[T]):
 
 
 class Packed(Rows[T]):
-    """A list that stores each item pickled: a fraction of the memory of small objects, for millions of them."""
+    """A list that stores each item as text: a fraction of the memory of small objects, for millions of them.
 
-    def __init__(self) -> None:
+    Args:
+        of: a dataclass with fields of text, numbers and None.
+    """
+
+    def __init__(self, of: Callable[..., T]) -> None:
+        self._of = of
         self._ends, self._data = array("q"), bytearray()
 
     def __len__(self) -> int:
@@ -100,7 +104,8 @@ class Packed(Rows[T]):
 
     def append(self, item: T) -> None:
         """Add an item."""
-        self._data += pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+        values = [getattr(item, field.name) for field in fields(item)]  # type: ignore[arg-type]  # a dataclass
+        self._data += json.dumps(values, separators=(",", ":")).encode()
         self._ends.append(len(self._data))
 
     def extend(self, items: Iterable[T]) -> None:
@@ -109,8 +114,7 @@ class Packed(Rows[T]):
             self.append(item)
 
     def at(self, row: int) -> T:
-        item: T = pickle.loads(self._data[self._ends[row - 1] if row else 0 : self._ends[row]])
-        return item
+        return self._of(*json.loads(self._data[self._ends[row - 1] if row else 0 : self._ends[row]]))
 
 
 class _Texts(Rows[str]):
