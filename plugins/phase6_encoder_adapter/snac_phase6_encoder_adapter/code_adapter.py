@@ -66,7 +66,7 @@ class CodeAdapter(DilatedBlocks):
         changed = x.new_zeros(len(x), x.shape[-1] // stride, dtype=torch.bool)
         entries = []
         for number, level in enumerate(self._levels()):
-            logits = self._logits(number, hidden, x, residual, self.source_bias)
+            logits = self._logits(number, level, hidden, x, residual, self.source_bias)
             chosen, weight = logits.argmax(1), level.codebook.weight.to(logits)
             entry, expected = weight[chosen].transpose(1, 2), torch.einsum("bnf,nd->bdf", logits.softmax(1), weight)
             entries.append(entry + expected - expected.detach())
@@ -81,7 +81,7 @@ class CodeAdapter(DilatedBlocks):
         """The logits (B, N, F / stride) of every level, given the codes of the coarser levels (teacher forcing)."""
         hidden, residual, logits = self.features(x, speaker), x, []
         for number, (level, given) in enumerate(zip(self._levels(), codes, strict=True)):
-            logits.append(self._logits(number, hidden, x, residual, 0.0))
+            logits.append(self._logits(number, level, hidden, x, residual, 0.0))
             residual = residual - level.expand(level.codebook(given).transpose(1, 2))
         return logits
 
@@ -94,8 +94,9 @@ class CodeAdapter(DilatedBlocks):
         strides = self.writer.quantizer.vq_strides
         return blocks + sum(2 * stride - 1 for stride in strides) + strides[0] - 1
 
-    def _logits(self, number: int, hidden: Tensor, x: Tensor, residual: Tensor, bias: float) -> Tensor:
-        level = list(self._levels())[number]
+    def _logits(
+        self, number: int, level: VectorQuantize, hidden: Tensor, x: Tensor, residual: Tensor, bias: float
+    ) -> Tensor:
         if number:
             chosen = (x - residual).to(hidden.dtype)  # the part of the coarser levels
             hidden = hidden + self.coarser[number - 1](chosen)
