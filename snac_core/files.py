@@ -62,6 +62,13 @@ def name_problem(path: str | Path) -> str:
         return "has a name, or a folder's name, that is not UTF-8: rename it"
 
 
+def check_names(paths: Iterable[Path], what: str) -> None:
+    """Raise UserError for the first name of which `name_problem` has a problem; `what` says what the files are."""
+    for path in paths:
+        if problem := name_problem(path):
+            raise UserError(f"{what} {printable(path)} {problem}")
+
+
 def remove_unfinished(folder: str | Path) -> None:
     """Remove the temporary files that killed processes left at any depth of a folder, which nobody else writes into."""
     for path in Path(folder).rglob(f".*.{_UNFINISHED}*"):

@@ -22,7 +22,7 @@ import soundfile
 from snac_core.codec.streaming import chunk_seconds
 from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
-from snac_core.files import name_problem, parse_json, printable
+from snac_core.files import check_names, parse_json
 from snac_runner.convert import EMBEDDING_SUFFIXES, Converter
 from snac_runner.data.corpus import digest_of
 from snac_runner.data.decode import AUDIO_SUFFIXES
@@ -88,9 +88,7 @@ def files_of(name: str, suffixes: Sequence[str], what: str) -> list[tuple[Path, 
     if not usable:
         held = f"has no audio among its {len(visible)} files" if visible else "has no files"
         raise UserError(f"{what} {name} {held}; expected {', '.join(suffixes)}")
-    for file in usable:
-        if problem := name_problem(file):
-            raise UserError(f"{what} {printable(file)} {problem}")
+    check_names(usable, what)
     return [(file, root) for file in usable]
 
 

@@ -37,9 +37,7 @@ class ConvAdapter(nn.Module):
             nn.Conv1d(width, hidden, kernel, padding=kernel // 2) for width in widths[:-1]
         )
         self.films = nn.ModuleList(films)
-        self.output = nn.Conv1d(hidden, channels, 1)
-        for parameter in self.output.parameters():
-            nn.init.zeros_(parameter)
+        self.output = output_of_zeros(hidden, channels)
 
     def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
         """x (B, C, F) and speaker (B, S) to (B, C, F); equal to x at initialization."""
@@ -94,14 +92,20 @@ class DilatedAdapter(DilatedBlocks):
 
     def __init__(self, channels: int, speaker_dim: int, hidden: int, kernel: int, dilations: Sequence[int]) -> None:
         super().__init__(channels, speaker_dim, hidden, kernel, dilations)
-        self.output = nn.Conv1d(hidden, channels, 1)
-        for parameter in self.output.parameters():
-            nn.init.zeros_(parameter)
+        self.output = output_of_zeros(hidden, channels)
 
     def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
         """x (B, C, F) and speaker (B, S) to (B, C, F); equal to x at initialization."""
         edit: Tensor = self.output(nn.functional.gelu(self.features(x, speaker)))
         return x + edit
+
+
+def output_of_zeros(hidden: int, channels: int) -> nn.Conv1d:
+    """The last layer of an adapter, (B, hidden, F) to (B, channels, F): zero until it is trained."""
+    layer = nn.Conv1d(hidden, channels, 1)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _act_from_the_first_step(film: FiLM) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snac_core.codec.vq import CodeWriter, ResidualVectorQuantize, VectorQuantize
-from snac_phase6_encoder_adapter.adapters import DilatedBlocks
+from snac_phase6_encoder_adapter.adapters import DilatedBlocks, output_of_zeros
 
 
 class CodeAdapter(DilatedBlocks):
@@ -45,10 +45,7 @@ class CodeAdapter(DilatedBlocks):
         levels = list(self._levels())
         self.coarser = nn.ModuleList(nn.Conv1d(channels, hidden, 1) for _ in levels[1:])
         self.mixers = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in levels)
-        self.heads = nn.ModuleList(nn.Conv1d(hidden, len(level.codebook.weight), 1) for level in levels)
-        for head in self.heads:
-            for parameter in head.parameters():
-                nn.init.zeros_(parameter)
+        self.heads = nn.ModuleList(output_of_zeros(hidden, len(level.codebook.weight)) for level in levels)
         self.log_scales = nn.Parameter(torch.full((len(levels),), math.log(10.0)))
 
     def _levels(self) -> Iterator[VectorQuantize]:

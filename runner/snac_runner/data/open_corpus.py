@@ -237,6 +237,7 @@ def scan(
 
 
 _COLUMNS = tuple(field.name for field in fields(Utterance))
+_INSERT = f"INSERT INTO rows VALUES ({', '.join('?' * (2 + len(_COLUMNS)))})"
 
 
 class _Segments(Rows[FileSegment]):
@@ -286,7 +287,7 @@ class _Usable:
                 self.skipped.append((Path(c.path), reason))
                 continue
             file_id = c.id
-            if self._first("SELECT 1 FROM rows WHERE file_id = ?", _stored(file_id)):  # a.wav next to a.flac
+            if self._first("SELECT 1 FROM rows WHERE file_id = ?", _encoded(file_id)):  # a.wav next to a.flac
                 file_id += os.path.splitext(c.path)[1]
             self.cut += bool(check.pieces)
             self.pieces += len(check.pieces)
@@ -297,20 +298,19 @@ class _Usable:
                     id, c.path, c.speaker, piece.seconds, check.sample_rate, piece.start, text, c.sex, check.digest,
                     piece.level,
                 )  # fmt: skip
-                marks = ", ".join("?" * (len(_COLUMNS) + 2))
-                self._rows.execute(f"INSERT INTO rows VALUES ({marks})", tuple(map(_stored, (c.split, file_id, *row))))
+                self._rows.execute(_INSERT, tuple(map(_encoded, (c.split, file_id, *row))))
 
     def speakers(self) -> dict[str, set[str | None]]:
         """Each speaker's splits, as the data gives them."""
         found: dict[str, set[str | None]] = {}
         for speaker, given in self._rows.execute("SELECT DISTINCT speaker, given FROM rows"):
-            found.setdefault(_loaded(speaker), set()).add(_loaded(given))
+            found.setdefault(_decoded(speaker), set()).add(_decoded(given))
         return found
 
     def utterances(self) -> Iterator[tuple[str | None, Utterance]]:
         """(split that the data gives, utterance), sorted by id."""
         for row in self._rows.execute(f"SELECT given, {', '.join(_COLUMNS)} FROM rows ORDER BY id"):
-            given, id, path, *rest = map(_loaded, row)
+            given, id, path, *rest = map(_decoded, row)
             yield given, Utterance(id, Path(path), *rest)
 
     def _duplicate(self, c: Candidate, check: AudioCheck) -> str:
@@ -318,11 +318,11 @@ class _Usable:
         or references; "" if it does not."""
         found = self._first(
             "SELECT path, file_id FROM rows WHERE digest = ? AND start < ? AND start + seconds > ?",
-            _stored(check.digest), c.start + check.seconds, c.start,
+            _encoded(check.digest), c.start + check.seconds, c.start,
         )  # fmt: skip
         if not found:
             return ""
-        path, file_id = map(_loaded, found)
+        path, file_id = map(_decoded, found)
         return f"is the same audio as {path}" if path != c.path else f"overlaps {file_id!r}"
 
     def _first(self, query: str, *values: Any) -> tuple[Any, ...] | None:
@@ -336,12 +336,12 @@ class _Usable:
         return [f"{self.cut} files of more than {LONG_SECONDS:.0f} s were cut at pauses into {self.pieces} utterances"]
 
 
-def _stored(value: Any) -> Any:
+def _encoded(value: Any) -> Any:
     """A value of a row as the database stores it: names of files need not be UTF-8. Bytes sort as the texts do."""
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
 
 
-def _loaded(value: Any) -> Any:
+def _decoded(value: Any) -> Any:
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snac_core.errors import UserError
-from snac_core.files import name_problem, printable
+from snac_core.files import check_names
 from snac_core.metric import Conversion, Metric
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.data.audio import load_audio, resample
@@ -63,9 +63,7 @@ def _files(path: Path, what: str) -> dict[str, Path]:
     files = [file for file in sorted(path.rglob("[!.]*")) if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
     if not files:
         raise UserError(f"--{what} {path} has no audio file; expected {', '.join(AUDIO_SUFFIXES)}")
-    for file in files:
-        if problem := name_problem(file):
-            raise UserError(f"--{what} {printable(file)} {problem}")
+    check_names(files, f"--{what}")
     return {file.relative_to(path).with_suffix("").as_posix(): file for file in files}
 
 
