@@ -418,6 +418,16 @@ def test_a_transcript_does_not_depend_on_its_batch(whisper: Whisper, spoken: lis
     assert all(isinstance(text, str) for text in short)
 
 
+def test_torch_keeps_its_threads_where_whisper_is_loaded(folder: Path, spoken: list[tuple[Tensor, str]]) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        Whisper(folder, workers=2).read([spoken[0][0]])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_it_knows_the_language_and_refuses_one_that_it_does_not_have(
     folder: Path, whisper: Whisper, spoken: list[tuple[Tensor, str]]
 ) -> None:

@@ -118,12 +118,15 @@ class Whisper:
         on_gpu = device.type == "cuda" and get_cuda_device_count() > 0
         kind = {"device": "cuda", "device_index": device.index or 0} if on_gpu else {"device": "cpu"}
         precision = "float16" if on_gpu else "int8"
+        threads = torch.get_num_threads()
         try:
             self._model: Any = WhisperModel(
                 str(folder), compute_type=precision, cpu_threads=1, num_workers=workers, **kind
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder} does not load as a Whisper ({_first_sentence(error)}); {FORMAT}") from error
+        finally:
+            torch.set_num_threads(threads)  # cpu_threads limits OpenMP in this thread, and with it torch
         known = self._model.supported_languages
         if language not in known:
             english = "; it reads English only, and the multilingual models, such as base, read others"
