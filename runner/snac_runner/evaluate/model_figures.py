@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from snac_core.conditioning import Conditioning
 from snac_core.metric import Metric
 from snac_runner.config import NOISE_SEED
 from snac_runner.evaluate.conversions import Conversions
-from snac_runner.evaluate.scoring import score_conversions
+from snac_runner.evaluate.scoring import rows_of
 from snac_runner.evaluate.systems import conditioned, evaluating
 
 
@@ -21,14 +20,16 @@ def noise_floor(model: ConditionedCodec, conversions: Conversions, metric: Metri
 
     The mean over the first `items` conversions.
     """
-    spreads = []
-    for item in conversions.items[:items]:
-        values: list[dict[str, Any]] = []
-        for seed in (1, 2, 3):
-            rendering = conditioned(model, noise_seed=seed, outputs=metric.outputs)(conversions, item)
-            values += score_conversions([item], [rendering], conversions, {metric.name: metric})
-        spreads.append(torch.tensor([row["metrics"][metric.name] for row in values], dtype=torch.float64).std())
-    return float(torch.stack(spreads).mean())
+    with evaluating(model):
+        decodes = [
+            rows_of(
+                conditioned(model, noise_seed=seed, outputs=metric.outputs), conversions.items[:items], conversions,
+                {metric.name: metric},
+            )
+            for seed in (1, 2, 3)
+        ]  # fmt: skip
+    values = torch.tensor([[row["metrics"][metric.name] for row in rows] for rows in decodes], dtype=torch.float64)
+    return float(values.std(dim=0).mean())
 
 
 def times_real_time(model: ConditionedCodec, conversions: Conversions, *, rounds: int = 4) -> float:

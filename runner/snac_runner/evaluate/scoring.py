@@ -291,7 +291,11 @@ def _cores(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def rows_of(
-    system: System, items: Sequence[Item], conversions: Conversions, metrics: Mapping[str, Metric], progress: Progress
+    system: System,
+    items: Sequence[Item],
+    conversions: Conversions,
+    metrics: Mapping[str, Metric],
+    progress: Progress = SILENT.progress(""),  # noqa: B008
 ) -> list[dict[str, Any]]:
     """The rows of some conversions, as a journal has them; see `score`."""
     rows = []
