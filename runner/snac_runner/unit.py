@@ -121,10 +121,10 @@ def _write(result: Result, resources: StudyResources) -> None:
 
 
 def _prepared(settings: ArmSettings, seed: int, folder: Path, resources: StudyResources) -> Arm:
-    """An arm from its checkpoint, or a new one that has passed the preflight checks."""
+    """An arm from its checkpoint, or a new one. With the first seed, a new one has passed the preflight checks."""
     try:
         arm = Arm.new(settings, seed, folder, resources)
-        if not arm.load():
+        if not arm.load() and seed == resources.study.seeds[0]:  # other seeds differ in initial values only
             preflight(arm)
     except (UserError, OSError, ProcessLost):
         raise
