@@ -60,9 +60,9 @@ SYNTHETIC_SPEAKERS, SYNTHETIC_SENTENCES = 40, 12
 QUICK: dict[str, Any] = {
     "batch_size": 4,
     "crop_seconds": 0.64,
-    "lr": 3e-3,
+    "lr": 2e-3,
     "warmup_steps": 4,
-    "test_pairs": 24,
+    "test_pairs": 16,
     "dev_pairs": 0,  # nothing is chosen on dev speakers
     "pair_seconds": 3.0,
     "shuffled_control": False,  # a control that takes as long as an arm
@@ -82,7 +82,7 @@ def add_to(app: typer.Typer) -> None:
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/quickstart"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each arm.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each arm.")] = 30,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="First of their seeds; also of the choice of voices and pairs.")] = 0,
     plugin: Plugin = [],  # noqa: B006
