@@ -93,6 +93,15 @@ def test_a_killed_process_goes_on_to_what_an_unkilled_one_makes(
     assert all(contents(out)[name] == before[name] for name in kept)  # not even written again
 
 
+def test_the_preflight_checks_run_with_the_first_seed_only(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr("snac_runner.unit.preflight", lambda arm: checked.append(arm.seed))
+    bench.train([arm(PHASES[1])], tmp_path / "study", seeds=(3, 4), steps=1, test_pairs=0, dev_pairs=0)
+    assert checked == [3]
+
+
 def test_ctrl_c_ends_every_command_in_one_line_that_says_how_to_go_on(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
