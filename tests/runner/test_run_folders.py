@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def test_logs_forget_what_came_after_the_checkpoint(tmp_path: Path) -> None:
         for step in steps:
             log.write({"step": step, "loss": float(step)})
         log.close()
+        time.sleep(1)  # TensorBoard reads files in the order of their names, which have the second of their opening
     with (tmp_path / "metrics.jsonl").open("a") as torn:
         torn.write('{"step": 7, "lo')
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
