@@ -51,7 +51,7 @@ def test_the_quickstart_draws_everything_from_its_seed_and_tests_on_every_voice_
     study, pairs = resources.study, resources.test_pairs
     assert [arm.strategies for arm in arms] == [(name,) for name in PHASES]
     assert (study.seeds, study.pair_seed) == ((5, 6, 7), 5)
-    assert study.adapters == ("phase4+6_tiny", "phase6_tiny")
+    assert study.adapters == ("phase4+6_tiny", "phase6_codes_tiny", "phase6_tiny")
     assert {pair.target for pair in pairs.pairs} == {pair.source_speaker for pair in pairs.pairs} == set(HELD_OUT)
     assert len(resources.corpus.speakers("train")) >= 20  # some of 24 become dev speakers
     assert runner("quickstart", "--out", tmp_path / "a", "--seed", 6) == 2, "another corpus is not overwritten"
