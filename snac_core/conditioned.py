@@ -17,7 +17,7 @@ from snac_core.checkpoint import Description, Stored, load_state, read_tensors, 
 from snac_core.codec import SNAC
 from snac_core.codec.batches import checked_lengths, decode_each, encode_each
 from snac_core.codec.checks import check_audio, check_finite
-from snac_core.conditioning import Conditioning, EncoderIdentity
+from snac_core.conditioning import REFERENCE, REFERENCE_SECONDS, Conditioning, EncoderIdentity
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
 from snac_core.hooks import Edit, hook_tables
@@ -312,9 +312,33 @@ class ConditionedCodec(nn.Module):
                 f"give it to {call}, speaker_embedding=...)"
             )
         cond = _conditioning(speaker_embedding)
-        if self.encoder is not None:
-            self.encoder.check(cond)
+        self._check(cond)
         return cond.to(next(self.codec.parameters()))
+
+    @property
+    def extras(self) -> frozenset[str]:
+        """Names of what the strategies need of `Conditioning.extras`, beside the speaker embedding."""
+        return frozenset(name for strategy in self.attached.values() for name in strategy.extras)
+
+    @torch.no_grad()
+    def target(self, speaker_embedding: Tensor | Conditioning, speech: Tensor) -> Conditioning:
+        """What to convert to, with everything that the strategies need.
+
+        Args:
+            speaker_embedding: (B, S), (1, S) or (S,), of unit norm, or a `Conditioning`.
+            speech: (B, 1, T) of the targets, at the codec's rate. Its first `REFERENCE_SECONDS` are encoded by the bare
+                codec if a strategy attends to them, else it is not used.
+
+        Raises:
+            UserError: for speech of another shape, dtype or device, and for another number of rows.
+        """
+        cond = _conditioning(speaker_embedding)
+        if REFERENCE not in self.extras:
+            return cond
+        speech = speech[..., : round(REFERENCE_SECONDS * self.codec.sampling_rate)]
+        frames = -(-speech.shape[-1] // self.codec.hop_length)  # without the padding
+        latent = FrozenActivations(self.codec, speech).at("latent")[..., :frames]
+        return Conditioning(cond.speaker, {**cond.extras, REFERENCE: latent.to(cond.speaker)}, cond.encoder)
 
     def encode_latent(self, audio: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The part of `reconstruct` before the quantizer.
@@ -421,10 +445,19 @@ class ConditionedCodec(nn.Module):
     def _title(self) -> str:
         return " + ".join(self.strategies) or "a codec without strategies"
 
-    def _rows(self, cond: Conditioning, rows: int, *, multiple: bool = True) -> tuple[Conditioning, int]:
-        """Check `cond` against this model; returns one row per output, and the number of outputs per item."""
+    def _check(self, cond: Conditioning) -> None:
+        """Raise UserError for an embedding of another dimension or encoder, and for a missing extra."""
         if self.encoder is not None:
             self.encoder.check(cond)
+        if missing := self.extras - set(cond.extras):
+            raise UserError(
+                f"{self._title()} needs {', '.join(sorted(missing))} beside the speaker embedding; give "
+                "model.target(embedding, speech) with speech of the target at the codec's rate"
+            )
+
+    def _rows(self, cond: Conditioning, rows: int, *, multiple: bool = True) -> tuple[Conditioning, int]:
+        """Check `cond` against this model; returns one row per output, and the number of outputs per item."""
+        self._check(cond)
         cond = cond.to(next(self.codec.parameters()))
         if multiple and len(cond) > rows and len(cond) % rows == 0:
             return cond, len(cond) // rows

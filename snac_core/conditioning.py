@@ -10,6 +10,11 @@ from torch import Tensor
 
 from snac_core.errors import UserError
 
+REFERENCE = "reference"
+"""Name of the extra (B, C, R): the bare codec's latent of R frames of speech of the target, of any number R."""
+REFERENCE_SECONDS = 10.0
+"""Maximum length of the speech of which `ConditionedCodec.target` computes that latent, in s."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -17,7 +22,7 @@ class Conditioning:
 
     Attributes:
         speaker: speaker embeddings (B, S), of unit norm, floating point; (S,) becomes one row.
-        extras: further tensors (B, ...) by name, for strategies that use them.
+        extras: further tensors (B, ...) by name, for strategies that use them (`Strategy.extras`).
         encoder: digest of the speaker encoder that computed `speaker`, if known. A model that is conditioned with
             another encoder refuses it.
 
@@ -42,6 +47,10 @@ class Conditioning:
 
     def __len__(self) -> int:
         return self.speaker.shape[0]
+
+    def first(self, rows: int) -> Conditioning:
+        """The first rows."""
+        return self[torch.arange(rows, device=self.speaker.device)]
 
     def __getitem__(self, rows: Tensor) -> Conditioning:
         """These rows (b,)."""

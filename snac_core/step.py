@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snac_core.conditioned import ConditionedCodec, Latents, Reconstruction
-from snac_core.conditioning import Conditioning
+from snac_core.conditioning import REFERENCE, Conditioning
+from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.speakers.sampling import SpeakerSampler
+
+
+class Imitation(NamedTuple):
+    """A batch in the voices of other speakers.
+
+    Attributes:
+        latent: (B, C, F) of the bare codec.
+        embedding: (B, S) of those voices, by the conditioning encoder.
+        speech: latent (B, C, R) of other speech in those voices, for strategies that attend to it.
+    """
+
+    latent: Tensor
+    embedding: Tensor
+    speech: Tensor | None = None
 
 
 class Step:
@@ -31,6 +47,9 @@ class Step:
         speaker_ids: of the whole batch, as `batch_speaker_ids`.
         target_ids: of the whole batch, as `batch_target_ids`.
         rows: which items of the batch `audio` has; all by default.
+        own_speech: latent (B, C, R) of other parts of the utterances that `audio` is from, for strategies that attend
+            to it; see `snac_core.conditioning.REFERENCE`.
+        target_speech: the same (N * B, C, R) of speech of the targets.
 
     Attributes:
         model: the conditioned codec that is trained.
@@ -50,8 +69,7 @@ class Step:
         sampler: targets and negatives.
         index: number of the step, from 1.
         frozen_activations: activations of the bare codec on `audio`, shared by all arms.
-        imitations: pairs of latents (B, C, F) of `audio` in the voices of other speakers, and the conditioning
-            encoder's embeddings (B, S) of those voices; at most two, none if they were not computed beforehand.
+        imitations: `audio` in the voices of other speakers, at most twice; none if they were not computed beforehand.
     """
 
     def __init__(
@@ -67,7 +85,9 @@ class Step:
         index: int,
         rows: slice = slice(None),
         frozen_activations: FrozenActivations | None = None,
-        imitations: Sequence[tuple[Tensor, Tensor]] = (),
+        imitations: Sequence[Imitation] = (),
+        own_speech: Tensor | None = None,
+        target_speech: Tensor | None = None,
         parallel: Callable[[], tuple[Tensor, Tensor] | None] | None = None,
         batch_audio: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -88,8 +108,10 @@ class Step:
         self.frozen_activations = frozen_activations or FrozenActivations(model.codec, audio)
         self.imitations = imitations
         table = sampler.table
-        self.own = Conditioning(table.conditioning[speaker_ids].to(audio.device), encoder=table.encoder)
-        self.target = Conditioning(table.conditioning[target_ids].to(audio.device), encoder=table.encoder)
+        if table.shuffled and target_speech is not None:  # as in `conditioning_on`
+            own_speech = target_speech[: len(audio)]
+        self.own = _conditioned(table.conditioning[speaker_ids].to(audio.device), own_speech, table.encoder)
+        self.target = _conditioned(table.conditioning[target_ids].to(audio.device), target_speech, table.encoder)
         self.own_reference = table.reference[speaker_ids].to(audio.device)
         self.target_reference = table.reference[target_ids].to(audio.device)
 
@@ -98,17 +120,31 @@ class Step:
         """Conditioning on the speakers of `audio` (B, 1, T) at `sample_rate`, B rows, from the conditioning encoder.
 
         Rows of an arm with shuffled speakers as in `conditioning_on`.
+
+        Raises:
+            UserError: if a strategy attends to other speech in these voices, of which there is none.
         """
+        if REFERENCE in self.model.extras:
+            raise UserError(
+                f"{' + '.join(self.model.strategies)} attends to speech in the voice of the target, and this voice was "
+                "computed from the batch alone; expected voices from the latent cache: set imitations = 2 and "
+                "code_prediction.imitate = true"
+            )
         return self.conditioning_on(lambda: self.speaker_encoder(audio, self.sample_rate))
 
-    def conditioning_on(self, embeddings: Callable[[], Tensor]) -> Conditioning:
+    def conditioning_on(self, embeddings: Callable[[], Tensor], speech: Tensor | None = None) -> Conditioning:
         """Conditioning on embeddings (B, S) of the conditioning encoder, which are computed if they are needed.
 
         In an arm with shuffled speakers every row has the embedding of a speaker that was drawn at random.
+
+        Args:
+            embeddings: computes them.
+            speech: latent (B, C, R) of speech in these voices, for strategies that attend to it.
         """
         table = self.sampler.table
-        speakers = self.target.speaker[: len(self.audio)] if table.shuffled else embeddings()
-        return Conditioning(speakers, encoder=table.encoder)
+        if table.shuffled:
+            return self.target.first(len(self.audio))
+        return _conditioned(embeddings(), speech, table.encoder)
 
     @property
     def teacher(self) -> SpeakerEncoder:
@@ -192,6 +228,10 @@ class Step:
         audio = torch.cat([self.identity.audio, self.converted.audio])
         embeddings: Tensor = self.speaker_encoder(audio, self.sample_rate)
         return embeddings
+
+
+def _conditioned(embeddings: Tensor, speech: Tensor | None, encoder: str | None) -> Conditioning:
+    return Conditioning(embeddings, {} if speech is None else {REFERENCE: speech}, encoder)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Strategy(nn.Module):
     Attributes:
         name: the one name of the strategy, everywhere: a Python identifier.
         before_taps, after_taps: patterns of the taps to edit, used only if the hook exists.
+        extras: names of what the strategy needs of `Conditioning.extras`: () or ("reference",), the latent of speech of
+            the target; see `snac_core.conditioning.REFERENCE`.
         default_weights: weight of each loss term, unless the study sets it; a term that is not listed has weight 1.
         api: version of the hook interface that the strategy was written for.
         legacy_keys: keys by which configuration files of another program set this strategy; see `snac_core.legacy`.
@@ -50,6 +52,7 @@ class Strategy(nn.Module):
     name: ClassVar[str] = ""
     before_taps: Sequence[str] = ("latent",)
     after_taps: Sequence[str] = ("quantized",)
+    extras: Sequence[str] = ()
     default_weights: ClassVar[Mapping[str, float]] = {}
     api: ClassVar[int] = API_VERSION
     legacy_keys: ClassVar[LegacyKeys | None] = None

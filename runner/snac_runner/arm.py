@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snac_core.checkpoint import Description, Stored, load_state, read_tensors, state_of
 from snac_core.conditioned import ConditionedCodec
+from snac_core.conditioning import REFERENCE
 from snac_core.errors import UserError, nearest
 from snac_core.files import write_bytes
 from snac_core.seeding import derive, generator
@@ -87,6 +88,8 @@ class Arm:
             config=settings.settings,
             plugins=resources.catalogue,
         ).to(resources.device)
+        if REFERENCE in model.extras:
+            resources.read_speech(settings.title)
         if resources.study.compile:
             _compile(model)
         if settings.start:

@@ -19,7 +19,7 @@ from snac_core.augment import change_voice
 from snac_core.checkpoint import Stored, bundled_adapters, digest_of, load_state
 from snac_core.codec.streaming import ConversionStream, DecoderStream, EncoderStream, split_codes
 from snac_core.conditioned import ConditionedCodec
-from snac_core.conditioning import Conditioning
+from snac_core.conditioning import REFERENCE_SECONDS, Conditioning
 from snac_core.errors import UserError
 from snac_core.plugins import Catalogue, discover
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
@@ -37,6 +37,7 @@ from snac_runner.embeddings import mean_embedding, two_voices, weighted_mean
 from snac_runner.run_folder import CHECKPOINT, read_config, read_result, result_status, stored_run
 
 MIN_SECONDS = 0.1  # of a source
+MIN_SPEECH_SECONDS = 2.5  # of each of several target files, where a strategy attends to speech of the target
 LONG_SECONDS = 60.0  # of a source: its progress is displayed
 MIXING_DB = -4.0  # dB: below, averaging the channels of a file removes sound; two unrelated channels give -3
 SYNTHETIC_SEMITONES, SYNTHETIC_FORMANTS = 2.0, 1.1  # pitch shift and formant factor of the synthetic stage
@@ -218,15 +219,21 @@ class Converter:
         if stored and len(stored) < len(files):
             raise UserError(f"targets are speech and embeddings ({stored[0]}); expected only one of the two")
         if stored:
+            if self.model.extras:
+                raise UserError(
+                    f"{stored[0]} is an embedding, and this run attends to speech of the target; expected speech"
+                )
             rows = [row for path in stored for row in _read_embeddings(path, self.encoder.dim)]
             return Conditioning(weighted_mean(rows, [1.0] * len(rows)).to(self.device))
         usable: list[Tensor] = []
+        speech: list[Tensor] = []
         names: list[Path] = []
         for path in files:
             try:
                 with decodable(path) as file:
                     self._check(file, "target")
                     usable.append(load_audio(file, self.encoder.sample_rate))
+                    speech.append(self._speech(file))
                     names.append(path)
             except UserError as error:
                 if len(files) == 1:
@@ -240,7 +247,7 @@ class Converter:
                 f"the target seems to contain two speakers (the second in {where}); expected speech of one. The "
                 "conversion has the mean of their embeddings"
             )
-        return self._conditioning(mean_embedding(self.encoder, usable))
+        return self._conditioning(usable, speech)
 
     @torch.no_grad()
     def encode(self, source: Path, target: Conditioning | None = None) -> Item:
@@ -308,13 +315,22 @@ class Converter:
         """The mean embedding of files that libsndfile decodes."""
         if self.encoder is None:
             raise UserError("stages need a trained run; give it with --run RUN")
-        return self._conditioning(
-            mean_embedding(self.encoder, [load_audio(path, self.encoder.sample_rate) for path in paths])
-        )
+        waves = [load_audio(path, self.encoder.sample_rate) for path in paths]
+        return self._conditioning(waves, [self._speech(path) for path in paths])
 
-    def _conditioning(self, embedding: Tensor) -> Conditioning:
+    def _speech(self, path: Path) -> Tensor:
+        """The beginning of a file (1, T) at the codec's rate; empty if no strategy attends to speech of the target."""
+        seconds = REFERENCE_SECONDS if self.model.extras else 0.0
+        return load_audio(path, self.model.codec.sampling_rate, seconds=seconds) if seconds else torch.zeros(1, 0)
+
+    def _conditioning(self, waves: Sequence[Tensor], speech: Sequence[Tensor]) -> Conditioning:
+        """The mean embedding of waveforms (1, T) at the encoder's rate, and the same speech from `_speech`."""
         assert self.encoder is not None
-        return Conditioning(embedding.to(self.device), encoder=self.encoder.digest)
+        embedding = mean_embedding(self.encoder, waves).to(self.device)
+        seconds = max(MIN_SPEECH_SECONDS, REFERENCE_SECONDS / len(speech))  # of each file
+        length = round(seconds * self.model.codec.sampling_rate)
+        beginnings = torch.cat([wave[:, :length] for wave in speech], dim=-1).unsqueeze(0).to(self.device)
+        return self.model.target(Conditioning(embedding, encoder=self.encoder.digest), beginnings)
 
 
 def best_adapter(base: str | None) -> str:

@@ -20,6 +20,7 @@ from snac_core.speakers.bank import HEADER, open_bank
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_core.speakers.index import TABLE_UP_TO, BankPool, build_index, open_index
 from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
+from snac_core.step import Imitation
 from snac_core.timing import Stopwatch
 from snac_runner.bank_build import EncoderSpec, build_bank, check_is_of
 from snac_runner.config import AUTO, NONE, StudySettings
@@ -43,6 +44,8 @@ from snac_runner.evaluate.whisper import Whisper, find_whisper, not_found
 CALIBRATION_PARTS = 4
 """Parts of 3 s of each dev speaker that judges are calibrated on, where `runner evaluate --calibrate` has not run."""
 _COMPILED = 64  # variants of one function that torch compiles; its default, 8, is fewer than the layers of a codec
+SPEECH_SECONDS = 2.56
+"""Speech of a voice that strategies attend to in a training step, in s."""
 _WORKERS = 4  # processes that read audio for a GPU
 
 
@@ -56,8 +59,8 @@ class TrainingBatch:
         speakers: rows of the speaker table, of all items (B,) of the batch.
         targets: rows of the speaker table, of their targets (N * B,).
         rows: which items of the batch `frozen` has.
-        imitations: pairs of latents (b, C, F) of `frozen` in other voices, and embeddings (b, S) of those voices, if
-            the study has caches of them.
+        imitations: `frozen` in other voices, if the study has caches of them.
+        own_speech, target_speech: see `snac_core.step.Step`; where a strategy attends to them.
     """
 
     index: int
@@ -65,7 +68,9 @@ class TrainingBatch:
     speakers: Tensor
     targets: Tensor
     rows: slice = field(default_factory=lambda: slice(None))
-    imitations: tuple[tuple[Tensor, Tensor], ...] = ()
+    imitations: tuple[Imitation, ...] = ()
+    own_speech: Tensor | None = None
+    target_speech: Tensor | None = None
 
     @property
     def share(self) -> float:
@@ -87,6 +92,7 @@ class StudyResources:
         context: this process among all that train together; by default, it is the only one.
 
     Attributes:
+        speech_frames: how much speech of a voice strategies attend to in a training step, in latent frames; 0: none.
         spread: what shares out the evaluation of conversions over other machines; None: they are evaluated here.
     """
 
@@ -108,6 +114,7 @@ class StudyResources:
         self._loaders: dict[int, CropLoader] = {}
         self.drawn_from = ""  # what `utterances` says
         self.shared_time = Stopwatch(self.device)  # of the work that all arms of a step share
+        self.speech_frames = 0
         self.spread: Spread | None = None
 
     @cached_property
@@ -164,7 +171,7 @@ class StudyResources:
         return self.context.agree(self._table() if self.context.first else None)  # type: ignore[return-value]
 
     def _table(self) -> SpeakerTable:
-        references = References(self.corpus, "train")
+        references = self._train_references
 
         def embedded(segments: dict[str, list[Segment]]) -> dict[str, Tensor]:
             progress = self.console.progress(f"{self.speaker_encoder.name} on train speakers")
@@ -246,8 +253,35 @@ class StudyResources:
         study, rate = self.study, self.codec.sampling_rate
         return CropLoader(
             self.corpus, "train", rate, study.crop_seconds, study.batch_size, seed,
-            latents=self.latents, imitations=self.imitations,
+            latents=self.latents, imitations=self.imitations, speech_frames=self.speech_frames,
         )  # fmt: skip
+
+    def read_speech(self, arm: str) -> None:
+        """From now on, read speech of every voice for strategies that attend to it.
+
+        Args:
+            arm: title of the arm that needs it.
+
+        Raises:
+            UserError: if the study has no latent cache.
+        """
+        if not self.study.latent_cache:
+            raise UserError(f"arm {arm!r} attends to latents of speech, which it reads from a latent cache; expected "
+                            "latent_cache = true")  # fmt: skip
+        self.speech_frames = round(SPEECH_SECONDS * self.codec.sampling_rate / self.codec.hop_length)
+
+    def speech_of(self, rows: Tensor) -> Tensor:
+        """The latent (M, C, R) of conditioning speech of the speakers of M rows of the table; needs `read_speech`."""
+        assert self.latents is not None
+        found = []
+        for row in rows.tolist():
+            part = self._train_references.conditioning(self.table.names[row])[0]
+            found.append(self.latents.speech(self.corpus.utterance(part.utterance), self.speech_frames, part.start))
+        return to_device(torch.stack(found), self.device)
+
+    @cached_property
+    def _train_references(self) -> References:
+        return References(self.corpus, "train")
 
     @cached_property
     def latents(self) -> LatentCache | None:
@@ -348,8 +382,23 @@ class StudyResources:
             audio = to_device(crops.audio, self.device)
             latent = None if crops.latents is None else to_device(crops.latents, self.device)
         frozen = FrozenActivations(self.codec, audio, latent=latent, stopwatch=self.shared_time)
-        imitations = tuple((to_device(z, self.device), to_device(e, self.device)) for z, e in crops.imitations)
-        return TrainingBatch(index, frozen, speakers, targets, rows, imitations)
+        return self.batch_of(index, crops, frozen, speakers, targets, rows)
+
+    def batch_of(
+        self, index: int, crops: Batch, frozen: FrozenActivations, speakers: Tensor, targets: Tensor, rows: slice
+    ) -> TrainingBatch:
+        """A training batch of crops that have been read. Arguments as its attributes; `frozen` is of the crops."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else to_device(x, self.device)
+
+        imitations = tuple(
+            Imitation(to_device(one.latent, self.device), to_device(one.embedding, self.device), moved(one.speech))
+            for one in crops.imitations
+        )
+        here = torch.arange(len(targets)).view(-1, len(speakers))[:, rows].flatten()
+        target_speech = self.speech_of(targets[here]) if self.speech_frames else None
+        return TrainingBatch(index, frozen, speakers, targets, rows, imitations, moved(crops.speech), target_speech)
 
     def parallel(self, seed: int, step: int, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:
         """Speech of the targets with the words of items of a batch; see `snac_core.step.Step`.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snac_core.checkpoint import load_state, state_of
 from snac_core.conditioned import ConditionedCodec
-from snac_core.conditioning import Conditioning
+from snac_core.conditioning import REFERENCE, Conditioning
 from snac_core.frozen import FrozenActivations
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.testing import preflight as check_rules
@@ -27,7 +27,7 @@ from snac_runner.distributed import ProcessLost
 from snac_runner.evaluate.scoring import score
 from snac_runner.evaluate.systems import conditioned, evaluating, needed_outputs
 from snac_runner.logs import RunLog
-from snac_runner.resources import StudyResources, TrainingBatch
+from snac_runner.resources import StudyResources
 from snac_runner.train_step import failure_of, loss_terms, make_step, precision_of_torch, train_step, weighted_sum
 
 DEV_METRICS = ("secs", "spk_id", "spk_vc", "gap", "specificity", "speaker_encoder_secs")
@@ -145,11 +145,13 @@ def preflight(arm: Arm) -> None:
     audio = crops.audio.to(resources.device)
     speakers = resources.table.indices(crops.speakers)
     targets = arm.sampler.targets(speakers, 0, 1)
-    cond = Conditioning(resources.table.conditioning[targets].to(resources.device), encoder=resources.table.encoder)
+    embeddings = resources.table.conditioning[targets].to(resources.device)
+    extras = {REFERENCE: resources.speech_of(targets)} if REFERENCE in arm.model.extras else {}
+    cond = Conditioning(embeddings, extras, resources.table.encoder)
 
     def loss(model: ConditionedCodec) -> Tensor:
-        batch = TrainingBatch(0, FrozenActivations(resources.codec, audio), speakers, targets, rows)
-        step = make_step(arm, batch, model)
+        frozen = FrozenActivations(resources.codec, audio)
+        step = make_step(arm, resources.batch_of(0, crops, frozen, speakers, targets, rows), model)
         terms = loss_terms(step, "loss")
         arm.check_weights({*terms, *loss_terms(step, "discriminator_loss")})
         return weighted_sum(arm, terms)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from snac_core.conditioned import ConditionedCodec
+from snac_core.conditioning import REFERENCE
 from snac_core.losses import cosine_distance
 from snac_core.plugin_guard import describe_error
 from snac_core.seeding import derive
@@ -274,8 +275,10 @@ def _agree(steps: Sequence[ArmStep], stop: bool, context: DistributedContext) ->
 
 def make_step(arm: Arm, batch: TrainingBatch, model: ConditionedCodec | None = None) -> Step:
     """What the losses see: of the arm's model, or of a copy of it. Its fields are computed on first use."""
+    model = model or arm.model
+    attends = REFERENCE in model.extras
     step = Step(
-        model or arm.model,
+        model,
         batch.frozen.audio,
         sample_rate=arm.resources.codec.sampling_rate,
         speaker_ids=batch.speakers,
@@ -286,6 +289,8 @@ def make_step(arm: Arm, batch: TrainingBatch, model: ConditionedCodec | None = N
         rows=batch.rows,
         frozen_activations=batch.frozen,
         imitations=batch.imitations,
+        own_speech=batch.own_speech if attends else None,
+        target_speech=batch.target_speech if attends else None,
         batch_audio=lambda: arm.resources.audio(arm.seed, batch.index),
         parallel=lambda: arm.resources.parallel(arm.seed, batch.index, step.target_ids, batch.rows),
     )

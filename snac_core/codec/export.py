@@ -159,6 +159,12 @@ def export(model: ConditionedCodec, folder: Path, file_format: str = "onnx") -> 
         raise UserError(f"no export format {file_format!r}{nearest(file_format, FORMATS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; give another")
+    if model.extras:
+        names = " + ".join(model.strategies)
+        raise UserError(
+            f"{names} attends to speech of the target, which an export has no input for; expected a model that is "
+            "conditioned with the speaker embedding alone"
+        )
     if file_format == "onnx":
         for package in _PACKAGES["onnx"]:
             if importlib.util.find_spec(package) is None:

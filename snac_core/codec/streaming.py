@@ -80,7 +80,7 @@ def measured_receptive_field(edit: Edit, cond: Conditioning, period: int, like: 
     frames = _up(max(_PROBE, 3 * period), period) * period
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((1, edit.tap.channels, frames), generator=generator).to(like)
-    cond = Conditioning(cond.speaker[:1], {name: value[:1] for name, value in cond.extras.items()}, cond.encoder)
+    cond = cond.first(1)
     changed, middle = x.clone(), frames // 2
     changed[..., middle] += 3 * torch.randn((1, edit.tap.channels), generator=generator).to(like)
     whole = edit(x.clone(), cond)

@@ -15,7 +15,7 @@ from snac_core.conditioned import Latents
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import alignment, code_entropy
 from snac_core.seeding import generator
-from snac_core.step import TrainingContext
+from snac_core.step import Imitation, TrainingContext
 from snac_core.taps import is_before_vq
 from snac_objectives.requirements import parallel_speech, require_edits_before_vq
 
@@ -118,11 +118,11 @@ class CodePrediction(Strategy):
                     f"{' + '.join(step.model.strategies)} edits {tap!r}; set imitations = 0"
                 )
 
-        def voice(latent: Tensor, embeddings: Tensor) -> _Voice:
-            imitated = FrozenActivations(step.model.codec, step.audio, latent=latent)
-            return step.conditioning_on(lambda: embeddings), imitated, imitated
+        def voice(imitation: Imitation) -> _Voice:
+            imitated = FrozenActivations(step.model.codec, step.audio, latent=imitation.latent)
+            return step.conditioning_on(lambda: imitation.embedding, imitation.speech), imitated, imitated
 
-        return [voice(*imitation) for imitation in step.imitations]
+        return [voice(imitation) for imitation in step.imitations]
 
     def other_voices(self, step: Step) -> tuple[Tensor, Tensor]:
         """The batch (B, 1, T) in other voices, and that with another spectral balance; each item by its own amounts.

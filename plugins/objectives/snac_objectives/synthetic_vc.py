@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from snac_core import Step, Strategy, Taps, hookimpl
 from snac_core.augment import change_voice, random_equalization
-from snac_core.conditioning import Conditioning
 from snac_core.legacy import LegacyKeys
 from snac_core.losses import MultiScaleSTFT, cosine_distance
 from snac_core.seeding import generator
@@ -80,7 +79,7 @@ class SyntheticVC(Strategy):
         if not len(rows):
             return {"recon": step.audio.new_zeros(()), "spk_synth": step.audio.new_zeros(())}
         original = step.audio[rows]
-        own = Conditioning(step.own.speaker[rows], encoder=step.own.encoder)
+        own = step.own[rows]
         made = step.model.reconstruct(self.another_voice(original, step.sample_rate, draw, here), own).audio
         recon = self.config.l1_weight * F.l1_loss(made, original)
         recon = recon + self.config.stft_weight * self.stft(made, original)

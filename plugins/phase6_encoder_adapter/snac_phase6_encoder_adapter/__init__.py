@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snac_core import Conditioning, Step, Strategy, Tap, Taps, hookimpl
+from snac_core.conditioning import REFERENCE
 from snac_core.film import FiLM
 from snac_core.legacy import LegacyKeys
 from snac_core.losses import commitment
@@ -70,6 +71,12 @@ class Phase6EncoderAdapter(Strategy):
             description="Of the codes type: how much the code of the source is preferred when codes are chosen, not "
             "when they are learned. A higher value keeps more of the words and less of the target's voice.",
         )
+        attention_heads: int = Field(
+            0,
+            ge=0,
+            description="Of the codes type: heads of attention to speech of the target, after each block; 0: the "
+            "speaker embedding alone says what to convert to. Needs latent_cache = true.",
+        )
         taps: tuple[str, ...] = Field(("latent",), description="Patterns of the taps to edit, before VQ.")
 
         @model_validator(mode="after")
@@ -91,6 +98,12 @@ class Phase6EncoderAdapter(Strategy):
                 )
             if self.adapter_type != "codes" and self.source_bias != _SOURCE_BIAS:
                 raise ValueError(f"source_bias belongs to adapter_type = 'codes'; {self.adapter_type!r} has none")
+            if self.attention_heads and self.adapter_type != "codes":
+                raise ValueError(f"attention_heads belongs to adapter_type = 'codes'; {self.adapter_type!r} has none")
+            if self.attention_heads and self.hidden_dim % self.attention_heads:
+                raise ValueError(
+                    f"hidden_dim = {self.hidden_dim}; expected a multiple of attention_heads = {self.attention_heads}"
+                )
             if self.adapter_type == "codes" and self.taps != ("latent",):
                 raise ValueError(f"adapter_type = 'codes' acts at the tap 'latent' only; got taps {self.taps}")
             return self
@@ -98,6 +111,7 @@ class Phase6EncoderAdapter(Strategy):
     def __init__(self, config: Config, taps: Taps) -> None:
         super().__init__(config, taps)
         self.before_taps = config.taps
+        self.extras = (REFERENCE,) if config.attention_heads else ()
         self.adapters = nn.ModuleDict()
         for tap in taps.match(config.taps):
             if config.adapter_type == "film":
@@ -107,7 +121,7 @@ class Phase6EncoderAdapter(Strategy):
                 assert taps.quantizer is not None
                 self.adapters[tap.name] = CodeAdapter(
                     taps.quantizer, taps.speaker_dim, config.hidden_dim, config.kernel, config.dilations,
-                    config.source_bias,
+                    config.source_bias, config.attention_heads,
                 )  # fmt: skip
             elif config.adapter_type == "dilated":
                 self.adapters[tap.name] = DilatedAdapter(
@@ -121,7 +135,8 @@ class Phase6EncoderAdapter(Strategy):
     @hookimpl
     def before_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:
         """(B, C, F) to (B, C, F)."""
-        edited: Tensor = self.adapters[tap.name](x, cond.speaker)
+        speech = (cond.extras[REFERENCE],) if self.extras else ()
+        edited: Tensor = self.adapters[tap.name](x, cond.speaker, *speech)
         return edited
 
     def receptive_field(self, tap: Tap) -> float:
@@ -141,7 +156,7 @@ class Phase6EncoderAdapter(Strategy):
         """Of the codes type."""
         if self.config.adapter_type != "codes":
             return None
-        return self._predictor.code_logits(x, cond.speaker, codes)
+        return self._predictor.code_logits(x, cond.speaker, codes, cond.extras[REFERENCE] if self.extras else None)
 
     @property
     def _predictor(self) -> CodeAdapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +78,20 @@ class DilatedBlocks(nn.Module):
             for dilation in dilations
         )
 
-    def features(self, x: Tensor, speaker: Tensor) -> Tensor:
-        """x (B, C, F) and speaker (B, S) to (B, H, F)."""
+    def features(
+        self, x: Tensor, speaker: Tensor, after: Callable[[int, Tensor], Tensor] = lambda _, hidden: hidden
+    ) -> Tensor:
+        """x (B, C, F) and speaker (B, S) to (B, H, F).
+
+        Args:
+            x: latent.
+            speaker: embeddings.
+            after: of the number of a block and its output (B, H, F), the input of the next one.
+        """
         hidden: Tensor = self.input(x)
-        for norm, film, convolution in zip(self.norms, self.films, self.convolutions, strict=True):
+        for number, (norm, film, convolution) in enumerate(zip(self.norms, self.films, self.convolutions, strict=True)):
             normed = norm(hidden.transpose(1, 2)).transpose(1, 2)
-            hidden = hidden + convolution(nn.functional.gelu(film(normed, speaker)))
+            hidden = after(number, hidden + convolution(nn.functional.gelu(film(normed, speaker))))
         return hidden
 
 

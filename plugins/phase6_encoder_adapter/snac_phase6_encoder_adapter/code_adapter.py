@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from snac_core.codec.vq import CodeWriter, ResidualVectorQuantize, VectorQuantize
 from snac_phase6_encoder_adapter.adapters import DilatedBlocks, output_of_zeros
+from snac_phase6_encoder_adapter.speech_attention import SpeechAttention
 
 
 class CodeAdapter(DilatedBlocks):
@@ -27,6 +29,7 @@ class CodeAdapter(DilatedBlocks):
         kernel, dilations: as for `DilatedBlocks`.
         source_bias: added to the factor of the cosines when codes are chosen, not in `code_logits`: where the network
             is not certain, the bare codec's choice is kept, and with it the words.
+        heads: of the attention to speech of the target, see `SpeechAttention`; 0: none.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class CodeAdapter(DilatedBlocks):
         kernel: int,
         dilations: Sequence[int],
         source_bias: float,
+        heads: int = 0,
     ) -> None:
         channels = quantizer.input_dim
         super().__init__(channels, speaker_dim, hidden, kernel, dilations)
@@ -47,18 +51,19 @@ class CodeAdapter(DilatedBlocks):
         self.mixers = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in levels)
         self.heads = nn.ModuleList(output_of_zeros(hidden, len(level.codebook.weight)) for level in levels)
         self.log_scales = nn.Parameter(torch.full((len(levels),), math.log(10.0)))
+        self.attention = SpeechAttention(channels, speaker_dim, hidden, kernel, dilations, heads) if heads else None
 
     def _levels(self) -> Iterator[VectorQuantize]:
         for level in self.writer.quantizer.quantizers:
             assert isinstance(level, VectorQuantize)
             yield level
 
-    def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
-        """x (B, C, F) and speaker (B, S) to (B, C, F); equal to x at initialization.
+    def forward(self, x: Tensor, speaker: Tensor, speech: Tensor | None = None) -> Tensor:
+        """x (B, C, F), speaker (B, S) and latent of speech (B, C, R) to (B, C, F); equal to x at initialization.
 
         The gradient of an entry is that of the expected entry (straight-through).
         """
-        hidden, residual = self.features(x, speaker), x
+        hidden, residual = self._attending(x, speaker, speech), x
         stride = self.writer.quantizer.vq_strides[0]
         changed = x.new_zeros(len(x), x.shape[-1] // stride, dtype=torch.bool)
         entries = []
@@ -74,13 +79,23 @@ class CodeAdapter(DilatedBlocks):
         kept = x + (edited - edited.detach())  # the same gradient
         return torch.where(changed.repeat_interleave(stride, 1).unsqueeze(1), edited, kept).to(x.dtype)
 
-    def code_logits(self, x: Tensor, speaker: Tensor, codes: Sequence[Tensor]) -> list[Tensor]:
+    def code_logits(
+        self, x: Tensor, speaker: Tensor, codes: Sequence[Tensor], speech: Tensor | None = None
+    ) -> list[Tensor]:
         """The logits (B, N, F / stride) of every level, given the codes of the coarser levels (teacher forcing)."""
-        hidden, residual, logits = self.features(x, speaker), x, []
+        hidden, residual, logits = self._attending(x, speaker, speech), x, []
         for number, (level, given) in enumerate(zip(self._levels(), codes, strict=True)):
             logits.append(self._logits(number, level, hidden, x, residual, 0.0))
             residual = residual - level.expand(level.codebook(given).transpose(1, 2))
         return logits
+
+    def _attending(self, x: Tensor, speaker: Tensor, speech: Tensor | None) -> Tensor:
+        """The features (B, H, F)."""
+        if self.attention is None:
+            return self.features(x, speaker)
+        assert speech is not None
+        encoded = self.attention.encode(speech, speaker)
+        return self.features(x, speaker, partial(self.attention, encoded=encoded))
 
     def receptive_field(self, blocks: int) -> int:
         """Frames on each side that the codes of a block depend on, where `blocks` is that of the features.

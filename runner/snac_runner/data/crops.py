@@ -12,6 +12,7 @@ from torch import Tensor
 
 from snac_core.errors import UserError
 from snac_core.seeding import generator
+from snac_core.step import Imitation
 from snac_runner.data.audio import load_audio, load_stretch
 from snac_runner.data.corpus import Corpus, Utterance
 from snac_runner.data.latents import ImitationCache, LatentCache
@@ -65,8 +66,8 @@ class Batch:
         starts: B times, in s from the start of the utterance.
         lengths: B lengths in samples, without padding.
         latents: (B, C, F) of the codec, if the loader has a cache of them.
-        imitations: latents (B, C, F) of the same crops in the voices of other speakers, and the embeddings (B, S) of
-            those voices: two such pairs, one if the loader has one cache of them, none if it has none.
+        speech: latent (B, C, R) of other parts of the same utterances, if the loader reads it.
+        imitations: the same crops in the voices of other speakers, twice; once if the loader has one cache of them.
     """
 
     audio: Tensor
@@ -75,7 +76,8 @@ class Batch:
     starts: list[float]
     lengths: list[int]
     latents: Tensor | None = None
-    imitations: tuple[tuple[Tensor, Tensor], ...] = ()
+    speech: Tensor | None = None
+    imitations: tuple[Imitation, ...] = ()
 
 
 class CropLoader:
@@ -92,6 +94,7 @@ class CropLoader:
         seed: of every draw, together with the step.
         latents: read the crops' latents from this cache; crops then start at whole latent frames.
         imitations: read each crop in other voices from two of these, drawn uniformly; needs `latents`.
+        speech_frames: R, of other parts of the utterances to read beside each crop; needs `latents`.
 
     Attributes:
         utterances: of the split.
@@ -112,6 +115,7 @@ class CropLoader:
         *,
         latents: LatentCache | None = None,
         imitations: Sequence[ImitationCache] = (),
+        speech_frames: int = 0,
     ) -> None:
         if batch_size < 1 or crop_seconds <= 0:
             raise UserError(f"batch_size {batch_size} and crop_seconds {crop_seconds} must be above 0")
@@ -122,6 +126,7 @@ class CropLoader:
         self.seed = seed
         self.latents = latents
         self.imitations = imitations
+        self.speech_frames = speech_frames
         self.steps_per_epoch = -(-len(self.utterances) // batch_size)
         self.speakers = self.utterances.speakers
 
@@ -142,8 +147,8 @@ class CropLoader:
         """
         chosen = self._chosen(step, rows)
         audio = torch.zeros(len(chosen), 1, self.crop_samples)
-        starts, lengths, latents = [], [], []
-        voices: list[list[tuple[Tensor, Tensor]]] = []  # of each item
+        starts, lengths, latents, speech = [], [], [], []
+        voices: list[list[Imitation]] = []  # of each item
         for number, (utterance, draw) in enumerate(chosen):
             start, crop = self._crop(utterance, draw)
             audio[number, :, : crop.shape[-1]] = crop
@@ -151,13 +156,25 @@ class CropLoader:
             lengths.append(crop.shape[-1])
             if self.latents:
                 latents.append(self.latents.at(utterance, start))
-            voices.append([(cache.at(utterance, start), cache.embedding_of(utterance)) for cache in self._voices(draw)])
+            caches = self._voices(draw)
+            if self.latents and self.speech_frames:
+                speech.append(self._speech(self.latents, utterance, start, draw))
+            voices.append(
+                [
+                    Imitation(
+                        cache.at(utterance, start),
+                        cache.embedding_of(utterance),
+                        self._speech(cache, utterance, start, draw) if self.speech_frames else None,
+                    )
+                    for cache in caches
+                ]
+            )
         speakers, ids = [u.speaker for u, _ in chosen], [u.id for u, _ in chosen]
-        imitations = tuple(
-            (torch.stack([latent for latent, _ in voice]), torch.stack([embedding for _, embedding in voice]))
-            for voice in zip(*voices, strict=True)
-        )
-        return Batch(audio, speakers, ids, starts, lengths, torch.stack(latents) if latents else None, imitations)
+        imitations = tuple(_batched(of_items) for of_items in zip(*voices, strict=True))
+        return Batch(
+            audio, speakers, ids, starts, lengths,
+            torch.stack(latents) if latents else None, torch.stack(speech) if speech else None, imitations,
+        )  # fmt: skip
 
     def utterances_at(self, step: int, rows: slice = slice(None)) -> list[Utterance]:
         """The utterances that the crops of a step are from; reads no audio."""
@@ -179,6 +196,9 @@ class CropLoader:
         caches = list(self.imitations)
         return [caches.pop(int(torch.randint(len(caches), (), generator=draw))) for _ in range(min(2, len(caches)))]
 
+    def _speech(self, cache: LatentCache, utterance: Utterance, start: int, draw: torch.Generator) -> Tensor:
+        return cache.speech_outside(utterance, start, self.speech_frames, draw)
+
     def _crop(self, utterance: Utterance, draw: torch.Generator) -> tuple[int, Tensor]:
         """The start in samples, and the crop (1, n); see `draw_start`."""
         samples = round(round(utterance.seconds * utterance.sample_rate) * self.sample_rate / utterance.sample_rate)
@@ -188,6 +208,16 @@ class CropLoader:
 
     def _stretch(self, utterance: Utterance, start: int) -> Tensor:
         return load_stretch(utterance, self.sample_rate, start, self.crop_samples)
+
+
+def _batched(items: Sequence[Imitation]) -> Imitation:
+    """The imitations of single items, as one of a batch."""
+    speech = [item.speech for item in items if item.speech is not None]
+    return Imitation(
+        torch.stack([item.latent for item in items]),
+        torch.stack([item.embedding for item in items]),
+        torch.stack(speech) if speech else None,
+    )
 
 
 def parallel_speech(loader: CropLoader, step: int, targets: Sequence[str], rows: slice) -> tuple[Tensor, Tensor] | None:

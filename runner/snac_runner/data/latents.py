@@ -46,6 +46,7 @@ SHARD_SECONDS = 300.0
 """Speech in a file, at most, unless one utterance is longer: about 45 MB of snac_24khz."""
 _VERSION = 1  # of the computation below; shards of other versions are not read
 _REFERENCE_SECONDS = 10.0  # of the speech that is imitated
+_NEAR, _LEAST_SPEECH = 8, 32  # frames: beside a crop, and of an utterance outside of a crop
 _ESTIMATED, _ESTIMATE_OF = 4, 64  # utterances that an estimate computes: of typical length, of those drawn
 
 
@@ -155,6 +156,33 @@ class LatentCache:
         first = start // self.hop_length
         latent: Tensor = self._shard(utterance).get_slice(self._key(utterance))[first : first + self.crop_frames]
         return latent.T.contiguous()
+
+    def speech(self, utterance: Utterance, frames: int, start: float = 0.0) -> Tensor:
+        """The latent (C, frames) of an utterance from `start` s on; from its beginning again where it ends."""
+        first = min(round(start * self.sampling_rate / self.hop_length), self._frames(utterance) - 1)
+        return _looped(self._whole(utterance).roll(-first, 0), frames)
+
+    def speech_outside(self, utterance: Utterance, start: int, frames: int, draw: torch.Generator) -> Tensor:
+        """The latent (C, frames) of other parts of an utterance than the crop that starts at sample `start`.
+
+        What follows the crop and what precedes it is one loop, which is entered at a frame that is drawn. Frames near
+        the crop are left out, because the encoder has seen the crop there. An utterance hardly longer than a crop is
+        taken whole.
+        """
+        whole, first = self._whole(utterance), start // self.hop_length
+        rest = torch.cat([whole[first + self.crop_frames + _NEAR :], whole[: max(0, first - _NEAR)]])
+        if len(rest) < _LEAST_SPEECH:
+            rest = whole
+        return _looped(rest.roll(-int(torch.randint(len(rest), (), generator=draw)), 0), frames)
+
+    def _frames(self, utterance: Utterance) -> int:
+        """Latent frames of an utterance, without the silence after it."""
+        return max(1, int(utterance.seconds * self.sampling_rate) // self.hop_length)
+
+    def _whole(self, utterance: Utterance) -> Tensor:
+        """The latent (F, C) of an utterance, without the silence after it."""
+        latent: Tensor = self._shard(utterance).get_tensor(self._key(utterance))
+        return latent[: self._frames(utterance)]
 
     def _shard(self, utterance: Utterance) -> Any:
         path = self._shard_of[utterance.id]
@@ -310,8 +338,16 @@ class CacheEstimate(ImitationCache):
         """The embedding (S,) of one of the utterances."""
         return self._of(utterance)[1]
 
+    def _whole(self, utterance: Utterance) -> Tensor:
+        return self._of(utterance)[0]
+
     def _of(self, utterance: Utterance) -> tuple[Tensor, ...]:
         return self._values[int(utterance.digest[:8], 16) % len(self._values)]
+
+
+def _looped(latent: Tensor, frames: int) -> Tensor:
+    """(F, C) repeated to (C, frames)."""
+    return latent.repeat(-(-frames // len(latent)), 1)[:frames].T.contiguous()
 
 
 def _embedding_key(key: str) -> str:

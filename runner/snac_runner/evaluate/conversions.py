@@ -11,6 +11,8 @@ from torch import Tensor
 
 from snac_core.augment import change_voice
 from snac_core.codec import SNAC
+from snac_core.conditioned import ConditionedCodec
+from snac_core.conditioning import Conditioning
 from snac_core.frozen import FrozenActivations
 from snac_core.seeding import generator
 from snac_core.speakers.encoder import SpeakerEncoder
@@ -75,6 +77,7 @@ class Conversions:
         self._target_audio: dict[tuple[str, str], Tensor] = {}
         self._shifted: dict[str, Tensor] = {}
         self._latents: dict[str, tuple[SNAC, Tensor]] = {}
+        self._targets: dict[str, tuple[SNAC, Conditioning]] = {}
 
         def embedded(role: str, encoder: SpeakerEncoder) -> dict[str, Tensor]:
             progress = console.progress(f"{encoder.name} on {pairs.split} speakers")
@@ -105,6 +108,21 @@ class Conversions:
         activations = FrozenActivations(codec, audio, latent=latent if of is codec else None)
         self._latents[item.pair.id] = codec, activations.at("latent")
         return activations
+
+    def target(self, model: ConditionedCodec, speaker: str) -> Conditioning:
+        """What an arm gets of a speaker, on its device: the embedding, and speech if a strategy attends to it.
+
+        The latent of the speech is kept: the encoder runs once for all arms.
+        """
+        embedding = self.conditioning[speaker].unsqueeze(0).to(next(model.codec.parameters()).device)
+        if not model.extras:
+            return Conditioning(embedding)
+        of, kept = self._targets.get(speaker, (None, None))
+        if kept is None or of is not model.codec:
+            speech = self.target_audio(speaker, "conditioning").view(1, 1, -1).to(embedding.device)
+            kept = model.target(embedding, speech)
+            self._targets[speaker] = model.codec, kept
+        return kept
 
     def shifted(self, item: Item) -> Tensor:
         """The source (1, T) with shifted pitch and formants: another voice. The shifts depend on the pair's id."""

@@ -7,7 +7,6 @@ import time
 import torch
 
 from snac_core.conditioned import ConditionedCodec
-from snac_core.conditioning import Conditioning
 from snac_core.metric import Metric
 from snac_runner.config import NOISE_SEED
 from snac_runner.evaluate.conversions import Conversions
@@ -40,7 +39,7 @@ def times_real_time(model: ConditionedCodec, conversions: Conversions, *, rounds
     """
     device = next(model.codec.parameters()).device
     item = conversions.items[0]
-    speaker = Conditioning(conversions.conditioning[item.pair.target].unsqueeze(0).to(device))
+    speaker = conversions.target(model, item.pair.target)
     seconds = []
     with evaluating(model), model.codec.fixed_noise(NOISE_SEED):
         for _ in range(rounds):

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from snac_core.codec import SNAC
 from snac_core.conditioned import ConditionedCodec, Reconstruction
-from snac_core.conditioning import Conditioning
 from snac_core.frozen import FrozenActivations
 from snac_core.metric import OUTPUTS, Metric
 from snac_runner.config import NOISE_SEED
@@ -78,8 +77,7 @@ def conditioned(model: ConditionedCodec, *, noise_seed: int = NOISE_SEED, output
             edits[tap] = float(change.sqrt())
 
         def under(speaker: str, frozen: FrozenActivations) -> Reconstruction:
-            embedding = conversions.conditioning[speaker].unsqueeze(0).to(device)
-            return own_model.reconstruct(frozen.audio, Conditioning(embedding), frozen=frozen)
+            return own_model.reconstruct(frozen.audio, conversions.target(model, speaker), frozen=frozen)
 
         def optional(output: str, speaker: str, frozen: FrozenActivations) -> Tensor | None:
             return under(speaker, frozen).audio[0, 0].cpu() if output in outputs and speaker else None
