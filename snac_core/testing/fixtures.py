@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from snac_core.codec import SNAC
 from snac_core.conditioned import ConditionedCodec
-from snac_core.conditioning import Conditioning
+from snac_core.conditioning import REFERENCE, Conditioning
 from snac_core.seeding import derive, generator
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_core.speakers.sampling import SpeakerSampler, SpeakerTable
 from snac_core.step import Step, TrainingContext
 
 ROWS, TARGETS, SPEAKERS = 3, 1, 6
+SPEECH_FRAMES = 24  # of speech that strategies attend to
 SECONDS = 0.1
 
 
@@ -95,20 +96,28 @@ class Fixtures:
     def conditioning(self, rows: int, first: int = 0) -> Conditioning:
         """Embeddings of `rows` speakers, starting with number `first`."""
         numbers = (torch.arange(rows) + first) % SPEAKERS
-        return Conditioning(self.table.conditioning[numbers])
+        return Conditioning(self.table.conditioning[numbers], {REFERENCE: self.speech(numbers)})
+
+    def speech(self, numbers: Tensor) -> Tensor:
+        """What strategies attend to in the voices of speakers: random latents (N, C, R), the same for equal numbers."""
+        shape = SPEAKERS, self.codec.latent_dim, SPEECH_FRAMES
+        return torch.randn(shape, generator=generator("surroundings", "speech"))[numbers]
 
     def step(self, model: ConditionedCodec, index: int = 1) -> Step:
         """The argument of `loss`."""
         speakers = torch.arange(ROWS)
+        targets = self.sampler.targets(speakers, index, TARGETS)
         return Step(
             model,
             self.audio,
             sample_rate=self.codec.sampling_rate,
             speaker_ids=speakers,
-            target_ids=self.sampler.targets(speakers, index, TARGETS),
+            target_ids=targets,
             speaker_encoder=self.speaker_encoder,
             sampler=self.sampler,
             index=index,
+            own_speech=self.speech(speakers),
+            target_speech=self.speech(targets),
         )
 
     def context(self, model: ConditionedCodec) -> TrainingContext:

@@ -6,6 +6,7 @@ import copy
 import random
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def _finite(trial: StrategyTrial) -> str:
 def _bfloat16(trial: StrategyTrial) -> str:
     moved = perturbed(trial.model(), seed=0)
     cond = trial.fixtures.conditioning(ROWS)
-    half = Conditioning(cond.speaker.bfloat16())
+    half = cond.to(cond.speaker.bfloat16())
     probes = trial.probes(moved)
     moved.strategies.bfloat16()
     for probe in probes:
@@ -129,7 +130,8 @@ def _device(trial: StrategyTrial) -> str:
     if not torch.cuda.is_available():
         return "no accelerator here"
     model = copy.deepcopy(trial.model()).cuda()
-    cond = Conditioning(trial.fixtures.conditioning(ROWS).speaker.cuda())
+    cond = trial.fixtures.conditioning(ROWS)
+    cond = cond.to(cond.speaker.cuda())
     with model.codec.fixed_noise(NOISE):
         bare = model.reconstruct(trial.fixtures.audio.cuda())
         if not equal(model.reconstruct(trial.fixtures.audio.cuda(), cond), bare):
@@ -290,8 +292,8 @@ def _compiles(trial: StrategyTrial) -> str:
     probes = trial.probes(perturbed(trial.model(), seed=0))
     for probe in probes:
 
-        def run(x: Tensor, speaker: Tensor, edit: object = probe.edit) -> Tensor:
-            edited: Tensor = edit(x, Conditioning(speaker))  # type: ignore[operator]
+        def run(x: Tensor, speaker: Tensor, edit: object = probe.edit, cond: Conditioning = probe.cond) -> Tensor:
+            edited: Tensor = edit(x, replace(cond, speaker=speaker))  # type: ignore[operator]
             return edited
 
         torch._dynamo.reset()

@@ -282,6 +282,55 @@ def test_crops_are_read_in_voices_drawn_for_each_item(corpus: Corpus, codec: SNA
     assert seen == {0, 1}
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(place=st.floats(0, 1), number=st.integers(0, 3), frames=st.integers(1, 1500), seed=st.integers(0, 9))
+def test_speech_beside_a_crop_is_of_the_same_utterance_and_not_of_the_crop(
+    corpus: Corpus, codec: SNAC, place: float, number: int, frames: int, seed: int
+) -> None:
+    cache, utterance = cache_of(corpus, codec), corpus.split("train")[number]
+    total = int(utterance.seconds * 16000) // HOP
+    numbered = torch.arange(total + 8.0).unsqueeze(1).expand(-1, codec.latent_dim)  # a frame holds its own number
+    cache._whole = lambda _: numbered[:total]  # type: ignore[method-assign]
+    first = round(place * max(0, total - cache.crop_frames))
+    speech = cache.speech_outside(utterance, first * HOP, frames, generator(seed))
+    assert speech.shape == (codec.latent_dim, frames)
+    found = speech[0].long()
+    allowed = [f for f in range(total) if not first - module._NEAR <= f < first + cache.crop_frames + module._NEAR]
+    if len(allowed) < module._LEAST_SPEECH:
+        allowed = list(range(total))
+    assert set(found.tolist()) <= set(allowed)
+    if frames >= len(allowed):
+        assert set(found.tolist()) == set(allowed), "all of it is used before any is repeated"
+    start = cache.speech(utterance, frames, first * HOP / 16000)[0].long()
+    assert start.tolist() == [(first + f) % total for f in range(frames)]
+
+
+def test_speech_is_read_beside_the_crops_and_changes_nothing_else(corpus: Corpus, codec: SNAC) -> None:
+    caches = [imitations_of(corpus, codec, voice) for voice in range(2)]
+    length = CROP / 16000
+    plain, loader = (
+        CropLoader(
+            corpus, "train", 16000, length, 2, 0,
+            latents=cache_of(corpus, codec), imitations=caches, speech_frames=frames,
+        )
+        for frames in (0, 30)
+    )  # fmt: skip
+    for step in range(3):
+        batch, without = loader.at(step), plain.at(step)
+        assert without.speech is None
+        assert batch.starts == without.starts
+        for one, other in zip(batch.imitations, without.imitations, strict=True):
+            assert other.speech is None
+            assert torch.equal(one.latent, other.latent)
+            assert one.speech is not None
+            assert one.speech.shape == (2, codec.latent_dim, 30)
+        assert batch.speech is not None
+        for row, name in enumerate(batch.utterances):
+            whole = loader.latents._whole(corpus.utterance(name))  # type: ignore[union-attr]
+            same = (batch.speech[row].T.unsqueeze(1) == whole).all(2)
+            assert same.any(1).all(), "frames of the utterance"
+
+
 def test_one_speaker_cannot_imitate_another(corpus: Corpus, codec: SNAC) -> None:
     utterances = corpus.split("train")
     alone = Utterances.of([one for one in utterances if one.speaker == utterances.speakers[0]], corpus.root)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from snac_core import ConditionedCodec, Conditioning
+from snac_core import ConditionedCodec, Conditioning, UserError
 from snac_core.codec.streaming import EncoderStream
 from snac_core.codec.vq import CodeWriter, VectorQuantize
+from snac_core.conditioning import REFERENCE, REFERENCE_SECONDS
+from snac_core.seeding import generator
 from snac_core.testing import Fixtures, small_codec
 from snac_core.testing.probes import perturbed
 
@@ -21,9 +23,10 @@ def fixtures() -> Fixtures:
     return Fixtures(small_codec(), SPEAKER_DIM)
 
 
-def predicting(fixtures: Fixtures, *objectives: str, source_bias: float = 0.0) -> ConditionedCodec:
+def predicting(fixtures: Fixtures, *objectives: str, source_bias: float = 0.0, heads: int = 0) -> ConditionedCodec:
     torch.manual_seed(0)
-    config = {NAME: {"adapter_type": "codes", "hidden_dim": 16, "dilations": (1, 2), "source_bias": source_bias}}
+    settings = {"adapter_type": "codes", "hidden_dim": 16, "dilations": (1, 2), "attention_heads": heads}
+    config = {NAME: {**settings, "source_bias": source_bias}}
     return ConditionedCodec(fixtures.codec, [NAME, *objectives], speaker_dim=SPEAKER_DIM, config=config)
 
 
@@ -152,4 +155,78 @@ def test_it_learns_codes_that_depend_on_the_speaker(fixtures: Fixtures) -> None:
         optimizer.step()
     with torch.no_grad():
         found = fixtures.codec.quantizer(adapter(z, speakers))[1]
+    assert all(map(torch.equal, found, codes))
+
+
+def test_with_attention_the_codes_depend_on_speech_of_the_target_as_well(fixtures: Fixtures) -> None:
+    model = perturbed(predicting(fixtures, heads=2), seed=1).eval()
+    cond, audio = fixtures.conditioning(len(fixtures.audio)), fixtures.audio
+    other = fixtures.speech(torch.arange(len(audio)) + 1)
+    with torch.no_grad():
+        codes, again, changed = (
+            model.encode(audio, Conditioning(cond.speaker, {REFERENCE: speech}))
+            for speech in (cond.extras[REFERENCE], cond.extras[REFERENCE].clone(), other)
+        )
+        alone = model.encode(audio[:1], cond.first(1))
+    assert all(map(torch.equal, codes, again))
+    assert any(not torch.equal(*levels) for levels in zip(codes, changed, strict=True))
+    assert all(torch.equal(level[:1], one) for level, one in zip(codes, alone, strict=True)), "items do not mix"
+
+
+def test_attention_has_a_gradient_and_a_new_adapter_is_the_identity(fixtures: Fixtures) -> None:
+    model = predicting(fixtures, "code_prediction", heads=2)
+    audio, cond = fixtures.audio, fixtures.conditioning(len(fixtures.audio))
+    assert torch.equal(model.reconstruct(audio, cond).z, model.reconstruct(audio).z)
+    adapter = perturbed(model, seed=1).attached[NAME].adapters["latent"]
+    codes, latent = model.latents(audio).codes, model.latents(audio).z
+    logits = adapter.code_logits(latent, cond.speaker, codes, cond.extras[REFERENCE])
+    torch.stack([level.square().mean() for level in logits]).sum().backward()
+    grads = {name: p.grad for name, p in adapter.attention.named_parameters()}
+    assert grads
+    assert all(grad is not None and grad.isfinite().all() and grad.abs().max() > 0 for grad in grads.values())
+
+
+def test_a_model_says_what_it_needs_and_prepares_it(fixtures: Fixtures) -> None:
+    model = perturbed(predicting(fixtures, heads=2), seed=1).eval()
+    cond, audio = fixtures.conditioning(1), fixtures.audio[:1]
+    assert model.extras == {REFERENCE}
+    with pytest.raises(UserError, match=r"needs reference beside the speaker embedding; give model.target\("):
+        model(audio, cond.speaker)
+    speech = 0.1 * torch.randn(1, 1, 16000, generator=generator("speech"))
+    target = model.target(cond.speaker, speech)
+    frames = -(-16000 // model.codec.hop_length)
+    latent = model.codec.advance(model.codec.preprocess(speech), None, "latent")
+    assert torch.equal(target.extras[REFERENCE], latent[..., :frames])
+    longer = model.target(cond.speaker, speech.repeat(1, 1, 20)).extras[REFERENCE]
+    assert longer.shape[-1] == -(-int(REFERENCE_SECONDS * 16000) // model.codec.hop_length)
+    assert model(audio, target)[0].shape == audio.shape
+    without = predicting(fixtures)
+    assert not without.extras
+    assert without.target(cond.speaker, speech).extras == {}
+
+
+def test_attention_is_refused_where_it_does_not_fit(fixtures: Fixtures) -> None:
+    with pytest.raises(UserError, match="attention_heads belongs to adapter_type = 'codes'; 'conv' has none"):
+        ConditionedCodec(fixtures.codec, [NAME], speaker_dim=8, config={NAME: {"attention_heads": 2}})
+    with pytest.raises(UserError, match="hidden_dim = 16; expected a multiple of attention_heads = 3"):
+        predicting(fixtures, heads=3)
+
+
+def test_the_codes_of_a_voice_are_found_in_its_speech(fixtures: Fixtures) -> None:
+    """Two voices with one embedding: only their speech tells which codes to choose."""
+    adapter = predicting(fixtures, heads=2).attached[NAME].adapters["latent"]
+    frames = 4 * fixtures.codec.vq_strides[0]
+    codes = random_codes(fixtures, frames)
+    z = torch.randn(1, fixtures.codec.latent_dim, frames).expand(2, -1, -1)
+    speaker = torch.nn.functional.normalize(torch.randn(1, SPEAKER_DIM), dim=1).expand(2, -1)
+    speech = fixtures.speech(torch.arange(2))
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=1e-2)
+    for _ in range(150):
+        levels = zip(adapter.code_logits(z, speaker, codes, speech), codes, strict=True)
+        loss = torch.stack([torch.nn.functional.cross_entropy(*level) for level in levels]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = fixtures.codec.quantizer(adapter(z, speaker, speech))[1]
     assert all(map(torch.equal, found, codes))

@@ -15,7 +15,7 @@ from snac_core.augment import long_term_envelope
 from snac_core.frozen import FrozenActivations
 from snac_core.losses import code_entropy
 from snac_core.speakers.sampling import SpeakerSampler
-from snac_core.step import Step
+from snac_core.step import Imitation, Step
 from snac_core.testing import Fixtures, small_codec
 from snac_core.testing.fixtures import ROWS
 
@@ -115,7 +115,7 @@ def test_imitations_from_a_cache_give_the_terms_of_the_same_voices_without_anoth
     moved, _ = objective.other_voices(step)
     latent = FrozenActivations(step.model.codec, moved).at("latent")
     cached = step_of(fixtures, imitate=True)
-    cached.imitations = [(latent, fixtures.speaker_encoder(moved, 16000))]
+    cached.imitations = [Imitation(latent, fixtures.speaker_encoder(moved, 16000))]
     cached.frozen_activations.at("latent")
     expected = {name: float(term.detach()) for name, term in terms_of(step).items()}
 
@@ -133,7 +133,7 @@ def test_two_imitations_are_converted_to_each_other(fixtures: Fixtures) -> None:
     step = step_of(fixtures, imitate=True)
     first, second = (torch.randn_like(step.frozen_activations.at("latent")) for _ in range(2))
     embeddings = torch.nn.functional.normalize(torch.randn(2, ROWS, SPEAKER_DIM), dim=-1)
-    step.imitations = [(first, embeddings[0]), (second, embeddings[1])]
+    step.imitations = [Imitation(first, embeddings[0]), Imitation(second, embeddings[1])]
     codec = step.model.codec
     edited = step.model.latents(
         step.audio, Conditioning(embeddings[1]), frozen=FrozenActivations(codec, step.audio, latent=first)
@@ -146,7 +146,7 @@ def test_two_imitations_are_converted_to_each_other(fixtures: Fixtures) -> None:
 
 def test_imitations_at_the_latent_are_refused_by_edits_of_the_encoder(fixtures: Fixtures) -> None:
     step = step_of(fixtures, imitate=True)
-    step.imitations = [(step.frozen_activations.at("latent"), step.own.speaker)]
+    step.imitations = [Imitation(step.frozen_activations.at("latent"), step.own.speaker)]
     step.model = ConditionedCodec(
         fixtures.codec,
         ["phase6_encoder_adapter", "code_prediction"],
