@@ -221,7 +221,8 @@ class Converter:
         if stored:
             if self.model.extras:
                 raise UserError(
-                    f"{stored[0]} is an embedding, and this run attends to speech of the target; expected speech"
+                    f"{stored[0]} is an embedding, and this run attends to speech of the target; expected speech, "
+                    "or with --run an adapter that needs the embedding alone"
                 )
             rows = [row for path in stored for row in _read_embeddings(path, self.encoder.dim)]
             return Conditioning(weighted_mean(rows, [1.0] * len(rows)).to(self.device))
@@ -333,11 +334,12 @@ class Converter:
         return self.model.target(Conditioning(embedding, encoder=self.encoder.digest), beginnings)
 
 
-def best_adapter(base: str | None) -> str:
+def best_adapter(base: str | None, *, embedding_alone: bool = False) -> str:
     """The bundled adapter with the highest speaker similarity (SECS) on test speakers, among those for `base`.
 
     Args:
         base: name of the codec; None: any.
+        embedding_alone: only those that need nothing of a target but its embedding.
 
     Raises:
         UserError: if there is none.
@@ -353,6 +355,8 @@ def best_adapter(base: str | None) -> str:
         figure = evaluation.metrics.get("secs") if evaluation else None
         return figure.mean if figure and figure.mean is not None else -1.0
 
+    if embedding_alone:
+        return max((name for name in suited if not ConditionedCodec.from_pretrained(name).extras), key=secs)
     return max(suited, key=secs)
 
 

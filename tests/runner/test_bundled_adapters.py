@@ -15,7 +15,6 @@ from snac_core.checkpoint import bundled_adapters, digest_of
 from snac_core.codec import SNAC
 from snac_core.codec.pretrained import ASSETS, bundled
 from snac_core.conditioned import ConditionedCodec
-from snac_core.conditioning import Conditioning
 from snac_core.errors import UserError
 from snac_runner.convert import best_adapter
 
@@ -29,7 +28,7 @@ def test_a_bundled_adapter_is_evaluated_changes_the_voice_and_has_a_card(name: s
     audio = 0.1 * torch.randn(1, 1, 8000, generator=torch.Generator().manual_seed(0))
     target = torch.nn.functional.normalize(torch.randn(1, model.encoder.dim), dim=1)  # type: ignore[union-attr]
     with torch.no_grad(), model.codec.fixed_noise(0):
-        changed = model.reconstruct(audio, Conditioning(target)).audio
+        changed = model.reconstruct(audio, model.target(target, audio.flip(-1))).audio
         assert not torch.equal(changed, model.codec(audio)[0])
     card = (ASSETS / name / "README.md").read_text()
     for words in ("## Training", "## Evaluation", "## Limits", "agreement"):
@@ -64,6 +63,17 @@ def test_the_best_adapter_is_used_and_named(
     assert named.read_bytes() == out.read_bytes()
     assert "did you mean 'adapter_1'?" in refusal(*command, "adaptor_1")
     assert "bundled: adapter_0 (for tiny), adapter_1 (for tiny)" in refusal(*command[:-1], "--base", "other")
+
+
+def test_the_best_adapter_for_a_stored_embedding_needs_no_speech(assets: Path) -> None:
+    codec = SNAC.from_pretrained("tiny")
+    settings = {PHASES[2]: {"adapter_type": "codes", "hidden_dim": 8, "attention_heads": 2}}
+    model = ConditionedCodec(codec, [PHASES[2]], speaker_encoder="simple", config=settings)
+    figure = {"mean": 1.0, "n_ok": 2, "n": 2, "unit": "", "direction": "up"}
+    model.evaluation = {"weights": digest_of(model.attached), "metrics": {"secs": figure}, "about": {}}
+    model.save_pretrained(assets / "adapter_2")
+    assert best_adapter("tiny") == "adapter_2"
+    assert best_adapter("tiny", embedding_alone=True) == "adapter_1"
 
 
 def test_an_adapter_on_another_base_is_refused(assets: Path, bench: Bench) -> None:

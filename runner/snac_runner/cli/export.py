@@ -42,7 +42,7 @@ def export(
 
     with terminal() as console:
         if run is None:
-            run = best_adapter(base)
+            run = best_adapter(base, embedding_alone=True)
             console.line(f"using the bundled adapter {run}; --run RUN uses another")
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(run, "cpu", catalogue, base=base, checkpoint=checkpoint, console=console)
