@@ -425,10 +425,11 @@ class ConditionedCodec(nn.Module):
         return [(call.strategy, call) for call in self._hooks.calls[hook]]
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the strategies, without those of discriminators."""
+        """Named parameters of the strategies that ask for a gradient, without those of discriminators."""
         for name, strategy in self.attached.items():
             for parameter_name, parameter in strategy.adapted_parameters():
-                yield f"{name}.{parameter_name}", parameter
+                if parameter.requires_grad:
+                    yield f"{name}.{parameter_name}", parameter
 
     def discriminator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Named parameters of the discriminators."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Arm:
         if resources.study.compile:
             _compile(model)
         if settings.start:
-            start_from(settings.start, model)
+            start_from(settings.start, model, settings.frozen)
         table = resources.table
         if settings.shuffled_speakers:  # each speaker's conditioning is that of a fixed other speaker; references stay
             shift = 1 + derive(seed, "shuffled") % (len(table.names) - 1)
@@ -229,15 +229,17 @@ def _compile(model: ConditionedCodec) -> None:
                     module.compile()
 
 
-def start_from(source: str, model: ConditionedCodec) -> None:
+def start_from(source: str, model: ConditionedCodec, frozen: Sequence[str] = ()) -> None:
     """Copy the trained strategies that `source` and `model` share into `model`.
 
     Args:
         source: a run folder, a folder written by `save_pretrained`, a bundled adapter, or a hub id.
         model: with the same base and speaker encoder.
+        frozen: strategies that get no gradient.
 
     Raises:
-        UserError: for another base or speaker encoder, no shared strategy, or tensors of other shapes.
+        UserError: for another base or speaker encoder, no shared strategy, a frozen one that is not shared, or tensors
+            of other shapes.
     """
     path = Path(source)
     stored = Stored.find(path / "model" if (path / "model").is_dir() else source)
@@ -255,6 +257,10 @@ def start_from(source: str, model: ConditionedCodec) -> None:
         raise UserError(
             f"start {source!r} has {names}; this arm has {', '.join(model.attached)}; expected one in common"
         )
+    if missing := [name for name in frozen if name not in shared]:
+        raise UserError(f"start {source!r} has {', '.join(shared)}; expected {missing[0]}, which is frozen")
+    for name in frozen:
+        shared[name].requires_grad_(False)
     tensors = read_tensors(stored.weights).items()
     try:
         load_state(shared, {key: value for key, value in tensors if key.split(".")[0] in shared}, str(stored.weights))

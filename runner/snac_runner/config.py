@@ -95,6 +95,9 @@ class ArmSettings(BaseModel):
     start: str = Field(
         "", description="Trained strategies to start from: a run folder, a bundled adapter, or a hub id; empty: none."
     )
+    frozen: tuple[str, ...] = Field(
+        (), description="Strategies of `start` that keep their weights; others are trained."
+    )
     shuffled_speakers: bool = Field(False, description="Train under the embeddings of wrong speakers, as a control.")
 
     @property
@@ -106,6 +109,17 @@ class ArmSettings(BaseModel):
     def all_strategies(self) -> list[str]:
         """Strategies, then the objectives that are not among them."""
         return [*self.strategies, *(o for o in self.objectives if o not in self.strategies)]
+
+    @model_validator(mode="after")
+    def _frozen_are_started_from(self) -> Self:
+        for name in self.frozen:
+            if name not in self.strategies:
+                raise ValueError(f"frozen = {name!r}{nearest(name, self.strategies)}; expected a strategy of the arm, "
+                                 f"{', '.join(self.strategies)}")  # fmt: skip
+        if self.frozen and not self.start:
+            raise ValueError(f"frozen = {', '.join(self.frozen)}: new weights would stay as they are, the identity; "
+                             "expected start = RUN, with their trained weights")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _usable_as_folder(self) -> Self:

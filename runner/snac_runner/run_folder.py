@@ -54,7 +54,7 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
     }
     config: dict[str, Any] = {
         "study": resources.study.model_dump(mode="json", exclude=_left_out(resources.study)),
-        "arm": {**arm.model_dump(mode="json", exclude=set() if arm.start else {"start"}), "settings": strategies},
+        "arm": {**arm.model_dump(mode="json", exclude=_empty(arm)), "settings": strategies},
         "seed": seed,
         "digests": resources.digests,
         "plugin_files": plugin_files(arm, resources),
@@ -67,6 +67,11 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
 def _left_out(study: StudySettings) -> set[str]:
     """Settings that are not written out with their default, so that runs of earlier versions stay the same runs."""
     return {"precision"} if study.precision == StudySettings().precision else set()
+
+
+def _empty(arm: ArmSettings) -> set[str]:
+    """The same for an arm."""
+    return {name for name in ("start", "frozen") if not getattr(arm, name)}
 
 
 def stored_run(folder: Path) -> tuple[StudySettings, ArmSettings]:

@@ -157,7 +157,7 @@ def preflight(arm: Arm) -> None:
         return weighted_sum(arm, terms)
 
     with torch.compiler.set_stance("force_eager"):  # the rules take several gradients of one graph
-        check_rules(arm.model, loss, audio, cond, seed=arm.seed)
+        check_rules(arm.model, loss, audio, cond, seed=arm.seed, frozen=arm.settings.frozen)
 
 
 def evaluate_on_dev(arm: Arm) -> dict[str, float] | None:

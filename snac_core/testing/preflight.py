@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ def preflight(
     cond: Conditioning,
     *,
     seed: int,
+    frozen: Collection[str] = (),
 ) -> None:
     """Refuse an arm that cannot learn, ignores its embedding, mixes the items of a batch, or changes the base.
 
@@ -47,6 +48,7 @@ def preflight(
         audio: (B, 1, T) at the codec's sample rate.
         cond: one row, or one row per item.
         seed: of the perturbation.
+        frozen: strategies that are not trained.
 
     Raises:
         UserError: names the strategy, the measurement, and the likely cause.
@@ -70,7 +72,7 @@ def preflight(
     ):
         try:
             _check_edits(perturbed(model, seed), names, audio, cond, seed)
-            _check_gradients(model, names, loss, seed)
+            _check_gradients(model, [name for name in names if name not in frozen], loss, seed)
         except UserError as error:
             problem = error
         finally:

@@ -143,3 +143,32 @@ def test_a_run_starts_from_the_strategies_of_another(
     other = refusal(*command, trained, "--set", f"{PHASES[2]}.hidden_dim=24", "--out", tmp_path / "x")
     assert f"so add --set '{PHASES[2]}.hidden_dim=" in other
     assert "no folder nowhere" in refusal(*command, "nowhere", "--out", tmp_path / "x")
+
+
+def test_a_frozen_strategy_keeps_its_weights_bit_for_bit_and_the_others_train(
+    bench: Bench, tmp_path: Path, runs: dict[str, Path], refusal: Callable[..., str]
+) -> None:
+    trained, (_, phase4, phase6) = runs[PHASES[2]], PHASES
+    options = ["--base", bench.base, "--data", bench.speech, *FAST, "--no-evaluation"]
+    command = ["train", "--strategy", phase6, "--strategy", phase4, *options, "--start", trained]
+    frozen = ["--set", f"frozen=['{phase6}']"]
+    out = tmp_path / "second"
+    assert runner(*command, *frozen, "--steps", 3, "--out", out) == 0
+    before, after = weights(trained), weights(out)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    moved = [value for name, value in after.items() if name.startswith(phase4)]
+    assert moved
+    assert any(value.count_nonzero() for value in moved), "zeros when new"
+    assert runner("train", "--resume", out, "--steps", 4) == 0
+    longer = weights(tmp_path / "second-4steps")
+    assert all(torch.equal(value, longer[name]) for name, value in before.items())
+    assert result(out)["cost"]["parameters"] == sum(map(torch.numel, moved))
+    message = refusal(*command[:-2], *frozen, "--out", tmp_path / "x")
+    assert "new weights would stay as they are" in message
+    assert "expected start = RUN" in message
+    message = refusal(*command, "--set", "frozen=['phase6_encoder_adaptor']", "--out", tmp_path / "x")
+    assert "did you mean 'phase6_encoder_adapter'" in message
+    message = refusal(*command, "--set", f"frozen=['{phase4}']", "--out", tmp_path / "x")
+    assert f"voice_conversion; expected {phase4}, which is frozen" in message
+    message = refusal(*command[:3], *options, "--start", trained, *frozen, "--out", tmp_path / "x")
+    assert "has nothing to train" in message
