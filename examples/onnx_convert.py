@@ -10,7 +10,7 @@ import onnxruntime
 
 folder, source, out = sys.argv[1:]
 about = json.loads(Path(folder, "export.json").read_text())
-known = {"speaker": np.load(f"{folder}/speaker.npy")}  # written by runner export --target
+known = {path.stem: np.load(path) for path in Path(folder).glob("*.npy")}  # written by runner export --target
 with wave.open(source) as file:  # at about["sampling_rate"]
     audio = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
 units = -(-len(audio) // about["samples_per_unit"])

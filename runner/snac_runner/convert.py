@@ -334,12 +334,12 @@ class Converter:
         return self.model.target(Conditioning(embedding, encoder=self.encoder.digest), beginnings)
 
 
-def best_adapter(base: str | None, *, embedding_alone: bool = False) -> str:
+def best_adapter(base: str | None, targets: Sequence[str] = ()) -> str:
     """The bundled adapter with the highest speaker similarity (SECS) on test speakers, among those for `base`.
 
     Args:
         base: name of the codec; None: any.
-        embedding_alone: only those that need nothing of a target but its embedding.
+        targets: files. If there are stored embeddings among them, only adapters that need nothing else are considered.
 
     Raises:
         UserError: if there is none.
@@ -355,7 +355,7 @@ def best_adapter(base: str | None, *, embedding_alone: bool = False) -> str:
         figure = evaluation.metrics.get("secs") if evaluation else None
         return figure.mean if figure and figure.mean is not None else -1.0
 
-    if embedding_alone:
+    if any(name.lower().endswith(EMBEDDING_SUFFIXES) for name in targets):
         return max((name for name in suited if not ConditionedCodec.from_pretrained(name).extras), key=secs)
     return max(suited, key=secs)
 

@@ -5,7 +5,8 @@
     decoder     codes_0, ... , noise_0, ... (1, 1, T_i), speaker   ->  audio (1, 1, T)
 
 T is a multiple of the padding of `SNAC.preprocess`. A part has the input `speaker` if a strategy acts on its side of
-the quantizer. Noise is an input, so that results are repeatable: standard normal numbers, or zeros for none.
+the quantizer, and `reference` (1, C, R), of any length R, if that strategy attends to speech of the target. Noise is an
+input, so that results are repeatable: standard normal numbers, or zeros for none.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from snac_core.codec.layers import NoiseBlock
-from snac_core.conditioning import Conditioning
+from snac_core.conditioning import REFERENCE, Conditioning
 from snac_core.errors import UserError, nearest
 from snac_core.files import write_bytes, write_json
 from snac_core.seeding import generator
+from snac_core.taps import is_before_vq
 
 if TYPE_CHECKING:
     from snac_core.conditioned import ConditionedCodec
@@ -42,6 +44,8 @@ OPSET = 20
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 _TRACED_UNITS, _CHECKED_SECONDS = 16, 2.0  # length of the example, in units of the padding, and of the check
 
+_ANY = 0  # instead of a length per unit: any length, whatever that of the audio
+
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
@@ -50,8 +54,8 @@ class _Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, audio: Tensor, speaker: Tensor | None = None) -> Tensor:
-        return self.model.encode_latent(audio, None if speaker is None else Conditioning(speaker))
+    def forward(self, audio: Tensor, speaker: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+        return self.model.encode_latent(audio, _conditioning(speaker, reference))
 
 
 class _Quantizer(nn.Module):
@@ -68,11 +72,19 @@ class _Decoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, codes: list[Tensor], noise: list[Tensor], speaker: Tensor | None = None) -> Tensor:
+    def forward(
+        self, codes: list[Tensor], noise: list[Tensor], speaker: Tensor | None = None, reference: Tensor | None = None
+    ) -> Tensor:
         codec = self.model.codec
         with codec.noise.given(noise):
             z_q = codec.quantizer.from_codes(codes)
-            return self.model.decode_quantized(z_q, None if speaker is None else Conditioning(speaker))
+            return self.model.decode_quantized(z_q, _conditioning(speaker, reference))
+
+
+def _conditioning(speaker: Tensor | None, reference: Tensor | None) -> Conditioning | None:
+    if speaker is None:
+        return None
+    return Conditioning(speaker, {} if reference is None else {REFERENCE: reference})
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ class Part:
 
     Attributes:
         module: what is exported.
-        inputs: names; per input, the length of its last dimension for one unit of the padding, or None if it is fixed.
+        inputs: names; per input, the length of its last dimension for one unit of the padding, None if it is fixed, or
+            `_ANY`.
         outputs: names.
         grouped: from a list of inputs to the arguments of `module`.
     """
@@ -94,10 +107,14 @@ class Part:
     def program(self, example: Sequence[Tensor]) -> ExportedProgram:
         """The traced program, for inputs of any length."""
         units = Dim("units", min=1, max=2**20)
-        lengths = [
-            {} if per_unit is None else {tensor.dim() - 1: units if per_unit == 1 else per_unit * units}
-            for per_unit, tensor in zip(self.inputs.values(), example, strict=True)
-        ]
+        lengths: list[dict[int, Any]] = []
+        for per_unit, tensor in zip(self.inputs.values(), example, strict=True):
+            if per_unit is None:
+                lengths.append({})
+            elif per_unit == _ANY:
+                lengths.append({tensor.dim() - 1: Dim("reference_frames", min=2, max=2**20)})
+            else:
+                lengths.append({tensor.dim() - 1: units if per_unit == 1 else per_unit * units})
         with torch.no_grad():
             return torch.export.export(
                 self.module, self.grouped(example), dynamic_shapes=self.grouped(lengths), strict=False
@@ -127,7 +144,7 @@ def parts_of(model: ConditionedCodec) -> dict[str, Part]:
     codes = {f"codes_{level}": frames // stride for level, stride in enumerate(codec.vq_strides)}
     blocks = [layer for layer in codec.decoder.modules() if isinstance(layer, NoiseBlock)]
     noise = {f"noise_{block.number}": frames * block.samples_per_frame for block in blocks}
-    before, after = ({"speaker": None} if model.acts(before_vq=side) else {} for side in (True, False))
+    before, after = (_conditions(model, before_vq=side) for side in (True, False))
 
     def grouped(values: Sequence[Any]) -> tuple[Any, ...]:
         last = len(codes) + len(noise)
@@ -138,6 +155,15 @@ def parts_of(model: ConditionedCodec) -> dict[str, Part]:
         "quantizer": Part(_Quantizer(model), {"z": frames}, list(codes)),
         "decoder": Part(_Decoder(model), {**codes, **noise, **after}, ["audio"], grouped),
     }
+
+
+def _conditions(model: ConditionedCodec, *, before_vq: bool) -> dict[str, int | None]:
+    """The inputs of one side of the quantizer that say what to convert to."""
+    acting = {edit.strategy for tap, edits in model.edits.items() if is_before_vq(tap) == before_vq for edit in edits}
+    inputs: dict[str, int | None] = {"speaker": None} if acting else {}
+    if any(REFERENCE in model.attached[name].extras for name in acting):
+        inputs[REFERENCE] = _ANY
+    return inputs
 
 
 def export(model: ConditionedCodec, folder: Path, file_format: str = "onnx") -> Exported:
@@ -159,12 +185,6 @@ def export(model: ConditionedCodec, folder: Path, file_format: str = "onnx") -> 
         raise UserError(f"no export format {file_format!r}{nearest(file_format, FORMATS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; give another")
-    if model.extras:
-        names = " + ".join(model.strategies)
-        raise UserError(
-            f"{names} attends to speech of the target, which an export has no input for; expected a model that is "
-            "conditioned with the speaker embedding alone"
-        )
     if file_format == "onnx":
         for package in _PACKAGES["onnx"]:
             if importlib.util.find_spec(package) is None:
@@ -198,12 +218,16 @@ def _values(model: ConditionedCodec, units: int) -> dict[str, Tensor]:
     draw = generator(0, "export", units)
     audio = 0.1 * torch.randn((1, 1, units * codec.padding_multiple), generator=draw)
     values = {"audio": audio}
-    speaker = None
+    cond = None
     if model.encoder is not None:
         speaker = nn.functional.normalize(torch.randn((1, model.encoder.dim), generator=draw), dim=1)
         values["speaker"] = speaker
-    before, after = (speaker if model.acts(before_vq=side) else None for side in (True, False))
-    latents = model.latents(audio, None if before is None else Conditioning(before))
+        cond = Conditioning(speaker)
+        if REFERENCE in model.extras:
+            cond = model.target(cond, 0.1 * torch.randn((1, 1, (units + 1) * codec.padding_multiple), generator=draw))
+            values[REFERENCE] = cond.extras[REFERENCE]
+    before, after = (cond if model.acts(before_vq=side) else None for side in (True, False))
+    latents = model.latents(audio, before)
     values |= {"z": latents.z} | {f"codes_{level}": indices for level, indices in enumerate(latents.codes)}
     noise = []
     for name, per_unit in parts_of(model)["decoder"].inputs.items():
@@ -282,8 +306,11 @@ def _description(
         found = {}
         for name in names:
             tensor = values["decoded" if name == "audio" else name]
-            about = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-            found[name] = about if name == "speaker" else {**about, "per_unit": tensor.shape[-1]}
+            about: dict[str, Any] = {"shape": [*tensor.shape], "dtype": str(tensor.dtype).removeprefix("torch.")}
+            if name == REFERENCE:
+                found[name] = {**about, "shape": [*tensor.shape[:-1], None]}  # any length
+            else:
+                found[name] = about if name == "speaker" else {**about, "per_unit": tensor.shape[-1]}
         return found
 
     about: dict[str, Any] = {

@@ -73,7 +73,7 @@ def test_the_best_adapter_for_a_stored_embedding_needs_no_speech(assets: Path) -
     model.evaluation = {"weights": digest_of(model.attached), "metrics": {"secs": figure}, "about": {}}
     model.save_pretrained(assets / "adapter_2")
     assert best_adapter("tiny") == "adapter_2"
-    assert best_adapter("tiny", embedding_alone=True) == "adapter_1"
+    assert best_adapter("tiny", ["a.wav", "b.NPY"]) == "adapter_1"
 
 
 def test_an_adapter_on_another_base_is_refused(assets: Path, bench: Bench) -> None:

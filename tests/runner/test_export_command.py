@@ -14,7 +14,7 @@ import soundfile
 import torch
 from small_study import runner
 
-from snac_core import ConditionedCodec, Conditioning
+from snac_core import ConditionedCodec
 
 PROJECT = Path(__file__).parents[2]
 pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
@@ -36,12 +36,14 @@ def test_the_example_converts_with_onnxruntime_and_numpy_alone(tmp_path: Path, r
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     converted, source = soundfile.read(tmp_path / "c.wav")[0], soundfile.read(speech)[0]
     model = ConditionedCodec.from_pretrained("phase4+6_tiny").eval()
-    speaker, audio = torch.from_numpy(np.load(exported / "speaker.npy")), torch.from_numpy(source).float()[None, None]
+    audio = torch.from_numpy(source).float()[None, None]
+    speaker, reference = (torch.from_numpy(np.load(exported / f"{name}.npy")) for name in ("speaker", "reference"))
+    assert torch.equal(reference, model.target(speaker, audio).extras["reference"])
     units = -(-audio.shape[-1] // model.codec.padding_multiple)
     about = json.loads((exported / "export.json").read_text())["parts"]["decoder"]["inputs"]
     np.random.seed(0)
     noise = [np.random.randn(1, 1, units * about[f"noise_{block}"]["per_unit"]) for block in range(4)]
     with torch.no_grad(), model.codec.noise.given([torch.from_numpy(values).float() for values in noise]):
-        expected = model.reconstruct(audio, Conditioning(speaker)).audio[0, 0]
+        expected = model.reconstruct(audio, model.target(speaker, audio)).audio[0, 0]
     np.testing.assert_allclose(converted, expected.clamp(-1, 1), atol=2 / 32768)
     assert "not an empty folder" in refusal("export", "--out", exported)

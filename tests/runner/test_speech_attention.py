@@ -141,5 +141,3 @@ def test_files_are_converted_with_the_speech_of_their_target(
     np.save(tmp_path / "target.npy", np.ones(512, dtype=np.float32))
     message = refusal(*command, "--target", tmp_path / "target.npy", "--out", tmp_path / "d.wav")
     assert "target.npy is an embedding, and this run attends to speech of the target; expected speech" in message
-    message = refusal("export", "--run", trained, "--base", bench.base, "--out", tmp_path / "onnx")
-    assert "attends to speech of the target, which an export has no input for" in message

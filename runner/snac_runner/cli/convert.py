@@ -83,7 +83,7 @@ def convert(
     A folder, a pattern or several sources are converted into the folder --out, in which finished files are kept.
     """
     from snac_runner.batch_convert import is_many, jobs_of_list, jobs_of_sources, target_files
-    from snac_runner.convert import EMBEDDING_SUFFIXES, Converter, best_adapter
+    from snac_runner.convert import Converter, best_adapter
     from snac_runner.data.media import PIPE, AudioFormat
 
     if pairs is not None and (source or target):
@@ -106,8 +106,7 @@ def convert(
         if run is None:
             if checkpoint:
                 raise UserError("--checkpoint is of an unfinished run; give its folder with --run RUN")
-            stored = any(name.lower().endswith(EMBEDDING_SUFFIXES) for name in target)
-            run = best_adapter(base, embedding_alone=stored)
+            run = best_adapter(base, target)
             console.line(f"using the bundled adapter {run}; --run RUN uses another")
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(

@@ -31,7 +31,8 @@ def export(
 ) -> None:
     """Export encoder, quantizer and decoder with their adapters, for use without this package.
 
-    Each part is checked against the model. --target also writes the speaker embedding, speaker.npy.
+    Each part is checked against the model. --target also writes the speaker embedding, speaker.npy, and reference.npy
+    for an adapter that attends to speech of the target.
     """
     import numpy as np
 
@@ -42,7 +43,7 @@ def export(
 
     with terminal() as console:
         if run is None:
-            run = best_adapter(base, embedding_alone=True)
+            run = best_adapter(base, target)
             console.line(f"using the bundled adapter {run}; --run RUN uses another")
         catalogue = catalogue_of(plugin, disable_plugin, console)
         converter = Converter(run, "cpu", catalogue, base=base, checkpoint=checkpoint, console=console)
@@ -50,8 +51,9 @@ def export(
         console.line("exporting; this takes about a minute")
         done = export_parts(converter.model, out, file_format)
         if cond is not None and done.files:
-            with writing(out / "speaker.npy") as temporary:
-                np.save(temporary, cond.speaker.numpy())
+            for name, tensor in {"speaker": cond.speaker, **cond.extras}.items():
+                with writing(out / f"{name}.npy") as temporary:
+                    np.save(temporary, tensor.numpy())
     for path in done.files.values():
         say(str(path))
     for name, value in done.parity.items():
