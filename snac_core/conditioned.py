@@ -330,11 +330,13 @@ class ConditionedCodec(nn.Module):
                 codec if a strategy attends to them, else it is not used.
 
         Raises:
-            UserError: for speech of another shape, dtype or device, and for another number of rows.
+            UserError: for speech of another shape, dtype or device, with NaN or infinity, or another number of rows.
         """
         cond = _conditioning(speaker_embedding)
         if REFERENCE not in self.extras:
             return cond
+        check_audio(speech, next(self.codec.parameters()))
+        check_finite(speech)
         speech = speech[..., : round(REFERENCE_SECONDS * self.codec.sampling_rate)]
         frames = -(-speech.shape[-1] // self.codec.hop_length)  # without the padding
         latent = FrozenActivations(self.codec, speech).at("latent")[..., :frames]
@@ -454,6 +456,12 @@ class ConditionedCodec(nn.Module):
             raise UserError(
                 f"{self._title()} needs {', '.join(sorted(missing))} beside the speaker embedding; give "
                 "model.target(embedding, speech) with speech of the target at the codec's rate"
+            )
+        reference, channels = cond.extras.get(REFERENCE), self.codec.latent_dim
+        if reference is not None and (reference.dim() != 3 or reference.shape[1] != channels or not reference.numel()):
+            raise UserError(
+                f"{REFERENCE!r} is a latent of the codec, (B, {channels}, R) with R above 0; "
+                f"got {tuple(reference.shape)}"
             )
 
     def _rows(self, cond: Conditioning, rows: int, *, multiple: bool = True) -> tuple[Conditioning, int]:

@@ -200,6 +200,11 @@ def test_a_model_says_what_it_needs_and_prepares_it(fixtures: Fixtures) -> None:
     longer = model.target(cond.speaker, speech.repeat(1, 1, 20)).extras[REFERENCE]
     assert longer.shape[-1] == -(-int(REFERENCE_SECONDS * 16000) // model.codec.hop_length)
     assert model(audio, target)[0].shape == audio.shape
+    for wrong in (speech[0], speech.double(), torch.full_like(speech, float("nan")), speech.repeat(2, 1, 1)):
+        with pytest.raises(UserError):
+            model.target(cond.speaker, wrong)
+    with pytest.raises(UserError, match=r"'reference' is a latent of the codec, .* got \(1, 2, 9\)"):
+        model(audio, Conditioning(cond.speaker, {REFERENCE: torch.randn(1, 2, 9)}))
     without = predicting(fixtures)
     assert not without.extras
     assert without.target(cond.speaker, speech).extras == {}
