@@ -48,6 +48,11 @@ class Conditioning:
     def __len__(self) -> int:
         return self.speaker.shape[0]
 
+    @classmethod
+    def attending(cls, speaker: Tensor, reference: Tensor | None, encoder: str | None = None) -> Conditioning:
+        """On embeddings (B, S), and the latent `REFERENCE` (B, C, R) if there is one."""
+        return cls(speaker, {} if reference is None else {REFERENCE: reference}, encoder)
+
     def first(self, rows: int) -> Conditioning:
         """The first rows."""
         return self[torch.arange(rows, device=self.speaker.device)]

@@ -49,7 +49,7 @@ class Step:
         rows: which items of the batch `audio` has; all by default.
         own_speech: latent (B, C, R) of other parts of the utterances that `audio` is from, for strategies that attend
             to it; see `snac_core.conditioning.REFERENCE`.
-        target_speech: the same (N * B, C, R) of speech of the targets.
+        target_speech: reads the same (N * B, C, R) of speech of the targets, on first use of `target`.
 
     Attributes:
         model: the conditioned codec that is trained.
@@ -62,7 +62,6 @@ class Step:
         speaker_ids: rows (B,) of the source speakers in the sampler's table.
         target_ids: rows (N * B,) of the target speakers: N targets per item; index n * B + b is target n of item b.
         own: conditioning on the source's own speaker (B rows).
-        target: conditioning on the targets (N * B rows).
         own_reference: (B, S), an embedding of the own speaker from other audio than `own`; no gradient.
         target_reference: (N * B, S), the same for the targets.
         speaker_encoder: the frozen conditioning encoder.
@@ -87,7 +86,7 @@ class Step:
         frozen_activations: FrozenActivations | None = None,
         imitations: Sequence[Imitation] = (),
         own_speech: Tensor | None = None,
-        target_speech: Tensor | None = None,
+        target_speech: Callable[[], Tensor] | None = None,
         parallel: Callable[[], tuple[Tensor, Tensor] | None] | None = None,
         batch_audio: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -108,10 +107,11 @@ class Step:
         self.frozen_activations = frozen_activations or FrozenActivations(model.codec, audio)
         self.imitations = imitations
         table = sampler.table
+        self._find_target_speech = target_speech
         if table.shuffled and target_speech is not None:  # as in `conditioning_on`
-            own_speech = target_speech[: len(audio)]
-        self.own = _conditioned(table.conditioning[speaker_ids].to(audio.device), own_speech, table.encoder)
-        self.target = _conditioned(table.conditioning[target_ids].to(audio.device), target_speech, table.encoder)
+            own_speech = target_speech()[: len(audio)]
+        own = table.conditioning[speaker_ids].to(audio.device)
+        self.own = Conditioning.attending(own, own_speech, table.encoder)
         self.own_reference = table.reference[speaker_ids].to(audio.device)
         self.target_reference = table.reference[target_ids].to(audio.device)
 
@@ -144,7 +144,14 @@ class Step:
         table = self.sampler.table
         if table.shuffled:
             return self.target.first(len(self.audio))
-        return _conditioned(embeddings(), speech, table.encoder)
+        return Conditioning.attending(embeddings(), speech, table.encoder)
+
+    @cached_property
+    def target(self) -> Conditioning:
+        """Conditioning on the targets: N * B rows."""
+        table, speech = self.sampler.table, self._find_target_speech
+        embeddings = table.conditioning[self.target_ids].to(self.audio.device)
+        return Conditioning.attending(embeddings, speech() if speech else None, table.encoder)
 
     @property
     def teacher(self) -> SpeakerEncoder:
@@ -228,10 +235,6 @@ class Step:
         audio = torch.cat([self.identity.audio, self.converted.audio])
         embeddings: Tensor = self.speaker_encoder(audio, self.sample_rate)
         return embeddings
-
-
-def _conditioned(embeddings: Tensor, speech: Tensor | None, encoder: str | None) -> Conditioning:
-    return Conditioning(embeddings, {} if speech is None else {REFERENCE: speech}, encoder)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class TrainingBatch:
     rows: slice = field(default_factory=lambda: slice(None))
     imitations: tuple[Imitation, ...] = ()
     own_speech: Tensor | None = None
-    target_speech: Tensor | None = None
+    target_speech: Callable[[], Tensor] | None = None
 
     @property
     def share(self) -> float:
@@ -397,7 +398,7 @@ class StudyResources:
             for one in crops.imitations
         )
         here = torch.arange(len(targets)).view(-1, len(speakers))[:, rows].flatten()
-        target_speech = self.speech_of(targets[here]) if self.speech_frames else None
+        target_speech = functools.cache(lambda: self.speech_of(targets[here])) if self.speech_frames else None
         return TrainingBatch(index, frozen, speakers, targets, rows, imitations, moved(crops.speech), target_speech)
 
     def parallel(self, seed: int, step: int, targets: Tensor, rows: slice) -> tuple[Tensor, Tensor] | None:

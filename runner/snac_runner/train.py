@@ -11,13 +11,13 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from snac_core.checkpoint import load_state, state_of
 from snac_core.conditioned import ConditionedCodec
-from snac_core.conditioning import REFERENCE, Conditioning
 from snac_core.frozen import FrozenActivations
 from snac_core.speakers.sampling import SpeakerSampler
 from snac_core.testing import preflight as check_rules
@@ -145,13 +145,11 @@ def preflight(arm: Arm) -> None:
     audio = crops.audio.to(resources.device)
     speakers = resources.table.indices(crops.speakers)
     targets = arm.sampler.targets(speakers, 0, 1)
-    embeddings = resources.table.conditioning[targets].to(resources.device)
-    extras = {REFERENCE: resources.speech_of(targets)} if REFERENCE in arm.model.extras else {}
-    cond = Conditioning(embeddings, extras, resources.table.encoder)
+    batch = resources.batch_of(0, crops, FrozenActivations(resources.codec, audio), speakers, targets, rows)
+    cond = make_step(arm, batch).target
 
     def loss(model: ConditionedCodec) -> Tensor:
-        frozen = FrozenActivations(resources.codec, audio)
-        step = make_step(arm, resources.batch_of(0, crops, frozen, speakers, targets, rows), model)
+        step = make_step(arm, replace(batch, frozen=FrozenActivations(resources.codec, audio)), model)
         terms = loss_terms(step, "loss")
         arm.check_weights({*terms, *loss_terms(step, "discriminator_loss")})
         return weighted_sum(arm, terms)

@@ -82,9 +82,7 @@ class _Decoder(nn.Module):
 
 
 def _conditioning(speaker: Tensor | None, reference: Tensor | None) -> Conditioning | None:
-    if speaker is None:
-        return None
-    return Conditioning(speaker, {} if reference is None else {REFERENCE: reference})
+    return None if speaker is None else Conditioning.attending(speaker, reference)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Fixtures:
             sampler=self.sampler,
             index=index,
             own_speech=self.speech(speakers),
-            target_speech=self.speech(targets),
+            target_speech=lambda: self.speech(targets),
         )
 
     def context(self, model: ConditionedCodec) -> TrainingContext:

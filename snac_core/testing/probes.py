@@ -133,9 +133,7 @@ class EditProbe:
     @torch.no_grad()
     def alone(self) -> float:
         """Relative difference between the first row's output in the batch and alone."""
-        extras = {name: value[:1] for name, value in self.cond.extras.items()}
-        single = replace(self.cond, speaker=self.cond.speaker[:1], extras=extras)
-        return distance(self._seeded(self.x, self.cond)[:1], self._seeded(self.x[:1], single))
+        return distance(self._seeded(self.x, self.cond)[:1], self._seeded(self.x[:1], self.cond.first(1)))
 
     def _seeded(self, x: Tensor, cond: Conditioning) -> Tensor:
         """The edit, always from the same random state, so that dropout makes no difference."""

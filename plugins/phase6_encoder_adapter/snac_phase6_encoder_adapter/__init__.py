@@ -156,7 +156,7 @@ class Phase6EncoderAdapter(Strategy):
         """Of the codes type."""
         if self.config.adapter_type != "codes":
             return None
-        return self._predictor.code_logits(x, cond.speaker, codes, cond.extras[REFERENCE] if self.extras else None)
+        return self._predictor.code_logits(x, cond.speaker, codes, cond.extras.get(REFERENCE))
 
     @property
     def _predictor(self) -> CodeAdapter:
