@@ -132,7 +132,8 @@ class ConditionedCodec(nn.Module):
     def edit_scale(self) -> float:
         """Factor of every edit: 1, the default, is the edit as trained, 0 the bare codec. Not saved.
 
-        Above 1, outputs are more similar to the target up to a point, and lose words.
+        Above 1, outputs are more similar to the target up to a point, and lose words. What is multiplied is the change
+        of the activation, or what a strategy that takes `scale` (see `before_vq`) multiplies itself.
 
         Raises:
             UserError: if set to a negative or not finite number.
@@ -390,9 +391,7 @@ class ConditionedCodec(nn.Module):
         edited = x
         with self.codec.autocast(x.device):
             for edit in self.edits[tap]:
-                edited = edit(edited, cond)
-        if self.edit_scale != 1.0:
-            edited = x + self.edit_scale * (edited - x)
+                edited = edit(edited, cond, self.edit_scale)
         if self._on_edit is not None:
             self._on_edit(tap, x, edited)
         return edited

@@ -32,7 +32,7 @@ class Edit:
         tap: where it acts.
         hook: "before_vq" or "after_vq".
         function: its bound implementation.
-        arguments: which of (x, cond, tap) it takes.
+        arguments: which of (x, cond, tap, scale) it takes.
     """
 
     strategy: str
@@ -41,20 +41,23 @@ class Edit:
     function: Callable[..., Any]
     arguments: tuple[str, ...]
 
-    def __call__(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def __call__(self, x: Tensor, cond: Conditioning, scale: float = 1.0) -> Tensor:
         """Edit one activation.
 
         Args:
             x: (B, C, F).
             cond: of B rows.
+            scale: factor of the edit; a strategy that takes no scale is scaled linearly.
 
         Returns:
-            (B, C, F).
+            (B, C, F); `x` itself at a scale of 0.
 
         Raises:
             UserError: unless the strategy returns a tensor of the shape and dtype of `x`.
         """
-        values = {"x": x, "cond": cond, "tap": self.tap}
+        if scale == 0:
+            return x
+        values = {"x": x, "cond": cond, "tap": self.tap, "scale": scale}
         arguments = {name: values[name] for name in self.arguments}
         if torch.compiler.is_compiling():  # torch's global settings cannot be read in a graph
             edited = self.function(**arguments)
@@ -72,7 +75,7 @@ class Edit:
                 f"strategy {self.strategy!r} returned {got} at tap {self.tap.name!r}; "
                 f"expected a tensor {tuple(x.shape)} {x.dtype}, like its input"
             )
-        return edited
+        return edited if scale == 1 or "scale" in self.arguments else x.lerp(edited, scale)
 
 
 @dataclass(frozen=True)

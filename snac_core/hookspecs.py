@@ -43,14 +43,14 @@ class ModuleHooks:
 
 
 class StrategyHooks:
-    """What a strategy may do. Edits are applied in the listed order of the strategies."""
+    """What a strategy may do, in listed order. An edit that takes `scale`, the model's `edit_scale`, scales itself."""
 
     @hookspec
-    def before_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:  # type: ignore[empty-body]
+    def before_vq(self, x: Tensor, cond: Conditioning, tap: Tap, scale: float) -> Tensor:  # type: ignore[empty-body]
         """Edit `x` (B, C, F) at an encoder tap or `latent`; `cond.speaker` is (B, S). Return (B, C, F)."""
 
     @hookspec
-    def after_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:  # type: ignore[empty-body]
+    def after_vq(self, x: Tensor, cond: Conditioning, tap: Tap, scale: float) -> Tensor:  # type: ignore[empty-body]
         """Edit `x` (B, C, F) at `quantized` or a decoder tap; `cond.speaker` is (B, S). Return (B, C, F)."""
 
     @hookspec

@@ -100,6 +100,30 @@ def test_edits_are_scaled_on_both_sides_of_the_quantizer() -> None:
     assert edits[2.0, "quantized"].abs().max() > 0
 
 
+def test_a_strategy_that_takes_the_scale_is_not_scaled_again() -> None:
+    class Turn(Strategy):
+        name = "turn"
+
+        @hookimpl
+        def before_vq(self, x: Tensor, scale: float) -> Tensor:
+            return x * 2**scale
+
+        @hookimpl
+        def after_vq(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    codec, audio, cond = small(), tone(), Conditioning(torch.ones(1, 2))
+    model = ConditionedCodec(codec, [Turn], speaker_dim=2)
+    bare = model.reconstruct(audio)
+    for scale in (0.0, 0.5, 1.0, 3.0):
+        model.edit_scale = scale
+        changes: dict[str, Tensor] = {}
+        with model.on_edit(lambda tap, before, after, changes=changes: changes.update({tap: after - before})):
+            out = model.reconstruct(audio, cond)
+        assert torch.equal(out.z, bare.z * 2**scale)
+        assert torch.allclose(changes["quantized"], torch.full_like(bare.z, scale), atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
 def test_a_scale_that_is_not_a_number_of_at_least_0_is_refused(scale: float) -> None:
     model = ConditionedCodec(small(), speaker_dim=2)

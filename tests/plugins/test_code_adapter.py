@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -98,6 +100,25 @@ def test_a_bias_keeps_codes_of_the_source(fixtures: Fixtures) -> None:
         kept.append(sum(int((a == b).sum()) for a, b in zip(bare.codes, out.codes, strict=True)))
     assert kept[0] < kept[1] < kept[2]
     assert torch.equal(bare.z, out.z)
+
+
+def test_the_edit_scale_multiplies_what_the_network_adds_to_the_logits(fixtures: Fixtures) -> None:
+    cond = Conditioning(torch.randn(len(fixtures.audio), SPEAKER_DIM))
+    model = perturbed(predicting(fixtures), seed=1).eval()
+    same = perturbed(predicting(fixtures), seed=1).eval()  # the most probable code does not depend on a common factor
+    log_scales = same.attached[NAME].adapters["latent"].log_scales
+    kept = []
+    for scale in (0.0, 0.5, 1.0, 2.0):
+        model.edit_scale = scale
+        with torch.no_grad():
+            bare, out = model.latents(fixtures.audio), model.latents(fixtures.audio, cond)
+            if scale:
+                log_scales.copy_(model.attached[NAME].adapters["latent"].log_scales - math.log(scale))
+                assert all(map(torch.equal, same.latents(fixtures.audio, cond).codes, out.codes))
+        kept.append(sum(int((a == b).sum()) for a, b in zip(bare.codes, out.codes, strict=True)))
+        if not scale:
+            assert torch.equal(bare.z, out.z)
+    assert kept[0] > kept[1] > kept[2] > kept[3]
 
 
 def test_no_frame_sees_further_than_the_receptive_field(fixtures: Fixtures) -> None:

@@ -133,11 +133,14 @@ class Phase6EncoderAdapter(Strategy):
                 )
 
     @hookimpl
-    def before_vq(self, x: Tensor, cond: Conditioning, tap: Tap) -> Tensor:
-        """(B, C, F) to (B, C, F)."""
-        speech = (cond.extras[REFERENCE],) if self.extras else ()
-        edited: Tensor = self.adapters[tap.name](x, cond.speaker, *speech)
-        return edited
+    def before_vq(self, x: Tensor, cond: Conditioning, tap: Tap, scale: float) -> Tensor:
+        """(B, C, F) to (B, C, F). The codes type scales its logits, the others the change of the latent."""
+        edited: Tensor
+        if self.config.adapter_type == "codes":
+            edited = self._predictor(x, cond.speaker, cond.extras.get(REFERENCE), scale)
+            return edited
+        edited = self.adapters[tap.name](x, cond.speaker)
+        return edited if scale == 1 else x.lerp(edited, scale)
 
     def receptive_field(self, tap: Tap) -> float:
         """Of the convolutions; all frames where `bound` measures a channel over the item."""

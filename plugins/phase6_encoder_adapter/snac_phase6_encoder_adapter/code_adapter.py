@@ -58,17 +58,18 @@ class CodeAdapter(DilatedBlocks):
             assert isinstance(level, VectorQuantize)
             yield level
 
-    def forward(self, x: Tensor, speaker: Tensor, speech: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, speaker: Tensor, speech: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """x (B, C, F), speaker (B, S) and latent of speech (B, C, R) to (B, C, F); equal to x at initialization.
 
-        The gradient of an entry is that of the expected entry (straight-through).
+        `scale` multiplies what the network adds to the logits: at 0, the codes are those of the bare codec. The
+        gradient of an entry is that of the expected entry (straight-through).
         """
         hidden, residual = self._attending(x, speaker, speech), x
         stride = self.writer.quantizer.vq_strides[0]
         changed = x.new_zeros(len(x), x.shape[-1] // stride, dtype=torch.bool)
         entries = []
         for number, level in enumerate(self._levels()):
-            logits = self._logits(number, level, hidden, x, residual, self.source_bias)
+            logits = self._logits(number, level, hidden, x, residual, self.source_bias, scale)
             chosen, weight = logits.argmax(1), level.codebook.weight.to(logits)
             entry, expected = weight[chosen].transpose(1, 2), torch.einsum("bnf,nd->bdf", logits.softmax(1), weight)
             entries.append(entry + expected - expected.detach())
@@ -85,7 +86,7 @@ class CodeAdapter(DilatedBlocks):
         """The logits (B, N, F / stride) of every level, given the codes of the coarser levels (teacher forcing)."""
         hidden, residual, logits = self._attending(x, speaker, speech), x, []
         for number, (level, given) in enumerate(zip(self._levels(), codes, strict=True)):
-            logits.append(self._logits(number, level, hidden, x, residual, 0.0))
+            logits.append(self._logits(number, level, hidden, x, residual))
             residual = residual - level.expand(level.codebook(given).transpose(1, 2))
         return logits
 
@@ -107,7 +108,14 @@ class CodeAdapter(DilatedBlocks):
         return blocks + sum(2 * stride - 1 for stride in strides) + strides[0] - 1
 
     def _logits(
-        self, number: int, level: VectorQuantize, hidden: Tensor, x: Tensor, residual: Tensor, bias: float
+        self,
+        number: int,
+        level: VectorQuantize,
+        hidden: Tensor,
+        x: Tensor,
+        residual: Tensor,
+        bias: float = 0.0,
+        scale: float = 1.0,
     ) -> Tensor:
         if number:
             chosen = (x - residual).to(hidden.dtype)  # the part of the coarser levels
@@ -116,5 +124,7 @@ class CodeAdapter(DilatedBlocks):
         pooled = pooled + self.mixers[number](F.gelu(pooled))
         directions = F.normalize(level.project(residual), dim=1)
         cosines = torch.einsum("bdf,nd->bnf", directions, F.normalize(level.codebook.weight).to(directions))
-        logits: Tensor = self.heads[number](F.gelu(pooled)) + (self.log_scales[number].exp() + bias) * cosines
-        return logits
+        found: Tensor = self.heads[number](F.gelu(pooled))
+        if scale != 1:
+            found = scale * found
+        return found + (self.log_scales[number].exp() + bias) * cosines
