@@ -1,7 +1,8 @@
 """Whisper (Radford et al. 2022, arXiv 2212.04356), the recogniser of words, through faster-whisper (CTranslate2).
 
-Whisper only judges: it never trains anything. It runs in int8 on the CPU and in float16 on a GPU. An encoder window of
-30 s costs the same for a clip of 3 s, so the window follows the clip, and clips of one window are read in batches.
+Whisper only judges: it never trains anything. It runs in float16 on a GPU and in float32 on the CPU, because what it
+reads in int8 depends on the CPU (docs/experiments/does-int8-change-what-whisper-reads.md). An encoder window of 30 s
+costs the same for a clip of 3 s, so the window follows the clip, and clips of one window are read in batches.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Whisper:
         folder = _folder(str(source), download=download)
         on_gpu = device.type == "cuda" and get_cuda_device_count() > 0
         kind = {"device": "cuda", "device_index": device.index or 0} if on_gpu else {"device": "cpu"}
-        precision = "float16" if on_gpu else "int8"
+        precision = "float16" if on_gpu else "float32"
         threads = torch.get_num_threads()
         try:
             self._model: Any = WhisperModel(
