@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import Tensor
 
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
@@ -159,6 +160,34 @@ def test_a_continued_codec_starts_from_its_weights_and_skips_the_warm_up(
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
     records = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert json.loads(records.splitlines()[0])["commitment"] > 0
+
+
+def test_discriminators_are_those_of_another_training_where_it_is_named(
+    small: str, speech: Path, tmp_path: Path
+) -> None:
+    first, adversary = tmp_path / "first", quick(small, speech).adversary
+    assert adversary is not None
+    pretrain(quick(small, speech), first)
+
+    def started(start: Path, **changes: object) -> dict[str, Tensor]:
+        """The discriminators before the first step: they are trained from a step on that is never reached."""
+        own = adversary.model_copy(update={"start": str(start), "start_step": 100, **changes})
+        out = tmp_path / f"{start.name}{len(list(tmp_path.iterdir()))}"
+        pretrain(quick(small, speech, adversary=own, steps=1, validate_every=0), out)
+        found: dict[str, Tensor] = torch.load(out / "checkpoint" / "state.pt", weights_only=True)["discriminators"]
+        return found
+
+    trained = torch.load(first / "checkpoint" / "state.pt", weights_only=True)["discriminators"]
+    continued = started(first)
+    assert continued.keys() == trained.keys()
+    assert all(torch.equal(continued[name], trained[name]) for name in trained)
+    pretrain(quick(small, speech, adversary=None), tmp_path / "without")
+    with pytest.raises(UserError, match=r"no checkpoint .*expected the run folder of a pretraining"):
+        started(tmp_path / "nothing")
+    with pytest.raises(UserError, match="that training has no discriminators"):
+        started(tmp_path / "without")
+    with pytest.raises(UserError, match=r"cannot be loaded .*expected the same periods"):
+        started(first, period_channels=3)
 
 
 @pytest.mark.parametrize(

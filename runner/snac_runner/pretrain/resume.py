@@ -7,6 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from snac_core.errors import UserError
@@ -87,10 +88,13 @@ def _difference(found: Any, value: Any) -> str:
 
 
 def resume(state: TrainingState, checkpoint: Path, out: Path, console: Console) -> None:
-    """Load the checkpoint if there is one. If `steps` has changed, config.json gets the new number and keeps the old.
+    """Load the checkpoint if there is one, else the discriminators of the setting `adversary.start`.
+
+    If `steps` has changed, config.json gets the new number and keeps the old.
 
     Raises:
-        UserError: for a damaged checkpoint, one of other data, or fewer `steps` than are done.
+        UserError: for a damaged checkpoint, one of other data, fewer `steps` than are done, or a folder
+            `adversary.start` without such discriminators.
     """
     steps, context = state.settings.steps, state.context
     if checkpoint.is_file():
@@ -106,6 +110,8 @@ def resume(state: TrainingState, checkpoint: Path, out: Path, console: Console) 
         if state.data != data:
             raise UserError(f"{checkpoint} is of a training on other speech; give the same speech, or a new folder")
         console.line(f"continuing from step {state.step} of {steps}")
+    elif state.settings.adversary is not None and state.settings.adversary.start is not None:
+        _continue_discriminators(state, Path(state.settings.adversary.start))
     if state.step > steps:
         raise UserError(f"steps {steps}, but the training in {out} is at step {state.step}; give more steps")
     path = out / "config.json"
@@ -117,3 +123,22 @@ def resume(state: TrainingState, checkpoint: Path, out: Path, console: Console) 
         config["settings"]["steps"] = steps
         config["ends_before"] = [*config.get("ends_before", []), {"steps": before, "until_step": state.step}]
         write_json(path, config)
+
+
+def _continue_discriminators(state: TrainingState, run: Path) -> None:
+    """Load the discriminators of another training."""
+    path = run / "checkpoint" / "state.pt"
+    if not path.is_file():
+        raise UserError(f"adversary.start {run}: no checkpoint {path}; expected the run folder of a pretraining")
+    assert state.discriminators is not None
+    try:
+        stored = torch.load(path, map_location=state.context.device, weights_only=True).get("discriminators")
+        if stored is None:
+            raise UserError(f"adversary.start {run}: that training has no discriminators (adversary=none)")
+        state.discriminators.load_state_dict(stored)
+    except (OSError, EOFError, AttributeError, RuntimeError, UnpicklingError) as error:
+        reason = "damaged" if isinstance(error, UnpicklingError) else " ".join(str(error).split())[:200]
+        raise UserError(
+            f"adversary.start {run}: its discriminators cannot be loaded ({reason}); expected the same periods, "
+            "n_ffts, period_channels and spectral_channels"
+        ) from error

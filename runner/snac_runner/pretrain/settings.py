@@ -83,6 +83,9 @@ def _none(value: Any) -> Any:
 class Adversary(Settings):
     """The discriminators."""
 
+    start: str | None = Field(
+        None, description="Run folder of a training whose discriminators to continue; None: new ones."
+    )
     start_step: int = Field(2000, ge=0, description="Step from which the discriminators train and their losses count.")
     warmup_steps: int = Field(500, ge=0, description="Steps over which the weight of their losses rises from 0 to 1.")
     lr: float = Field(3e-4, gt=0, description="Peak learning rate of the discriminators.")
