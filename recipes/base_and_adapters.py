@@ -8,6 +8,7 @@ command continues there, with the same discriminators. The exit code is 3 until 
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -58,8 +59,9 @@ class Step(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the command has written its result."""
-        return (self.folder / "result.json").is_file()
+        """Whether the command has written its result, and succeeded."""
+        path = self.folder / "result.json"
+        return path.is_file() and json.loads(path.read_text())["status"] == "success"
 
 
 def settings(values: dict[str, object]) -> list[str]:
@@ -104,7 +106,7 @@ def run(step: Step, seconds: float) -> bool:
         typer.Exit: with the exit code of the command, if it fails.
     """
     started = (step.folder / "config.json").is_file()
-    runner = [sys.executable, "-c", "from snac_runner.cli import main; main()"]
+    runner = [sys.executable, "-m", "snac_runner"]
     process = subprocess.Popen([*runner, *(step.resume if started else step.command)])
     try:
         process.wait(seconds)
