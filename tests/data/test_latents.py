@@ -83,12 +83,14 @@ def test_a_crop_has_the_frames_of_its_utterance_and_those_of_the_crop_alone_but_
             whole = load_audio(corpus.utterance(name), 16000)
             padded = torch.nn.functional.pad(whole, (0, CROP))
             cut = encoded(codec, padded)[:, int(first) : int(first) + CROP // HOP]
-            assert torch.equal(batch.latents[row], cut)
+            # audio of other lengths: kernels of some CPUs round differently
+            torch.testing.assert_close(batch.latents[row], cut, rtol=1e-4, atol=1e-5)
             if codec.attn_window_size is None or first % codec.attn_window_size == 0:
                 alone = encoded(codec, batch.audio[row])
                 torch.testing.assert_close(batch.latents[row, :, inner], alone[:, inner], rtol=1e-4, atol=1e-5)
             if first == 0 and whole.shape[-1] <= CROP:
-                assert torch.equal(batch.latents[row], encoded(codec, batch.audio[row])), "the crop is the whole"
+                of_crop = encoded(codec, batch.audio[row])  # the crop is the whole
+                torch.testing.assert_close(batch.latents[row], of_crop, rtol=1e-4, atol=1e-5)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
