@@ -8,7 +8,6 @@ command continues there, with the same discriminators. The exit code is 3 until 
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
+
+from snac_runner.run_folder import result_status
 
 BASE_STEPS, CODES_STEPS, DECODER_STEPS = 9000, 6000, 400
 SEEDS = range(3)
@@ -60,8 +61,7 @@ class Step(NamedTuple):
     @property
     def is_finished(self) -> bool:
         """Whether the command has written its result, and succeeded."""
-        path = self.folder / "result.json"
-        return path.is_file() and json.loads(path.read_text())["status"] == "success"
+        return result_status(self.folder) == "success"
 
 
 def settings(values: dict[str, object]) -> list[str]:
@@ -86,7 +86,7 @@ def steps(data: str, out: Path, whisper: str, discriminators: str, trial: bool) 
 
     def training(name: str, seed: int, strategies: list[str], values: dict[str, object], *more: str) -> None:
         place = out / name / f"seed{seed}"
-        command = ["train", *(part for name in strategies for part in ("--strategy", name)), "--data", data]
+        command = ["train", *(part for strategy in strategies for part in ("--strategy", strategy)), "--data", data]
         command += ["--base", str(folder / "model"), "--out", str(place), "--seed", str(seed)]
         command += ["--steps", str(count[name]), *(["--whisper", whisper] if whisper else []), *more]
         found.append(Step(place, command + settings(values | small), ["train", "--resume", str(place)]))

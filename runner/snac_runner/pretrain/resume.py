@@ -17,6 +17,7 @@ from snac_runner.console import Console
 from snac_runner.distributed import DistributedContext
 from snac_runner.pretrain.settings import PretrainSettings
 from snac_runner.pretrain.step import TrainingState
+from snac_runner.run_folder import CHECKPOINT
 
 # settings that a resumed training may change; `data` may have moved, and its digests are in the checkpoint
 _CHANGEABLE = {
@@ -60,7 +61,7 @@ def claim(out: Path, settings: PretrainSettings, inputs: dict[str, Any], context
     context.wait()
     if context.first and not path.is_file():
         write_json(path, {"settings": wanted, **inputs})
-    return out / "checkpoint" / "state.pt"
+    return out / CHECKPOINT
 
 
 def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,7 +128,7 @@ def resume(state: TrainingState, checkpoint: Path, out: Path, console: Console) 
 
 def _continue_discriminators(state: TrainingState, run: Path) -> None:
     """Load the discriminators of another training."""
-    path = run / "checkpoint" / "state.pt"
+    path = run / CHECKPOINT
     if not path.is_file():
         raise UserError(f"adversary.start {run}: no checkpoint {path}; expected the run folder of a pretraining")
     assert state.discriminators is not None
