@@ -34,7 +34,7 @@ from snac_runner.console import SILENT
 from snac_runner.data.synth import synthesize
 from snac_runner.memory import gibibytes
 from snac_runner.resources import StudyResources
-from snac_runner.train_step import precision_of_torch, train_step
+from snac_runner.train_step import train_step
 
 ARMS = [ArmSettings(strategies=(name,)) for name in adapters(discover())]
 
@@ -128,41 +128,39 @@ def main() -> None:
             count(study, originals or ARMS, Path(folder), catalogue)
             return
         for precision in ("fp32", "tf32", "bf16"):
-            with precision_of_torch(precision):
-                print(f"precision {precision}:")
-                changed = study.model_copy(update={"precision": precision})
-                print("\n".join(side_by_side(changed, ARMS, catalogue, given.rounds)), flush=True)
+            print(f"precision {precision}:")
+            changed = study.model_copy(update={"precision": precision})
+            print("\n".join(side_by_side(changed, ARMS, catalogue, given.rounds)), flush=True)
         print("against a plain loop over single items, fp32:")
         resources = StudyResources(study, catalogue)
-        with precision_of_torch("fp32"):
-            arms = [Arm.new(arm, 0, Path(folder) / arm.title, resources) for arm in ARMS]
-            batch = resources.draw(1, resources.batches(0), arms[0].sampler)
-            targets = resources.table.conditioning[batch.targets].to(resources.device)
-            numbers = iter(range(1, 10**6))
-            taken = alternating(
-                {
-                    "plain": lambda: plain_step(arms, batch.frozen.audio, targets),
-                    "together": lambda: train_step(
-                        arms, [resources.draw(next(numbers), resources.batches(0), arms[0].sampler)], resources.context
-                    ).checked(),
-                },
-                given.rounds,
-                resources.device,
-            )
-            ratio = taken["plain"] / taken["together"]
-            print(f"  {taken['plain']:.2f} s against {taken['together']:.2f} s: {ratio:.1f} times faster")
-            less_memory: dict[str, dict[str, Any]] = {
-                "accumulate": {"accumulate": 2},
-                "checkpoint": {"checkpoint_decoder": True},
-            }
-            for name, changes in less_memory.items():
-                less = StudyResources(study.model_copy(update=changes), catalogue)
-                one = Arm.new(ARMS[2], 0, Path(folder) / name, less)
-                batches, started = less.batches(0), time.perf_counter()
-                parts = [less.draw(1, batches, one.sampler, rows) for rows in less.parts]
-                train_step([one], parts, less.context).checked()
-                peak = gibibytes(one.progress.peak_memory)
-                print(f"  {changes}: peak {peak}, first step {time.perf_counter() - started:.1f} s")
+        arms = [Arm.new(arm, 0, Path(folder) / arm.title, resources) for arm in ARMS]
+        batch = resources.draw(1, resources.batches(0), arms[0].sampler)
+        targets = resources.table.conditioning[batch.targets].to(resources.device)
+        numbers = iter(range(1, 10**6))
+        taken = alternating(
+            {
+                "plain": lambda: plain_step(arms, batch.frozen.audio, targets),
+                "together": lambda: train_step(
+                    arms, [resources.draw(next(numbers), resources.batches(0), arms[0].sampler)], resources.context
+                ).checked(),
+            },
+            given.rounds,
+            resources.device,
+        )
+        ratio = taken["plain"] / taken["together"]
+        print(f"  {taken['plain']:.2f} s against {taken['together']:.2f} s: {ratio:.1f} times faster")
+        less_memory: dict[str, dict[str, Any]] = {
+            "accumulate": {"accumulate": 2},
+            "checkpoint": {"checkpoint_decoder": True},
+        }
+        for name, changes in less_memory.items():
+            less = StudyResources(study.model_copy(update=changes), catalogue)
+            one = Arm.new(ARMS[2], 0, Path(folder) / name, less)
+            batches, started = less.batches(0), time.perf_counter()
+            parts = [less.draw(1, batches, one.sampler, rows) for rows in less.parts]
+            train_step([one], parts, less.context).checked()
+            peak = gibibytes(one.progress.peak_memory)
+            print(f"  {changes}: peak {peak}, first step {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -110,8 +110,10 @@ def run(step: Step, seconds: float) -> bool:
     process = subprocess.Popen([*runner, *(step.resume if started else step.command)])
     try:
         process.wait(seconds)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+    except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)  # the command writes a checkpoint
+        process.wait()
+    except KeyboardInterrupt:  # of a terminal: the command has got it, too, and a second one would stop it at once
         process.wait()
     if step.is_finished:
         return True

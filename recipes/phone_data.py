@@ -208,15 +208,15 @@ def transcribe(utterances: Sequence[Utterance], path: Path) -> dict[str, list[Wo
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             transcripts[entry["id"]] = [Word(*word) for word in entry["words"]]
-    recognise = PocketSphinx()
-    for number, u in enumerate(utterances, 1):
-        if u.id in transcripts:
-            continue
+    missing = [u for u in utterances if u.id not in transcripts]
+    recognise = PocketSphinx() if missing else None
+    for number, u in enumerate(missing, 1):
+        assert recognise is not None
         transcripts[u.id] = recognise(load_audio(u, SAMPLE_RATE))
-        lines = [json.dumps({"id": key, "words": words}) for key, words in transcripts.items()]
-        write_text(path, "\n".join(lines) + "\n")
-        if number % 10 == 0:
-            print(f"transcribed: {number} of {len(utterances)}")
+        if number % 10 == 0 or number == len(missing):
+            lines = [json.dumps({"id": key, "words": words}) for key, words in transcripts.items()]
+            write_text(path, "\n".join(lines) + "\n")
+            print(f"transcribed: {number} of {len(missing)}")
     return transcripts
 
 

@@ -39,7 +39,7 @@ from phone_data import (
 )
 from snac_core.codec import SNAC
 from snac_core.errors import UserError, nearest
-from snac_core.files import write_bytes, write_json, write_text, writing
+from snac_core.files import parse_json, write_bytes, write_json, write_text, writing
 from snac_core.seeding import derive, generator
 from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus
@@ -187,7 +187,20 @@ def warp_bands(features: Tensor, most: float, draw: torch.Generator) -> Tensor:
 def prepare_clips(
     folder: Path, data: Sequence[Path], codec: str, *, sentences: int = SENTENCES, seed: int = 0
 ) -> tuple[ClipSampler, ClipSampler]:
-    """Clean synthetic clips, and all clips. Each kind is saved in `folder` and not made again."""
+    """Clean synthetic clips, and all clips. Each kind is saved in `folder` and not made again.
+
+    Raises:
+        UserError: if `folder` has clips of other speech, of another codec or of another seed.
+    """
+    snac, corpora = SNAC.from_pretrained(codec).freeze(), [open_corpus(path) for path in data]
+    made_from = {
+        "data": [corpus.digest for corpus in corpora], "codec": snac.digest, "sentences": sentences, "seed": seed,
+    }  # fmt: skip
+    about = folder / "material.json"
+    if about.is_file() and (found := parse_json(about.read_text())) != made_from:
+        changed = [name for name in made_from if found.get(name) != made_from[name]]
+        raise UserError(f"the clips in {folder} are of other {', '.join(changed)}; expected the same, or a new folder")
+    write_json(about, made_from)
 
     def cached(kind: str, make: Callable[[], list[Clip]]) -> list[Clip]:
         path = folder / f"{kind}.safetensors"
@@ -201,7 +214,7 @@ def prepare_clips(
 
     def record() -> list[Clip]:
         clips = []
-        for corpus in map(open_corpus, data):
+        for corpus in corpora:
             utterances = corpus.splits["train"]
             unlabelled = [u for u in utterances if u.text is None]
             clips += recorded_clips(utterances, transcribe(unlabelled, folder / f"readings-{corpus.name}.jsonl"), seed)
@@ -210,7 +223,6 @@ def prepare_clips(
     kinds = {"synthetic": cached("synthetic", synthesize)}
     if data:
         kinds["real"] = cached("real", record)
-    snac = SNAC.from_pretrained(codec).freeze()
     for kind, clips in list(kinds.items()):
         share = CODED[kind]
         kinds[f"{kind}-coded"] = cached(f"{kind}-coded", lambda c=clips, s=share: coded_clips(snac, c, s, seed))  # type: ignore[misc]

@@ -144,7 +144,8 @@ def train(
             print(f"step {step}: " + "; ".join(f"{name}: {verification}" for name, verification in found.items()))
             if eer <= best["eer"]:
                 best = {"eer": eer, "step": step, "trials": {name: asdict(v) for name, v in found.items()}}
-                write_bytes(out / "model.safetensors", save({k: v.clone() for k, v in network.state_dict().items()}))
+                weights = save({k: v.clone() for k, v in network.state_dict().items()})
+                write_bytes(out / "best.safetensors", weights)
 
     write_text(out / "training.jsonl", "".join(json.dumps(record) + "\n" for record in log))
     result = {
@@ -157,6 +158,7 @@ def train(
         "seconds": {"preparing": preparing_seconds, "training": log[-1]["seconds"]},
     }
     write_json(out / "result.json", result)
+    (out / "best.safetensors").replace(out / "model.safetensors")  # its name says that the training has finished
     print(f"the weights of step {best['step']} are in {out / 'model.safetensors'}")
 
 

@@ -215,6 +215,7 @@ class ConditionedCodec(nn.Module):
         Raises:
             UserError: as `reconstruct`, and for NaN or infinity in `audio`.
         """
+        check_audio(audio, next(self.codec.parameters()))
         check_finite(audio)
         out = self.reconstruct(audio, None if speaker_embedding is None else _conditioning(speaker_embedding))
         return out.audio, out.codes

@@ -80,8 +80,7 @@ def code_entropy(
     residual, terms = z, []
     for level, indices in zip(quantizer.quantizers, codes, strict=True):
         assert isinstance(level, VectorQuantize)
-        directions = F.normalize(level.project(residual), dim=1)
-        logits = torch.einsum("bdf,nd->bnf", directions, F.normalize(level.codebook.weight).detach()) / temperature
+        logits = level.cosines(level.project(residual)) / temperature
         terms.append(F.cross_entropy(logits, indices, reduction="none").mean(1))
         residual = residual - level.expand(level.codebook(indices).transpose(1, 2)).detach()
     return torch.stack(terms).mean(0)

@@ -236,11 +236,12 @@ class _Batch:
         except (UserError, RuntimeError) as error:  # RuntimeError: e.g. not enough memory for a long file
             if len(jobs) == 1:
                 self._failed(error)
-            else:
-                for job in jobs:
-                    self.convert([job])
+                return
         else:
             self.outcome.converted += len(jobs)
+            return
+        for job in jobs:  # after the block: the error holds the memory of the batch
+            self.convert([job])
 
     def _target_of(self, files: tuple[Path, ...]) -> Conditioning:
         if self._target is None or self._target[0] != files:

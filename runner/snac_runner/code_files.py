@@ -22,7 +22,7 @@ from snac_core.codec.tokens import TokenLayout
 from snac_core.errors import UserError
 from snac_core.files import parse_json, write_bytes, writing
 
-SUFFIXES = (".safetensors", ".npz", ".jsonl")
+CODE_SUFFIXES = (".safetensors", ".npz", ".jsonl")
 _FORMAT = "snac-codes 1"
 _LAYOUT = ("order", "offsets", "first_token")
 
@@ -75,8 +75,8 @@ class Item:
 
 def check_suffix(path: Path) -> None:
     """Raise UserError unless `path` has the suffix of a file of codes."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {path}: expected a name that ends in {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in CODE_SUFFIXES:
+        raise UserError(f"--out {path}: expected a name that ends in {', '.join(CODE_SUFFIXES)}")
 
 
 def write_items(path: Path, items: Iterable[Item], layout: TokenLayout | None = None) -> None:

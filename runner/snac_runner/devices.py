@@ -12,12 +12,15 @@ DEVICES = "auto, cpu, cuda, cuda:N or mps"
 def device_named(name: str) -> torch.device:
     """A device by name; "auto" is the GPU where there is one (CUDA, else Apple's MPS), else the CPU.
 
+    From then on, CUDA computes convolutions in float32 (torch's default is TF32), except where a block sets another
+    precision.
+
     Raises:
         UserError: for an unknown device, or one that this machine does not have.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        name = "cuda" if cuda else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -28,6 +31,7 @@ def device_named(name: str) -> torch.device:
         raise UserError(f"device {name!r} asked for, but torch finds no such device on this machine; use auto or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name!r} asked for, but this machine has {torch.cuda.device_count()} CUDA device(s)")
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 

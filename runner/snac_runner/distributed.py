@@ -218,6 +218,8 @@ def difference(other: Mapping[str, str], first: Mapping[str, str]) -> tuple[str,
 def _reaching_others() -> Iterator[None]:
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # of this process
+        raise
     except RuntimeError as error:  # torch's DistBackendError is one
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, and what is done has to be saved first

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from snac_core.metric import Metric
 from snac_runner.arm import Arm
 from snac_runner.config import ArmSettings, StudySettings
-from snac_runner.controls import wanted_metrics
+from snac_runner.controls import CONTROLS, wanted_metrics
 from snac_runner.data.latents import CacheEstimate, LatentCache
 from snac_runner.evaluate.scoring import score_conversions
-from snac_runner.evaluate.systems import conditioned
+from snac_runner.evaluate.systems import conditioned, needed_outputs
 from snac_runner.evaluate.verdict import (
     StandardDeviations,
     StudySize,
@@ -22,7 +24,7 @@ from snac_runner.evaluate.verdict import (
 )
 from snac_runner.memory import PeakMemory, gibibytes
 from snac_runner.resources import StudyResources
-from snac_runner.train import preflight
+from snac_runner.train import DEV_METRICS, preflight
 from snac_runner.train_step import train_step
 
 TRIED_STEPS = 3
@@ -49,12 +51,19 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
         lines.append(f"  {arm.title}: " + (", ".join(f"{k} = {v}" for k, v in diff.items()) or "default settings"))
     lacking, building = _estimate_caches(resources)
     train, memory, tried = _training(arms, resources)
-    evaluation = _evaluation(arms[0], resources)
-    runs = len(study.seeds) * len(arms)
-    seconds = train * study.steps * len(study.seeds) + evaluation * study.test_pairs * runs
+    metrics, _ = wanted_metrics(resources)
+    evaluation = _evaluation(arms[0], resources, metrics)
+    shuffled = int(study.shuffled_control)  # an arm more for the first seed
+    trials = max(0, len(rates) - 1)  # of each arm; the best one is the run of the first seed
+    trained = len(arms) * (len(study.seeds) + trials) + shuffled
+    evaluated = len(arms) * len(study.seeds) + shuffled + len(CONTROLS) + len(study.adapters)
+    seconds = train / len(arms) * study.steps * trained + evaluation * len(resources.test_pairs) * evaluated
+    if len(resources.dev_pairs):
+        on_dev = _evaluation(arms[0], resources, {name: resources.catalogue.metrics[name]() for name in DEV_METRICS})
+        times = math.ceil(study.steps / study.eval_every) if study.eval_every else 1
+        seconds += on_dev * len(resources.dev_pairs) * times * trained
     if rates:
         lines.append(f"  each arm tries lr {', '.join(f'{rate:g}' for rate in rates)} on seed {study.seeds[0]} first")
-        seconds += (train * study.steps + evaluation * study.test_pairs * len(arms)) * len(rates)
     if lacking:
         lines.append(
             f"latent cache: {lacking / 1e6:.0f} MB are not on disk; computing them takes about {_duration(building)} "
@@ -72,8 +81,7 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
     pairs = resources.test_pairs
     targets = len({pair.target for pair in pairs.pairs})
     sources = len({pair.source.utterance for pair in pairs.pairs})
-    usable, _ = wanted_metrics(resources)
-    content = [metric for metric in usable.values() if metric.role == "content"]
+    content = [metric for metric in metrics.values() if metric.role == "content"]
     comparisons = (1 + bool(content)) * max(1, len(arms) * (len(arms) - 1) // 2)
     size = StudySize(len(study.seeds), targets, sources, len(pairs), max(2, len(arms)))
     effect = planned_detectable_effect(size, SPREAD, comparisons=comparisons)
@@ -162,15 +170,14 @@ def _measured(arms: Sequence[ArmSettings], resources: StudyResources, *, check: 
         return seconds, {arm.settings.title: arm.progress.peak_memory for arm in trained}
 
 
-def _evaluation(settings: ArmSettings, resources: StudyResources) -> float:
+def _evaluation(settings: ArmSettings, resources: StudyResources, metrics: Mapping[str, Metric]) -> float:
     """Seconds of evaluating one conversion."""
     with TemporaryDirectory() as folder:
         arm = Arm.new(settings, resources.study.seeds[0], Path(folder), resources)
-        metrics, _ = wanted_metrics(resources)
         item = resources.test.items[0]
         for _ in range(2):  # the first one imports the metrics' tools
             started = time.perf_counter()
-            rendering = conditioned(arm.model)(resources.test, item)
+            rendering = conditioned(arm.model, outputs=needed_outputs(metrics.values()))(resources.test, item)
             list(score_conversions([item], [rendering], resources.test, metrics))
         return time.perf_counter() - started
 

@@ -41,8 +41,9 @@ def speaker_embeddings(
 ) -> dict[str, Tensor]:
     """The mean embedding of the segments of each speaker.
 
-    The result depends only on the encoder's digest and the audio, and is cached under both. Embeddings in the bank of
-    the corpus (`runner index build`) are read instead of computed; they are bit-identical.
+    The result depends on the encoder's digest, the audio and, by rounding, the type of device, and is cached under all
+    three. Embeddings in the bank of the corpus (`runner index build`) are read instead of computed; they are those of
+    the CPU, bit for bit.
 
     Args:
         corpus: the speech.
@@ -57,7 +58,8 @@ def speaker_embeddings(
         UserError: if the encoder returns NaN or infinite values.
     """
     content = [[speaker, [[*s, corpus.utterance(s.utterance).digest] for s in of]] for speaker, of in segments.items()]
-    key = digest_of([_VERSION, encoder.digest, MAX_SECONDS, content])
+    elsewhere = [encoder.device.type] if encoder.device.type != "cpu" else []
+    key = digest_of([_VERSION, encoder.digest, MAX_SECONDS, content, *elsewhere])
     path = cache_folder() / "embeddings" / f"{key}.safetensors"
     try:
         return load_file(path)

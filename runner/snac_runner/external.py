@@ -31,6 +31,8 @@ from snac_runner.controls import (
 from snac_runner.convert import model_folder
 from snac_runner.data.audio import resample
 from snac_runner.data.corpus import digest_of
+from snac_runner.data.decode import AUDIO_SUFFIXES
+from snac_runner.data.media import AudioFormat
 from snac_runner.data.pairs import PairList
 from snac_runner.distributed import check_machine
 from snac_runner.evaluate.conversions import Conversions, Item
@@ -38,9 +40,8 @@ from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import Rendering, System, conditioned, needed_outputs
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import check_folder, read_config, result_status, run_config
-from snac_runner.run_result import Result, write_result, write_wav
+from snac_runner.run_result import Result, write_result
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 _README = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into one
 folder. pairs.csv lists the target of each pair. Then run:
 
@@ -62,11 +63,11 @@ def export(resources: StudyResources, folder: Path, pairs_file: str) -> int:
     rate = resources.codec.sampling_rate
     lines = ["pair,target"]
     for item in resources.test.items:
-        write_wav(folder / "source" / f"{item.pair.id}.wav", item.audio[0], rate)
+        AudioFormat().write(folder / "source" / f"{item.pair.id}.wav", [item.audio[0]], rate)
         lines.append(f"{item.pair.id},{item.pair.target}")
     for speaker in sorted({item.pair.target for item in resources.test.items}):
         parts = [resources.test.segment_audio(s)[0] for s in resources.test_pairs.references[speaker]["conditioning"]]
-        write_wav(folder / "reference" / f"{speaker}.wav", torch.cat(parts), rate)
+        AudioFormat().write(folder / "reference" / f"{speaker}.wav", parts, rate)
     write_text(folder / "pairs.csv", "\n".join(lines) + "\n")
     resources.test_pairs.export(folder / "pairs.json")
     write_text(folder / "README.txt", _README.format(pairs=pairs_file))
@@ -81,7 +82,7 @@ def converted_files(folder: Path, pairs: PairList) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; expected one with <pair>.wav for every pair of the list")
-    files = {path.stem: path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES}
+    files = {path.stem: path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in AUDIO_SUFFIXES}
     lacking = [pair.id for pair in pairs.pairs if pair.id not in files]
     if lacking:
         raise UserError(

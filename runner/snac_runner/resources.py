@@ -439,14 +439,16 @@ class StudyResources:
         return SpeakerProbe(self.codec, self.test)
 
     @cached_property
-    def calibrations(self) -> dict[str, Calibration]:
-        """Judge to its error rates on dev speakers, through the codec, as stored by `runner evaluate --calibrate`.
+    def stored_calibrations(self) -> dict[str, Calibration]:
+        """Judge to its error rates on dev speakers, through the codec, as stored by `runner evaluate --calibrate`."""
+        stored = {judge.name: calibration_of(judge, self.corpus, self.codec) for judge in self.judges}
+        return {name: calibration for name, calibration in stored.items() if calibration}
 
-        If there are several judges and two dev speakers, what is not stored is computed from a few parts of each.
-        """
+    @cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """`stored_calibrations`; for several judges, those that are not stored are computed, from few parts."""
         corpus, codec, most = self.corpus, self.codec, CALIBRATION_PARTS
-        stored = {judge.name: calibration_of(judge, corpus, codec) for judge in self.judges}
-        found = {name: calibration for name, calibration in stored.items() if calibration}
+        found = dict(self.stored_calibrations)
         if len(self.judges) == 1 or len(corpus.speakers("dev")) < 2:
             return found
         for judge in (judge for judge in self.judges if judge.name not in found):

@@ -8,21 +8,20 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import soundfile
 import torch
 
 from snac_core.checkpoint import digest_of
 from snac_core.conditioned import ConditionedCodec
-from snac_core.errors import UserError
-from snac_core.files import write_json, writing
+from snac_core.files import write_json
 from snac_core.speakers.encoder import SpeakerEncoder
 from snac_runner.config import SCHEMA, ArmSettings
-from snac_runner.evaluate.judges import ACCEPTANCE
+from snac_runner.data.media import AudioFormat
+from snac_runner.evaluate.judges import ACCEPTANCE, Calibration
 from snac_runner.evaluate.scoring import Scores
 from snac_runner.resources import StudyResources
 from snac_runner.run_folder import plugin_files
@@ -74,6 +73,9 @@ def write_result(result: Result, resources: StudyResources) -> None:
     if not resources.context.first:
         return
     settings, scores, pairs = result.settings, result.scores, resources.test_pairs
+    calibrations: Mapping[str, Calibration] = {}
+    if resources.evaluates:  # without scores, as after Ctrl-C, nothing is computed for them
+        calibrations = resources.calibrations if result.status == "success" else resources.stored_calibrations
     _write_samples(result.folder / "samples", scores, resources.codec.sampling_rate)
     write_json(
         result.folder / "result.json",
@@ -90,7 +92,7 @@ def write_result(result: Result, resources: StudyResources) -> None:
             "config": result.config,
             "config_hash": result.config.get("hash", ""),
             "speaker_encoder": _identity(resources.speaker_encoder),
-            "judges": [_judge(judge, resources) for judge in resources.judges] if resources.evaluates else [],
+            "judges": [_judge(judge, calibrations) for judge in resources.judges] if resources.evaluates else [],
             "split": pairs.split,
             "pairs": {"digest": pairs.digest, "n": len(pairs)},
             "metrics": scores.pooled,
@@ -100,7 +102,7 @@ def write_result(result: Result, resources: StudyResources) -> None:
             "codes": scores.codes,
             "noise_floor": result.noise_floor,
             "versions": versions(resources, settings),
-            "hardware": hardware(),
+            "hardware": hardware(resources.device),
             "git": git_state(),
             "digests": resources.digests,
             "data": {"name": resources.corpus.name, "notes": list(resources.corpus.notes)},
@@ -139,36 +141,24 @@ def _write_samples(folder: Path, scores: Scores, sample_rate: int) -> None:
     for pair, rendering in scores.renderings.items():
         for suffix, audio in ((".wav", rendering.converted), (".identity.wav", rendering.identity)):
             if audio is not None:
-                write_wav(folder / f"{pair}{suffix}", audio, sample_rate)
+                AudioFormat().write(folder / f"{pair}{suffix}", [audio], sample_rate)
     for pair, parts in scores.worst.items():
         for part, audio in parts.items():
-            write_wav(folder / "worst" / f"{pair}.{part}.wav", audio, sample_rate)
+            AudioFormat().write(folder / "worst" / f"{pair}.{part}.wav", [audio], sample_rate)
 
 
 def _identity(encoder: SpeakerEncoder) -> dict[str, str]:
     return {"name": encoder.name, "family": encoder.family, "digest": encoder.digest}
 
 
-def _judge(judge: SpeakerEncoder, resources: StudyResources) -> dict[str, Any]:
+def _judge(judge: SpeakerEncoder, calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
     """A judge, its threshold for accepting an output as the target, and its equal error rate on real speech."""
-    found = resources.calibrations.get(judge.name)
+    found = calibrations.get(judge.name)
     if found is None:
         return _identity(judge)
     of_codec = found.kinds[ACCEPTANCE]
     calibration = {"threshold": of_codec.threshold, "eer": of_codec.eer, "trials": list(of_codec.trials)}
     return {**_identity(judge), "calibration": {**calibration, "splits": list(found.splits)}}
-
-
-def write_wav(path: Path, audio: torch.Tensor | Iterable[torch.Tensor], sample_rate: int) -> None:
-    """Write mono audio, (T,) or pieces of it, as 16-bit PCM, atomically; samples beyond full scale are clipped."""
-    pieces = [audio] if isinstance(audio, torch.Tensor) else audio
-    with writing(path) as temporary:
-        try:
-            with soundfile.SoundFile(str(temporary), "w", sample_rate, 1, "PCM_16", format="WAV") as file:
-                for piece in pieces:
-                    file.write(piece.clamp(-1, 1).cpu().numpy())
-        except soundfile.LibsndfileError as error:
-            raise UserError(f"cannot write {path}: {error.error_string}") from error
 
 
 def versions(resources: StudyResources, settings: ArmSettings | None) -> dict[str, Any]:
@@ -206,12 +196,12 @@ def compared_values(arms: Sequence[ArmSettings], resources: StudyResources) -> d
     }
 
 
-def hardware() -> dict[str, Any]:
-    """The machine: architecture, operating system, threads of torch, GPU."""
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine: architecture, operating system, threads of torch, and the GPU if `device` is one."""
     found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system()}
     found["threads"] = torch.get_num_threads()
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
     return found
 
 

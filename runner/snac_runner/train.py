@@ -28,7 +28,7 @@ from snac_runner.evaluate.scoring import score
 from snac_runner.evaluate.systems import conditioned, evaluating, needed_outputs
 from snac_runner.logs import RunLog
 from snac_runner.resources import StudyResources
-from snac_runner.train_step import failure_of, loss_terms, make_step, precision_of_torch, train_step, weighted_sum
+from snac_runner.train_step import failure_of, loss_terms, make_step, train_step, weighted_sum
 
 DEV_METRICS = ("secs", "spk_id", "spk_vc", "gap", "specificity", "speaker_encoder_secs")
 _PREFLIGHT_ITEMS = 3
@@ -70,7 +70,7 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
         arm.save()
 
     try:
-        with stoppable(resources.console) as interrupted, precision_of_torch(study.precision):
+        with stoppable(resources.console) as interrupted:
             for index in range(first, study.steps + 1):
                 training = [arm for arm in active if arm.progress.step < index]
                 batch = (resources.draw(index, batches, sampler, rows) for rows in resources.parts)

@@ -88,7 +88,6 @@ def train_step(
         title = step.arm.settings.title
         try:
             logged[title] = step.checked(named)
-            step.arm.progress.step = step.index
         except TrainingFailure as failure:
             failures[title] = str(failure)
     return Outcome(logged, failures, stop)
@@ -190,7 +189,7 @@ class ArmStep:
     # ---------------------------------------------------------------- updates
 
     def update(self) -> None:
-        """Gradient clipping and one step of each optimizer."""
+        """Gradient clipping and one step of each optimizer; a checkpoint from here on is one after this step."""
         arm, settings = self.arm, self.arm.settings
         with arm.stopwatch:
             for number, (start, end) in enumerate(pairwise(self.bounds)):
@@ -202,6 +201,7 @@ class ArmStep:
                 self._update(
                     1, arm.discriminator_optimizer, settings.discriminator_lr, settings.discriminator_grad_clip
                 )
+        arm.progress.step = self.index
 
     def _update(self, group: int, optimizer: torch.optim.Optimizer, peak: float, max_norm: float) -> None:
         self.norms.append(torch.nn.utils.clip_grad_norm_(self.groups[group], max_norm))
@@ -355,7 +355,8 @@ def out_of_memory(error: BaseException, study: StudySettings, index: int, peak: 
 def computing(model: ConditionedCodec, study: StudySettings) -> Iterator[None]:
     """Inside the block, the codec and its edits compute as the study says: precision, activation checkpointing."""
     dtype = torch.bfloat16 if study.precision == "bf16" else None
-    with model.codec.computing(autocast=dtype, checkpoint_decoder=study.checkpoint_decoder):
+    of_codec = model.codec.computing(autocast=dtype, checkpoint_decoder=study.checkpoint_decoder)
+    with precision_of_torch(study.precision), of_codec:
         yield
 
 

@@ -99,10 +99,17 @@ def check_finite(audio: Tensor) -> None:
         raise UserError(f"audio holds NaN or infinity in item {rows[0]} of the batch; expected finite samples")
 
 
-def check_codes(codes: Sequence[Tensor], strides: Sequence[int], size: int, window: int | None) -> None:
+def check_codes(
+    codes: Sequence[Tensor],
+    strides: Sequence[int],
+    size: int,
+    window: int | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Raise UserError unless `codes` are integers (B, F / stride) in [0, size), one tensor per stride.
 
-    F must be a multiple of the first stride, and of the attention window where there is one.
+    F must be a multiple of the first stride, and of the attention window where there is one. All are on `device`, if it
+    is given.
     """
     if isinstance(codes, Tensor) or len(codes) != len(strides):
         got = f"one tensor {tuple(codes.shape)}" if isinstance(codes, Tensor) else f"{len(codes)}"
@@ -112,6 +119,10 @@ def check_codes(codes: Sequence[Tensor], strides: Sequence[int], size: int, wind
             raise UserError(
                 f"codes of level {level} are integers (B, F / {strides[level]}); "
                 f"got {tuple(indices.shape)} {indices.dtype}"
+            )
+        if device is not None and indices.device != device:
+            raise UserError(
+                f"codes of level {level} are on {indices.device}, the codec on {device}; move one of them with .to()"
             )
     batch, coarse = codes[0].shape
     frames = coarse * strides[0]

@@ -345,8 +345,8 @@ class SNAC(nn.Module):
         return TokenLayout(self.vq_strides, self.codebook_size, order, offsets, first_token)
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
-        """Raise UserError unless `codes` are (B, F / stride) integers in range, one per codebook."""
-        check_codes(codes, self.vq_strides, self.codebook_size, self.attn_window_size)
+        """Raise UserError unless `codes` are (B, F / stride) integers in range, one per codebook, on its device."""
+        check_codes(codes, self.vq_strides, self.codebook_size, self.attn_window_size, next(self.parameters()).device)
 
     # ---------------------------------------------------------------- frozen
 

@@ -99,7 +99,7 @@ class TokenLayout:
         Raises:
             UserError: for codes of another number of levels, shape or range.
         """
-        check_codes(codes, self.strides, self.codebook_size, None)
+        check_codes(codes, self.strides, self.codebook_size)
         parts = [rearrange(level, "b (f n) -> b f n", n=self._count(i)) for i, level in enumerate(codes)]
         frames = torch.cat(parts, dim=2)[:, :, self._from_levels].long()
         frames += torch.tensor(self._offsets, device=frames.device) + self.first_token

@@ -90,6 +90,17 @@ class VectorQuantize(nn.Module):
         return rearrange((-distance).max(1)[1], "(b t) -> b t", b=z_e.shape[0])
 
     @_in_float32
+    def cosines(self, z_e: Tensor) -> Tensor:
+        """Encodings (B, D, F') to their cosines (B, N, F') to all entries, which get no gradient."""
+        codebook = F.normalize(_widened(self.codebook.weight.detach()))
+        return torch.einsum("bdf,nd->bnf", F.normalize(z_e, dim=1), codebook)
+
+    @_in_float32
+    def expected(self, logits: Tensor) -> Tensor:
+        """The mean entry (B, D, F') under the softmax of logits (B, N, F'); entries get no gradient."""
+        return torch.einsum("bnf,nd->bdf", logits.softmax(1), _widened(self.codebook.weight.detach()))
+
+    @_in_float32
     def expand(self, z_q: Tensor) -> Tensor:
         """Code vectors (B, D, F / stride) to this level's part of the latent (B, C, F)."""
         out = _conv1x1(self.out_proj, z_q)

@@ -67,7 +67,9 @@ class GE2E(SpeakerEncoder):
 
     def _last_state(self, mel: Tensor) -> Tensor:
         """(N, 160, 40) to (N, 256), the last layer's last hidden state."""
-        with torch.backends.cudnn.flags(enabled=not mel.requires_grad):  # cuDNN has no backward in eval mode
+        now = torch.backends.cudnn
+        kept = {"benchmark": now.benchmark, "deterministic": now.deterministic, "allow_tf32": now.allow_tf32}
+        with now.flags(enabled=not mel.requires_grad, **kept):  # cuDNN has no backward in eval mode
             hidden: Tensor = self.lstm(mel)[1][0]
         return hidden[-1]
 

@@ -114,8 +114,11 @@ def _finite(trial: StrategyTrial) -> str:
 
 
 def _bfloat16(trial: StrategyTrial) -> str:
+    new, cond = trial.model(), trial.fixtures.conditioning(ROWS)
+    with new.codec.computing(autocast=torch.bfloat16):
+        if not equal(trial.reconstruct(new, cond), trial.reconstruct(new, None)):
+            raise RuleViolation("with autocast to bfloat16, the new strategy is not the identity")
     moved = perturbed(trial.model(), seed=0)
-    cond = trial.fixtures.conditioning(ROWS)
     half = cond.to(cond.speaker.bfloat16())
     probes = trial.probes(moved)
     moved.strategies.bfloat16()
@@ -123,7 +126,7 @@ def _bfloat16(trial: StrategyTrial) -> str:
         out = probe.edit(probe.x.bfloat16(), half)
         if not out.isfinite().all():
             raise RuleViolation(f"NaN or infinity at tap {probe.edit.tap.name!r} in bfloat16")
-    return "keeps type and stays finite" if trial.edited_taps else NOT_APPLICABLE
+    return "keeps type, stays finite, and is the identity when new" if trial.edited_taps else NOT_APPLICABLE
 
 
 def _device(trial: StrategyTrial) -> str:
@@ -220,7 +223,12 @@ BEHAVIOUR: list[Rule[StrategyTrial]] = [
     ),
     Rule("deepcopy", _deepcopy, "hold no reference to self in closures, lambdas or class attributes"),
     Rule("composition", _composition, "act on x alone: another strategy may have edited it before, or will after"),
-    Rule("bfloat16", _bfloat16, "keep x's type: make constants with x.new_tensor or .to(x), and cast what comes back"),
+    Rule(
+        "bfloat16",
+        _bfloat16,
+        "keep x's type: make constants with x.new_tensor or .to(x), and cast what comes back; compare what is nearly "
+        "equal in float32, inside torch.autocast(x.device.type, enabled=False)",
+    ),
     Rule("device", _device, "make tensors on x.device, and keep constants in buffers"),
 ]
 

@@ -279,6 +279,14 @@ def test_codes_are_checked_with_an_embedding_too() -> None:
     model = learned(Gain)
     with pytest.raises(UserError, match="codes are 3 tensors"):
         model.decode(model.encode(tone())[:2], speakers(2))
+    with pytest.raises(UserError, match="codes of level 0 are on meta, the codec on cpu"):
+        model.decode([level.to("meta") for level in model.encode(tone())], speakers(2))
+
+
+def test_audio_that_is_no_tensor_is_refused_with_an_embedding_too() -> None:
+    for call in (learned(Shift), learned(Shift).encode):
+        with pytest.raises(UserError, match=r"audio is a tensor \(B, 1, T\); got list"):
+            call([0.0, 1.0], speakers(1))  # type: ignore[arg-type]
 
 
 def test_audio_that_is_not_finite_is_refused_with_an_embedding_too() -> None:

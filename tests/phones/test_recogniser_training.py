@@ -143,6 +143,8 @@ def test_a_short_training_lowers_the_loss_and_a_stopped_one_resumes_exactly(prep
     assert not (prepared / "model.safetensors").exists()
     with pytest.raises(UserError, match="give a new folder"):
         phone_recogniser.train(prepared, **{**SHORT, "batch_seconds": 4.0})
+    with pytest.raises(UserError, match="are of other seed; expected the same, or a new folder"):
+        phone_recogniser.train(prepared, **{**SHORT, "seed": 7})
     phone_recogniser.train(prepared, **SHORT)
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", prepared))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

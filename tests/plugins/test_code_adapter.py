@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snac_core import ConditionedCodec, Conditioning, UserError
+from snac_core import SNAC, ConditionedCodec, Conditioning, UserError
 from snac_core.codec.streaming import EncoderStream
 from snac_core.codec.vq import CodeWriter, VectorQuantize
 from snac_core.conditioning import REFERENCE, REFERENCE_SECONDS
@@ -148,6 +148,19 @@ def test_long_audio_in_chunks_has_the_codes_of_the_whole(fixtures: Fixtures) -> 
     streamed = [torch.cat(level, dim=-1) for level in zip(*parts, strict=True)]
     same = [float((a == b).float().mean()) for a, b in zip(streamed, whole, strict=True)]
     assert min(same) > 0.99  # convolutions of another length round differently
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_with_autocast_a_new_adapter_has_the_codes_of_the_bare_codec(heads: int) -> None:
+    codec = SNAC.from_pretrained("tiny")
+    config = {NAME: {"adapter_type": "codes", "hidden_dim": 16, "attention_heads": heads}}
+    model = ConditionedCodec(codec, [NAME], speaker_dim=SPEAKER_DIM, config=config).eval()
+    audio, speech = 0.1 * torch.randn(1, 1, 16000), torch.randn(1, 1, 2 * 16000)
+    cond = model.target(torch.nn.functional.normalize(torch.randn(1, SPEAKER_DIM)), speech)
+    with torch.no_grad(), codec.computing(autocast=torch.bfloat16):
+        bare, edited = model.latents(audio), model.latents(audio, cond)
+        assert torch.equal(bare.z, edited.z)
+        assert all(map(torch.equal, bare.codes, edited.codes))
 
 
 def test_it_computes_in_half_precision() -> None:

@@ -175,6 +175,16 @@ def test_resume_takes_no_other_settings(finished: Path, refused: Refusal) -> Non
     assert "--resume continues the run as it was" in refused("train", "--resume", run, "--seed", "9")
 
 
+def test_a_number_of_steps_that_does_not_fit_the_other_settings_is_refused(
+    finished: Path, tmp_path: Path, refused: Refusal
+) -> None:
+    config = json.loads((finished / PHASES[2] / "seed0" / "config.json").read_text())
+    config["study"] |= {"select": "best", "eval_every": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = refused("train", "--resume", tmp_path, "--steps", "1")
+    assert "--steps: patience and select = 'best' need evaluations during training" in told
+
+
 def test_a_damaged_run_configuration_is_named(tmp_path: Path, refused: Refusal) -> None:
     for text in ("{", "[]", "{}", '{"study": {"stpes": 3}, "arm": {}, "seed": 0}'):
         (tmp_path / "config.json").write_text(text)

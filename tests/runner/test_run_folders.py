@@ -21,6 +21,7 @@ from snac_core.conditioned import ConditionedCodec
 from snac_runner import dry_run
 from snac_runner.cli import app
 from snac_runner.config import compose
+from snac_runner.controls import CONTROLS
 from snac_runner.data.latents import ImitationCache, LatentCache
 from snac_runner.data.pairs import PairList
 from snac_runner.dry_run import describe_plan
@@ -255,6 +256,20 @@ def test_a_plan_for_a_large_batch_trains_on_a_part_of_it(bench: Bench, monkeypat
     assert "estimated for 6 x 0.8 s from steps of 2 x 0.5 s" in plan
     assert set(shapes) == {(2, 1, round(0.5 * resources.codec.sampling_rate))}
     assert resources.batches(0).batch_size == 6
+
+
+def test_the_time_of_a_plan_is_that_of_all_that_is_trained_and_evaluated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "_training", lambda arms, _: (10.0, {}, None))  # s of a step of both arms
+    monkeypatch.setattr(dry_run, "_evaluation", lambda _, resources, metrics: 1000.0 if "per" in metrics else 1.0)
+    study = bench.study(seeds=(0, 1), steps=4, eval_every=2, dev_pairs=2, test_pairs=2, shuffled_control=True)
+    plan = describe_plan([arm(PHASES[1]), arm(PHASES[2])], (1e-3, 1e-2, 1e-1), bench.resources(study))
+    # both arms, a seed each and two rates that are not chosen, and the shuffled arm, at half of 10 s
+    trained = 2 * (2 + 2) + 1
+    training, on_dev = trained * 4 * 5, trained * 2 * 2
+    on_test = (2 * 2 + 1 + len(CONTROLS)) * 2 * 1000
+    assert f"time: about {(training + on_dev + on_test) / 3600:.1f} h" in plan
 
 
 def test_plugins_lists_every_kind_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:

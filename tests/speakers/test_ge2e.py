@@ -53,6 +53,16 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
         GE2E(tmp_path / "model.safetensors")
 
 
+def test_the_precision_of_the_gpu_stays_as_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, seen = load_speaker_encoder("ge2e"), []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    next(encoder.modules()).lstm.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    encoder(torch.randn(1, 1, 16000), 16000)
+    assert seen == [False]
+
+
 def test_embedding_banks_of_before_still_fit() -> None:
     digest = (
         "13f6e39ffa8ce781e6562da7201eb88ba698c74166a48a09687569725c2f27d5"  # with the weights out of resemblyzer 0.1.4

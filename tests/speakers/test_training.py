@@ -134,6 +134,24 @@ def test_training_is_repeatable(speech: Path, tmp_path: Path, monkeypatch: pytes
         train(tmp_path / "first", [speech], synthetic=0, codec="none", steps=1)
 
 
+def test_a_training_that_was_stopped_does_not_look_finished(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(audio: torch.Tensor, *_: object) -> torch.Tensor:
+        if (tmp_path / "best.safetensors").is_file():
+            raise KeyboardInterrupt
+        return audio
+
+    monkeypatch.setattr("speaker_encoder.perturb", stopped)
+    short = {"steps": 6, "batch_size": 4, "min_seconds": 0.3, "max_seconds": 0.4}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, [speech], synthetic=0, codec="none", **short)
+    assert not (tmp_path / "model.safetensors").exists()
+    monkeypatch.undo()
+    train(tmp_path, [speech], synthetic=0, codec="none", **short)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
 def test_the_equal_error_rate_of_known_scores() -> None:
     assert equal_error_rate(np.array([0.8, 0.9, 0.7]), np.array([0.1, 0.2])) == (0.0, pytest.approx(0.7))
     eer, _ = equal_error_rate(np.arange(100) / 100 + 0.5, np.arange(100) / 100)

@@ -70,8 +70,8 @@ class CodeAdapter(DilatedBlocks):
         entries = []
         for number, level in enumerate(self._levels()):
             logits = self._logits(number, level, hidden, x, residual, self.source_bias, scale)
-            chosen, weight = logits.argmax(1), level.codebook.weight.to(logits)
-            entry, expected = weight[chosen].transpose(1, 2), torch.einsum("bnf,nd->bdf", logits.softmax(1), weight)
+            chosen, expected = logits.argmax(1), level.expected(logits)
+            entry = level.codebook(chosen).to(expected).transpose(1, 2)
             entries.append(entry + expected - expected.detach())
             differs = chosen != level.nearest(level.project(residual))
             changed = changed | differs.view(len(x), -1, stride // level.stride).any(-1)
@@ -122,8 +122,7 @@ class CodeAdapter(DilatedBlocks):
             hidden = hidden + self.coarser[number - 1](chosen)
         pooled = F.avg_pool1d(hidden, level.stride, level.stride)
         pooled = pooled + self.mixers[number](F.gelu(pooled))
-        directions = F.normalize(level.project(residual), dim=1)
-        cosines = torch.einsum("bdf,nd->bnf", directions, F.normalize(level.codebook.weight).to(directions))
+        cosines = level.cosines(level.project(residual))
         found: Tensor = self.heads[number](F.gelu(pooled))
         if scale != 1:
             found = scale * found

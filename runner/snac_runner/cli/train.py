@@ -157,6 +157,7 @@ def train(
     Without --data, a synthetic corpus is used. --resume accepts --data, --base and --device, for a folder that has
     moved; their content must be the same.
     """
+    from snac_core.settings import checked
     from snac_runner.config import StudySettings, compose, with_data, with_overrides, with_plugins
     from snac_runner.controls import run_controls
     from snac_runner.distributed import distributed_context
@@ -181,10 +182,10 @@ def train(
                     "--steps with --out are possible"
                 )
             study, arm = stored_run(resume)
-            study = StudySettings(**{**study.model_dump(exclude_unset=True), **moved})
+            study = checked(StudySettings, {**study.model_dump(exclude_unset=True), **moved}, "--resume")
             if total is not None and total != study.steps:
                 longer, out = True, out or resume.with_name(f"{resume.name}-{total}steps")
-                study = StudySettings(**{**study.model_dump(exclude_unset=True), "steps": total})
+                study = checked(StudySettings, {**study.model_dump(exclude_unset=True), "steps": total}, "--steps")
             else:
                 out = resume
         else:
