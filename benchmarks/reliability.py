@@ -10,10 +10,8 @@ Example: python benchmarks/reliability.py --kills 100
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
 import inspect
-import io
 import json
 import os
 import random
@@ -24,10 +22,9 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,14 +36,14 @@ import torch
 import typer
 from bad_inputs import refused
 from fuzzing import CHECKS, fuzzed
+from processes import LONGEST, Process, Work, at_operation, changes_a_file, cpu_seconds, kill, start, tree
+from run_contents import complaint, contents, differences, digest, finished
 
 import snac_runner.bank_build
 import snac_runner.report.page
 import snac_runner.study  # noqa: F401  what commands import, once for all forked processes
 from snac_core.codec import SNAC
 from snac_core.plugins import discover
-from snac_runner.batch_convert import JOURNAL
-from snac_runner.cli import main as command_line
 from snac_runner.cli.train import ablate, adapters
 from snac_runner.data.synth import synthesize
 
@@ -61,37 +58,7 @@ SETTINGS: dict[str, Any] = {
         "f0_correlation", "f0_error", "f0_rmse", "voicing_error",
     ],
 }  # fmt: skip
-TIMES = {
-    "seconds", "seconds_alone", "seconds_own", "seconds_shared", "times_real_time", "peak_memory", "peak_memory_bytes",
-    "started", "ended", "command", "hardware", "git",
-}  # fmt: skip
-NOT_COMPARED = re.compile(
-    r"(^|/)(events\.|\.|report\.(html|md)|tables/(cost|provenance)|.*\.lock$|partial-)"  # times, hosts, temporary files
-)
-WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.copyfile"}  # audit events, and "open"
 AGAIN = 0.3  # probability that the second run is killed, too
-LONGEST = 1800  # s until a process counts as hanging
-
-
-@dataclass(frozen=True)
-class Work:
-    """A command that is disturbed.
-
-    Attributes:
-        name: what the table calls it.
-        share: of the kills.
-        command: the folder that it writes, to its arguments.
-        begin: a folder that is copied to that folder at first.
-        fresh: whether it needs a process of its own, as it starts others.
-        several: whether a single one of its processes can be killed.
-    """
-
-    name: str
-    share: float
-    command: Callable[[Path], list[str]]
-    begin: Path | None = None
-    fresh: bool = False
-    several: bool = False
 
 
 @dataclass
@@ -115,194 +82,6 @@ class Row:
     def __str__(self) -> str:
         found = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
         return f"| {self.what} | {self.cases} | {found} | {len(self.faults)} |"
-
-
-# -------------------------------------------------------------------------------- processes
-
-
-@dataclass
-class Process:
-    """A command in a process, with a log of its output."""
-
-    pid: int
-    log: Path
-    of: subprocess.Popen[bytes] | None = None
-
-    def ended(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        if self.of is not None:
-            return self.of.poll()
-        done, status = os.waitpid(self.pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if done else None
-
-    def wait(self) -> int:
-        """Wait for the end. Raises TimeoutError after `LONGEST`, and kills the process."""
-        until = time.monotonic() + LONGEST
-        while (code := self.ended()) is None:
-            if time.monotonic() > until:
-                kill(tree(self.pid))
-                self.wait()
-                raise TimeoutError(f"still running after {LONGEST} s")
-            time.sleep(0.02)
-        return code
-
-    def said(self) -> str:
-        """Its output so far."""
-        return self.log.read_text(errors="replace")
-
-
-def start(work: Work, out: Path, hook: Callable[[], None] | None = None) -> Process:
-    """Start a command; `hook` is called before it, if it runs in a forked process."""
-    log = out.with_suffix(".log")
-    if work.fresh:
-        with log.open("wb") as file:
-            command = [sys.executable, "-W", "ignore", "-m", "snac_runner", *work.command(out)]
-            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-        return Process(process.pid, log, process)
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        return Process(pid, log)
-    code = 1
-    try:
-        os.setsid()
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        sys.stderr = sys.stdout = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
-        if hook:
-            hook()
-        command_line(work.command(out))
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    os._exit(code)
-
-
-def tree(pid: int) -> list[int]:
-    """A process and all its descendants."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """CPU time of processes so far."""
-    ticks = 0
-    for pid in pids:
-        with suppress(OSError):
-            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def kill(pids: Sequence[int]) -> None:
-    """`kill -9`."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def at_operation(number: int, act: Callable[[str], None], kinds: set[str] | None = None) -> Callable[[], None]:
-    """A hook that calls `act` before the file operation with this number, from 1; the operations of Python are counted.
-
-    Args:
-        number: of the operation.
-        act: called with the operation.
-        kinds: audit events to count; None: all that change a file.
-    """
-
-    def install() -> None:
-        done = 0
-
-        def audit(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal done
-            writes = event in (kinds or WRITES) or (kinds is None and event == "open" and _writes(arguments))
-            if not writes or "/dev/" in str(arguments[0]):
-                return
-            done += 1
-            if done == number:
-                act(event)
-
-        sys.addaudithook(audit)
-
-    return install
-
-
-def _writes(arguments: tuple[Any, ...]) -> bool:
-    return isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
-
-
-# -------------------------------------------------------------------------------- comparison
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder that is compared, to a digest of what it says, times aside."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not NOT_COMPARED.search(name):
-            found[name] = hashlib.sha256(_timeless(path)).hexdigest()
-    return found
-
-
-def _timeless(path: Path) -> bytes:
-    if path.suffix == ".pt":
-        return repr(_without_times(torch.load(path, weights_only=True))).encode()
-    if path.suffix in (".json", ".jsonl"):
-        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-        if path.name == JOURNAL:  # has a line more for a conversion that was begun twice
-            lines = sorted({line for line in lines if line})
-        return json.dumps([_without_times(json.loads(line)) for line in lines]).encode()
-    if path.suffix == ".log":
-        return re.sub(rb" seconds=\S+", b"", path.read_bytes())
-    return path.read_bytes()
-
-
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_times(item) for key, item in value.items() if key not in TIMES}
-    if isinstance(value, list | tuple):
-        return [_without_times(item) for item in value]
-    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
-
-
-def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """Files that are missing, differ or are too many."""
-    return [
-        f"{name} {'is missing' if name not in found else 'is left over' if name not in expected else 'differs'}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
-
-
-def finished(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What is finished in a folder, with bytes and time of change: runs with models, controls, conversions."""
-    runs = [path.parent for path in folder.rglob("result.json") if json.loads(path.read_text())["status"] == "success"]
-    files = [path for run in runs for path in (run / "result.json", *(run / "model").glob("[!.]*"))]
-    if not runs:
-        files = [
-            path for path in folder.rglob("*.wav") if not path.name.startswith(".") and "samples" not in path.parts
-        ]
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
-def complaint(code: int, said: str) -> str | None:
-    """What is wrong with the end of a command that could not do its work: expected is exit code 2 and a sentence."""
-    if "Traceback" in said:
-        return "a traceback: " + said.strip().splitlines()[-1]
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    if code != 2:
-        return f"exit code {code}, {' '.join(said.split())[-200:]!r}"
-    return None if len(lines) == 1 and len(lines[0].split()) > 3 else f"no single sentence, but {lines}"
-
-
-# -------------------------------------------------------------------------------- the campaign
 
 
 class Campaign:
@@ -623,23 +402,12 @@ def _fixed(arguments: Sequence[str]) -> Callable[[Path], list[str]]:
 def _count_operations(counted: Path) -> None:
     """A hook that writes a byte for each file operation."""
     handle = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    sys.addaudithook(
-        lambda event, arguments: (
-            os.write(handle, b".") and None
-            if (event in WRITES or (event == "open" and _writes(arguments))) and "/dev/" not in str(arguments[0])
-            else None
-        )
-    )
+    sys.addaudithook(lambda *event: os.write(handle, b".") and None if changes_a_file(*event) else None)
 
 
 def _unlike(out: Path, reference: Reference, names: Sequence[str] | dict[str, Any]) -> list[str]:
     """Those of some files in `out` that differ from the undisturbed run."""
-    return [
-        name
-        for name in names
-        if hashlib.sha256(_timeless(out / name)).hexdigest() != reference.contents.get(name, "")
-        and (out / name).is_file()
-    ]
+    return [name for name in names if (out / name).is_file() and digest(out / name) != reference.contents.get(name, "")]
 
 
 SECTIONS = ("kills", "bad", "fuzz", "disk")
