@@ -11,7 +11,9 @@ import onnxruntime
 folder, source, out = sys.argv[1:]
 about = json.loads(Path(folder, "export.json").read_text())
 known = {path.stem: np.load(path) for path in Path(folder).glob("*.npy")}  # written by runner export --target
-with wave.open(source) as file:  # at about["sampling_rate"]
+with wave.open(source) as file:
+    if file.getparams()[:3] != (1, 2, about["sampling_rate"]):
+        sys.exit(f"{source} is not mono, 16-bit, at {about['sampling_rate']} Hz")
     audio = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
 units = -(-len(audio) // about["samples_per_unit"])
 known["audio"] = np.pad(audio, (0, units * about["samples_per_unit"] - len(audio)))[None, None]

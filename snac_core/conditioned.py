@@ -16,7 +16,7 @@ from snac_core import hub
 from snac_core.checkpoint import Description, Stored, load_state, read_tensors, save_strategies
 from snac_core.codec import SNAC
 from snac_core.codec.batches import checked_lengths, decode_each, encode_each
-from snac_core.codec.checks import check_audio, check_finite
+from snac_core.codec.checks import check_audio, check_embedding, check_finite
 from snac_core.conditioning import REFERENCE, REFERENCE_SECONDS, Conditioning, EncoderIdentity
 from snac_core.errors import UserError
 from snac_core.frozen import FrozenActivations
@@ -142,8 +142,8 @@ class ConditionedCodec(nn.Module):
 
     @edit_scale.setter
     def edit_scale(self, scale: float) -> None:
-        if not 0 <= scale < float("inf"):
-            raise UserError(f"edit_scale is a number of at least 0; got {scale}")
+        if not isinstance(scale, int | float) or not 0 <= scale < float("inf"):
+            raise UserError(f"edit_scale is a number of at least 0; got {scale!r}")
         self._edit_scale = scale
 
     def latents(
@@ -217,7 +217,11 @@ class ConditionedCodec(nn.Module):
         """
         check_audio(audio, next(self.codec.parameters()))
         check_finite(audio)
-        out = self.reconstruct(audio, None if speaker_embedding is None else _conditioning(speaker_embedding))
+        cond = None if speaker_embedding is None else _conditioning(speaker_embedding)
+        if cond is not None:
+            self._rows(cond, len(audio))
+            check_embedding(cond.speaker)
+        out = self.reconstruct(audio, cond)
         return out.audio, out.codes
 
     def encode(
@@ -315,6 +319,7 @@ class ConditionedCodec(nn.Module):
             )
         cond = _conditioning(speaker_embedding)
         self._check(cond)
+        check_embedding(cond.speaker)
         return cond.to(next(self.codec.parameters()))
 
     @property

@@ -14,8 +14,11 @@ from snac_core.errors import UserError
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` can be a repository on the hub, `owner/name`, and is not a path."""
-    if "/" not in name:
+    """Whether `name` can be a repository on the hub, `owner/name`, and is not a path.
+
+    Where there is a folder `owner`, it is a path: a mistyped one is not looked for on the hub.
+    """
+    if "/" not in name or Path(name).parent.is_dir():
         return False
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in its __all__

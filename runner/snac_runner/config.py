@@ -338,8 +338,11 @@ def compose(
     common = {key: value for key, value in shared.items() if key in StudySettings.model_fields}
     defaults = {key: value for key, value in shared.items() if key not in common and not (key == "lr" and rates)}
     study = checked(StudySettings, common, where)
+    arms = list(arms)
+    single = len(arms) == 1 and "name" not in arms[0]
     composed = [
-        _arm(given, defaults, f"{where}: arm {given.get('name', number)!r}") for number, given in enumerate(arms)
+        _arm(given, defaults, where if single else f"{where}: arm {given.get('name', number)!r}")
+        for number, given in enumerate(arms)
     ]
     titles = [arm.title for arm in composed]
     for title in titles:
@@ -395,8 +398,9 @@ def _arm(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> A
         if key in plain or (key in defaults and key not in given and key not in arm.all_strategies):
             continue
         if key not in arm.all_strategies or not isinstance(value, Mapping):
-            known = [*ArmSettings.model_fields, *arm.all_strategies]
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            known = [*ArmSettings.model_fields, *StudySettings.model_fields, *arm.all_strategies]
+            what = ", which is no strategy of this arm" if isinstance(value, Mapping) else ""
+            raise UserError(f"{where}: unknown key {key!r}{what}{nearest(key, known)}")
         settings[key] = {**settings.get(key, {}), **value}
     return arm.model_copy(update={"settings": settings})
 

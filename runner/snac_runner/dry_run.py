@@ -87,10 +87,10 @@ def describe_plan(arms: Sequence[ArmSettings], rates: Sequence[float], resources
     effect = planned_detectable_effect(size, SPREAD, comparisons=comparisons)
     lines.append(
         f"test: {len(pairs)} conversions of {sources} sources to {targets} target speakers; minimum detectable effect "
-        f"in normalised SECS, at a power of 80 %: about {effect:.2f}"
+        f"in normalised SECS, at a power of 80 %: about {effect:.2f} (with an assumed spread between conversions)"
     )
     if content:
-        margin = max(metric.margin for metric in content)
+        margin = min(metric.margin for metric in content)
         kept = noninferiority_power(size, CONTENT_SPREAD, margin)
         lines.append(
             f"content: to be called better, an arm must also be shown to add less than {100 * margin:.0f} points of "
@@ -174,8 +174,7 @@ def _evaluation(settings: ArmSettings, resources: StudyResources, metrics: Mappi
     """Seconds of evaluating one conversion."""
     with TemporaryDirectory() as folder:
         arm = Arm.new(settings, resources.study.seeds[0], Path(folder), resources)
-        item = resources.test.items[0]
-        for _ in range(2):  # the first one imports the metrics' tools
+        for item in resources.test.items[:2]:  # the first one loads the tools; its transcript is then cached
             started = time.perf_counter()
             rendering = conditioned(arm.model, outputs=needed_outputs(metrics.values()))(resources.test, item)
             list(score_conversions([item], [rendering], resources.test, metrics))

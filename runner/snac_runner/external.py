@@ -243,14 +243,17 @@ def evaluate_on_other_speech(
     config = run_config(arm, seed, resources)
     if edit_scale != 1.0:
         config |= {"edit_scale": edit_scale, "hash": digest_of([config["hash"], edit_scale])}
+    resources.fewer_pairs = True
+    pairs = resources.test_pairs  # what cannot be evaluated is an error before anything is written
     check_versions(out, wanted_metrics(resources).metrics, resources)
     if check_folder(out, config) == "success":
         resources.console.line(f"{out}: already evaluated")
         return
-    result = Result(out, arm.title, "arm", seed, arm, config)
+    scaled = f", edit scale {edit_scale:g}" if edit_scale != 1.0 else ""
+    result = Result(out, f"{arm.title}{scaled}", "arm", seed, arm, config)
     model = _model_of(run, edit_scale, resources)
     write_json(out / "config.json", config)
-    resources.test_pairs.export(out / "pairs.json")
+    pairs.export(out / "pairs.json")
     run_controls(out, resources)
     selection = informative_metrics(out, resources)
     digest, outputs = digest_of_strategies(model.attached), needed_outputs(selection.metrics.values())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from snac_core.errors import UserError
 from snac_core.files import parse_json
+from snac_core.plugins import Catalogue
 from snac_runner.config import SCHEMA, ArmSettings, StudySettings, check_schema, stored_study
 
 if TYPE_CHECKING:
@@ -126,6 +127,16 @@ def plugin_files(arm: ArmSettings, resources: StudyResources) -> dict[str, str |
     """Strategy to sha256 of the plugin file that defines it; None for an installed plugin, which has a version."""
     files = {name: resources.catalogue.strategies.origins[name].file for name in arm.all_strategies}
     return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None for name, file in files.items()}
+
+
+def changed_plugins(run: Path, catalogue: Catalogue) -> list[str]:
+    """Strategies of a run that a plugin file defines, and another one than when it was trained."""
+    changed = []
+    for name, digest in read_config(run).get("plugin_files", {}).items():
+        file = catalogue.strategies.origins[name].file if name in catalogue.strategies else None
+        if digest and file and hashlib.sha256(Path(file).read_bytes()).hexdigest() != digest:
+            changed.append(name)
+    return changed
 
 
 def check_folder(folder: Path, config: dict[str, Any]) -> str:

@@ -276,6 +276,10 @@ def continue_longer(run: Path, folder: Path, config: dict[str, Any]) -> None:
         if config["digests"].get(what) != digest:
             raise UserError(f"{run} was trained with another {what} (digest {digest[:12]}; this one has "
                             f"{str(config['digests'].get(what))[:12]})")  # fmt: skip
+    for name, digest in stored.get("plugin_files", {}).items():
+        if config["plugin_files"].get(name) != digest:
+            raise UserError(f"the plugin file of {name} has changed since {run} was trained; train a new run, or put "
+                            "the file back")  # fmt: skip
     if not (run / CHECKPOINT).is_file():
         raise UserError(f"{run} has no checkpoint to continue from; expected {run / CHECKPOINT}")
     if check_folder(folder, config) != "new":

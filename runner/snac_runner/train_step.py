@@ -90,6 +90,7 @@ def train_step(
             logged[title] = step.checked(named)
         except TrainingFailure as failure:
             failures[title] = str(failure)
+            step.arm.progress.step -= 1  # the last sound step
     return Outcome(logged, failures, stop)
 
 

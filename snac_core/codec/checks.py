@@ -99,6 +99,19 @@ def check_finite(audio: Tensor) -> None:
         raise UserError(f"audio holds NaN or infinity in item {rows[0]} of the batch; expected finite samples")
 
 
+def check_embedding(speaker: Tensor) -> None:
+    """Raise UserError unless every row of speaker embeddings (B, S) has unit norm, up to rounding to half precision."""
+    if torch.compiler.is_compiling():
+        return
+    norms = speaker.detach().float().norm(dim=1)
+    wrong = (~((norms - 1).abs() < 0.05)).nonzero().flatten().tolist()  # NaN is wrong, too
+    if wrong:
+        raise UserError(
+            f"speaker embedding {wrong[0]} of {len(norms)} has the norm {float(norms[wrong[0]]):.3g}; expected 1: "
+            "torch.nn.functional.normalize(embedding, dim=-1)"
+        )
+
+
 def check_codes(
     codes: Sequence[Tensor],
     strides: Sequence[int],

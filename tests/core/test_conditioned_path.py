@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -243,7 +244,7 @@ def test_an_embedding_for_a_model_that_edits_nothing_is_refused() -> None:
     ("embedding", "words"),
     [
         (torch.randn(2, SPEAKER_DIM + 1), f"of {SPEAKER_DIM + 1} dimensions; .*'custom', which has {SPEAKER_DIM}"),
-        (torch.randn(3, SPEAKER_DIM), "3 speaker embeddings for a batch of 2"),
+        (speakers(3), "3 speaker embeddings for a batch of 2"),
         (torch.randn(2, 1, SPEAKER_DIM), r"shape \(B, S\) or \(S,\); got \(2, 1, 6\)"),
         (torch.ones(2, SPEAKER_DIM, dtype=torch.long), "floating point; got torch.int64"),
     ],
@@ -281,6 +282,16 @@ def test_codes_are_checked_with_an_embedding_too() -> None:
         model.decode(model.encode(tone())[:2], speakers(2))
     with pytest.raises(UserError, match="codes of level 0 are on meta, the codec on cpu"):
         model.decode([level.to("meta") for level in model.encode(tone())], speakers(2))
+
+
+@pytest.mark.parametrize(("factor", "norm"), [(0.0, "0"), (100.0, "100"), (math.nan, "nan")])
+def test_an_embedding_without_unit_norm_is_refused(factor: float, norm: str) -> None:
+    model, target = learned(Shift, Gain), speakers(2)
+    target[1] *= factor
+    codes = model.encode(tone())
+    for call in (model, model.encode, lambda _, cond: model.decode(codes, cond)):
+        with pytest.raises(UserError, match=f"speaker embedding 1 of 2 has the norm {norm}; expected 1"):
+            call(tone(), target)
 
 
 def test_audio_that_is_no_tensor_is_refused_with_an_embedding_too() -> None:

@@ -124,8 +124,8 @@ def test_a_strategy_that_takes_the_scale_is_not_scaled_again() -> None:
         assert torch.allclose(changes["quantized"], torch.full_like(bare.z, scale), atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
-def test_a_scale_that_is_not_a_number_of_at_least_0_is_refused(scale: float) -> None:
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), "x"])
+def test_a_scale_that_is_not_a_number_of_at_least_0_is_refused(scale: Any) -> None:
     model = ConditionedCodec(small(), speaker_dim=2)
     with pytest.raises(UserError, match="edit_scale"):
         model.edit_scale = scale

@@ -14,7 +14,6 @@ from toy_strategies import SPEAKER_DIM, Gain, Shift, learned, speakers
 
 from snac_core import ConditionedCodec, Conditioning, Strategy, Tap, UserError, hookimpl
 from snac_core.codec.export import export
-from snac_core.testing.probes import perturbed
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 
@@ -103,23 +102,3 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="float32 on the CPU"):
         export(model.half(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-@torch.no_grad()
-def test_speech_of_the_target_is_an_input_of_any_length_where_an_adapter_attends_to_it(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    name = "phase6_encoder_adapter"
-    settings = {name: {"adapter_type": "codes", "hidden_dim": 16, "attention_heads": 2, "source_bias": 0.0}}
-    model = perturbed(ConditionedCodec(small(), [name], speaker_dim=SPEAKER_DIM, config=settings), seed=1).eval()
-    assert not export(model, tmp_path).failed
-    about = json.loads((tmp_path / "export.json").read_text())
-    assert about["parts"]["encoder"]["inputs"]["reference"]["shape"] == [1, model.codec.latent_dim, None]
-    assert not {"speaker", "reference"} & set(about["parts"]["decoder"]["inputs"])
-    audio, speaker = 0.3 * torch.randn(1, 1, 7 * about["samples_per_unit"]), speakers(1)
-    for frames in (3, 40):
-        reference = torch.randn(1, model.codec.latent_dim, frames)
-        given = {"audio": audio, "speaker": speaker, "reference": reference}
-        (z,) = run(tmp_path, "encoder", **{key: value.numpy() for key, value in given.items()})
-        expected = model.latents(audio, Conditioning(speaker, {"reference": reference}))
-        codes = run(tmp_path, "quantizer", z=z)
-        assert all(np.array_equal(a, b.numpy()) for a, b in zip(codes, expected.codes, strict=True))

@@ -84,6 +84,17 @@ def test_strategies_and_their_base_come_back_from_the_hub(
     assert len(hub.requests) == asked, "offline, nothing is asked of the hub"
 
 
+def test_a_path_in_a_folder_that_is_here_is_not_looked_for_on_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for find in (ConditionedCodec.from_pretrained, SNAC.from_pretrained):
+        with pytest.raises(UserError, match="runs/phase66"):
+            find("runs/phase66")
+    assert not hub.requests
+
+
 def test_a_base_comes_back_with_its_card(hub: HubServer) -> None:
     codec = small()
     codec.push_to_hub("me/base", token="secret")

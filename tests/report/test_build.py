@@ -110,6 +110,16 @@ def test_failed_cancelled_missing_and_broken_runs_are_stated(tmp_path: Path) -> 
     assert "has not run" in html
 
 
+def test_tables_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", samples=0)
+    (folder / "tables").mkdir()
+    for name in ("failures.csv", "failures.tex", "notes.txt"):
+        (folder / "tables" / name).write_text("of before")
+    build(folder)
+    assert not list((folder / "tables").glob("failures.*"))
+    assert (folder / "tables" / "notes.txt").is_file()
+
+
 def test_a_study_without_a_successful_run_gets_a_page(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", gains={"x": 0.1, "y": 0.2}, seeds=1, samples=0)
     for arm in "xy":

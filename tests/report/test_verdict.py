@@ -201,6 +201,11 @@ def test_an_arm_that_has_learned_nothing_is_called_dead(tmp_path: Path) -> None:
     assert any(line.startswith("asleep is dead") for line in text.cautions)
 
 
+def test_of_arms_that_do_not_convert_none_is_kept(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", gains={"x": 0.0, "y": 0.0}, samples=0)
+    assert reported(folder)[2].next_step.startswith("No arm is shown to convert to the target more than to another")
+
+
 def test_a_single_arm_has_a_position_but_no_comparison(tmp_path: Path) -> None:
     *_, text = reported(write_study(tmp_path / "s", gains={"only": 0.2}, samples=0))
     assert text.kind == "single"

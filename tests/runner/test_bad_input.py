@@ -34,6 +34,11 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refusal:
     return run
 
 
+def test_no_command_is_named_after_the_help(refused: Refusal) -> None:
+    assert refused() == "no command; give one of those above"
+    assert refused("data") == "no command; give one of those above"
+
+
 NAMES = [
     (["--strategies", "phase6"], "unknown strategy 'phase6'; did you mean 'phase6_encoder_adapter'?"),
     (["--strategies", f"{PHASES[0]},{PHASES[0]}"], "two arms are called 'phase3_contrastive'"),
@@ -173,6 +178,13 @@ def test_folders_of_others_are_left_as_they_are(bench: Bench, tmp_path: Path, fi
 def test_resume_takes_no_other_settings(finished: Path, refused: Refusal) -> None:
     run = finished / PHASES[2] / "seed0"
     assert "--resume continues the run as it was" in refused("train", "--resume", run, "--seed", "9")
+
+
+def test_an_unknown_setting_of_a_run_is_named(refused: Refusal) -> None:
+    train = ["train", "--strategy", PHASES[1], "--set"]
+    assert refused(*train, "stpes=3") == "train: unknown key 'stpes'; did you mean 'steps'?"
+    told = refused(*train, f"{PHASES[2]}.kernel=5")
+    assert told.startswith(f"train: unknown key '{PHASES[2]}', which is no strategy of this arm; ")
 
 
 def test_a_number_of_steps_that_does_not_fit_the_other_settings_is_refused(

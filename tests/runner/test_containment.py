@@ -92,6 +92,23 @@ def test_a_change_in_the_middle_of_training_fails_its_arm_and_leaves_no_trace_in
     assert all(torch.equal(beside[key], alone[key]) for key in alone)
 
 
+def test_a_plugin_file_that_has_changed_since_the_training_is_named(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = plugin(tmp_path, "mine"), tmp_path / "run"
+    train = ["train", "--strategy", "mine", "--plugin", file, "--out", run]
+    assert runner(*train, *bench.options(steps=1, dev_pairs=0, test_pairs=0)) == 0
+    assert f"runner convert --run {run} --plugin {file} --source a.wav" in capsys.readouterr().out
+    file.write_text(file.read_text() + "\n# another version\n")
+    assert runner("train", "--resume", run, "--steps", 2) == 2
+    assert "the plugin file of mine has changed since" in capsys.readouterr().err
+    assert runner("train", "--resume", run) == 2
+    speech = next(bench.speech.rglob("*.flac"))
+    convert = ["convert", "--run", run, "--plugin", file, "--source", speech, "--target", speech]
+    assert runner(*convert, "--base", bench.base, "--out", tmp_path / "c.wav") == 0
+    assert "warning: the plugin file of mine has changed since" in capsys.readouterr().err
+
+
 def test_a_plugin_can_be_left_out_of_every_command_that_loads_plugins(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (
         ["quickstart"], ["train"], ["ablate"], ["convert"], ["encode"], ["decode"], ["bench"], ["check"], ["plugins"],

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from small_study import PHASES, Bench, contents, result, runner
 
+from snac_core.errors import UserError
 from snac_runner.data.synth import synthesize
 
 
@@ -138,6 +139,18 @@ def test_a_trained_adapter_is_evaluated_beside_the_arms(
     assert not (tmp_path / "new" / PHASES[1]).exists(), "nothing is trained"
 
 
+@pytest.mark.parametrize("asked", [0, 500])
+def test_other_speech_may_have_fewer_conversions_than_the_study_and_a_run_may_have_had_none(
+    bench: Bench, asked: int
+) -> None:
+    resources = bench.resources(bench.study(test_pairs=asked, pair_seconds=30.0))
+    if asked:
+        with pytest.raises(UserError, match="500 were asked for"):
+            _ = resources.test_pairs
+    resources.fewer_pairs = True
+    assert 1 < len(resources.test_pairs) < 500
+
+
 def test_a_trained_run_is_evaluated_on_other_speech(bench: Bench, study: Path, tmp_path: Path) -> None:
     other = synthesize(tmp_path / "speech", 9, 4)
     run = study / PHASES[1] / "seed0"
@@ -159,3 +172,4 @@ def test_a_trained_run_is_evaluated_on_other_speech(bench: Bench, study: Path, t
     assert runner("evaluate", run, "--data", other, "--edit-scale", 0, "--out", tmp_path / "bare") == 0
     secs, floor = (result(tmp_path / "bare" / place)["metrics"]["secs"]["mean"] for place in ("", "controls/floor"))
     assert secs == pytest.approx(floor, abs=1e-6)
+    assert result(tmp_path / "bare")["arm"] == f"{PHASES[1]}, edit scale 0"

@@ -14,10 +14,10 @@ import soundfile
 import torch
 from small_study import runner
 
-from snac_core import ConditionedCodec
+from snac_core import ConditionedCodec, Conditioning
 
 PROJECT = Path(__file__).parents[2]
-pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 
 
 def test_the_example_converts_with_onnxruntime_and_numpy_alone(tmp_path: Path, refusal: Callable[..., str]) -> None:
@@ -40,10 +40,25 @@ def test_the_example_converts_with_onnxruntime_and_numpy_alone(tmp_path: Path, r
     speaker, reference = (torch.from_numpy(np.load(exported / f"{name}.npy")) for name in ("speaker", "reference"))
     assert torch.equal(reference, model.target(speaker, audio).extras["reference"])
     units = -(-audio.shape[-1] // model.codec.padding_multiple)
-    about = json.loads((exported / "export.json").read_text())["parts"]["decoder"]["inputs"]
+    parts = json.loads((exported / "export.json").read_text())["parts"]
+    about = parts["decoder"]["inputs"]
     np.random.seed(0)
     noise = [np.random.randn(1, 1, units * about[f"noise_{block}"]["per_unit"]) for block in range(4)]
     with torch.no_grad(), model.codec.noise.given([torch.from_numpy(values).float() for values in noise]):
         expected = model.reconstruct(audio, model.target(speaker, audio)).audio[0, 0]
     np.testing.assert_allclose(converted, expected.clamp(-1, 1), atol=2 / 32768)
     assert "not an empty folder" in refusal("export", "--out", exported)
+
+    # speech of the target may have any length, whatever that of the source
+    assert parts["encoder"]["inputs"]["reference"]["shape"] == [1, model.codec.latent_dim, None]
+    assert "reference" not in about, "phase 4 attends to nothing"
+    encoder = onnxruntime.InferenceSession(exported / "encoder.onnx")
+    padded = torch.nn.functional.pad(audio, (0, units * model.codec.padding_multiple - audio.shape[-1]))
+    for frames in (3, 40):
+        other = reference[..., :frames]
+        given = {"audio": padded, "speaker": speaker, "reference": other}
+        (z,) = encoder.run(None, {name: tensor.numpy() for name, tensor in given.items()})
+        with torch.no_grad():
+            found = model.codec.quantizer(torch.from_numpy(z))[1]
+            wanted = model.latents(padded, Conditioning(speaker, {"reference": other})).codes
+        assert all(map(torch.equal, found, wanted))

@@ -9,6 +9,7 @@ import shutil
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +257,15 @@ def test_a_plan_for_a_large_batch_trains_on_a_part_of_it(bench: Bench, monkeypat
     assert "estimated for 6 x 0.8 s from steps of 2 x 0.5 s" in plan
     assert set(shapes) == {(2, 1, round(0.5 * resources.codec.sampling_rate))}
     assert resources.batches(0).batch_size == 6
+
+
+def test_a_plan_announces_content_by_the_smallest_margin(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = {margin: SimpleNamespace(role="content", margin=margin, outputs=()) for margin in (0.05, 0.01)}
+    monkeypatch.setattr(dry_run, "_training", lambda arms, _: (1.0, {}, None))
+    monkeypatch.setattr(dry_run, "_evaluation", lambda *_: 1.0)
+    monkeypatch.setattr(dry_run, "wanted_metrics", lambda _: (metrics, {}))
+    plan = describe_plan([arm(PHASES[1])], (), bench.resources(bench.study(test_pairs=2, dev_pairs=0)))
+    assert "must also be shown to add less than 1 points of content errors" in plan
 
 
 def test_the_time_of_a_plan_is_that_of_all_that_is_trained_and_evaluated(

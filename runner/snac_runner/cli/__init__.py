@@ -123,6 +123,8 @@ def _explained(error: Any, arguments: list[str]) -> str:
     unknown = getattr(error, "option_name", None)
     if unknown in RENAMED_OPTIONS:
         return f"{unknown} is now {RENAMED_OPTIONS[unknown]}"
+    if not error.format_message():  # no command at all: the help has been printed
+        return "no command; give one of those above"
     options = getattr(getattr(error, "param", None), "opts", ())
     given = [value for option, value in pairwise(arguments) if option in options]
     got = f"; got {given[-1]!r}" if given else ""

@@ -54,6 +54,7 @@ def scan(
             corpus = open_corpus(data, seed=seed, warn=console.warning, progress=progress)
         else:
             corpus = write_manifest(data, out, seed=seed, warn=console.warning, progress=progress)
+            console.line(f"{out or data / MANIFEST_NAME} is written: it fixes the split from now on")
     say(_description(corpus))
 
 

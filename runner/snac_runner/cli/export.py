@@ -57,7 +57,8 @@ def export(
     for path in done.files.values():
         say(str(path))
     for name, value in done.parity.items():
-        say(f"{name.replace('_', ' ')}: {value:.3g}")
+        equal = name.endswith("_equal")
+        say(f"{name.replace('_', ' ')}: {f'{100 * value:.4g} %' if equal else f'{value:.3g}'}")
     if done.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.failed.items())
         raise UserError(f"{len(done.failed)} of {len(done.failed) + len(done.files)} parts failed: {reasons}")

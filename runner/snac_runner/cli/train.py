@@ -231,7 +231,8 @@ def train(
         print_report(out, [out])
     else:
         raise_failures([out])
-        say(f"not evaluated; convert with: runner convert --run {out} --source a.wav --target b.wav --out c.wav")
+        files = "".join(f" --plugin {file}" for file in study.plugins)
+        say(f"not evaluated; convert with: runner convert --run {out}{files} --source a.wav --target b.wav --out c.wav")
 
 
 def ablate(

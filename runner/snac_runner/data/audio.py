@@ -39,7 +39,7 @@ def _resampler(source: int, target: int) -> Resample:
 
 
 def resample(audio: Tensor, source: int, target: int) -> Tensor:
-    """Resample audio (..., T) from `source` Hz to (..., round(T * target / source)) at `target` Hz.
+    """Resample audio (..., T) from `source` Hz to (..., T * target / source) at `target` Hz; see `resampled_length`.
 
     Runs on one thread, so that the samples do not depend on the number of threads; an utterance is too short for more.
     """
@@ -47,7 +47,15 @@ def resample(audio: Tensor, source: int, target: int) -> Tensor:
         return audio
     with one_thread(), torch.no_grad():
         resampled: Tensor = _resampler(source, target)(audio)
-    return resampled[..., : round(audio.shape[-1] * target / source)].contiguous()
+    return resampled[..., : resampled_length(audio.shape[-1], source, target)].contiguous()
+
+
+def resampled_length(samples: int, source: int, target: int) -> int:
+    """Samples at `target` Hz of as many at `source` Hz: rounded, a half up, as for a part that begins at any unit.
+
+    Python's `round` of a half depends on whether the number before is even.
+    """
+    return (2 * samples * target + source) // (2 * source)
 
 
 @contextmanager
@@ -196,4 +204,4 @@ def resampled(pieces: Iterable[Tensor], source: int, target: int) -> Iterator[Te
     windows.push(piece.new_zeros((*piece.shape[:-1], -arrived % unit)))
     rest = [part for (part,) in windows.flush()]
     if rest:
-        yield torch.cat(rest, dim=-1)[..., : round(arrived * target / source) - returned]
+        yield torch.cat(rest, dim=-1)[..., : resampled_length(arrived, source, target) - returned]

@@ -165,7 +165,7 @@ DISPLAYS = {
         MetricDisplay("dnsmos_identity", "DNSMOS, identity", "MOS", "up", "identity", 2, f"naturalness {_OWN}"),
         MetricDisplay("stoi", "STOI", "0 to 1", "up", "identity", 3, f"intelligibility {_OWN}"),
         MetricDisplay("pesq", "PESQ", "MOS-LQO", "up", "identity", 2, f"perceived quality {_OWN}"),
-        MetricDisplay("mel", "Mel distance", "log-mel L1", "down", "identity", 3, f"{_OWN} to the source"),
+        MetricDisplay("mel", "Mel distance", "log10", "down", "identity", 3, f"{_OWN} to the source"),
         MetricDisplay("stft", "STFT distance", "multi-scale", "down", "identity", 3, f"{_OWN} to the source"),
         MetricDisplay("si_sdr", "SI-SDR", "dB", "up", "identity", 1, f"{_OWN}; the source is the reference"),
         MetricDisplay("speaker_encoder_secs", "SECS by the conditioning encoder", "cosine", "", "speaker_encoder", 3,

@@ -222,6 +222,9 @@ def write(study: Study) -> Path:
     for table in (settings_table(study), failures_table(study), origin_table(study)):
         if table is not None:
             tables[table.name] = table
+    for old in (folder / "tables").glob("*.*"):  # of an earlier report, which may have had other tables
+        if old.suffix in (".csv", ".tex") and old.stem not in tables:
+            old.unlink()
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", as_csv(table))
         write_text(folder / "tables" / f"{name}.tex", as_tex(table))

@@ -450,6 +450,8 @@ def origin_table(study: Study) -> Table:
         )
         for judge in r.judges:
             note("judge", f"{judge.name} (family {judge.family}, {judge.digest[:16]})")
+        for name, measured in r.metrics.items():
+            note(f"metric: {name}", measured.version)
         versions = {k: v for k, v in r.versions.items() if k != "plugins"}
         for key, value in flattened(versions).items():
             note(f"version: {key}", value)

@@ -195,6 +195,8 @@ def _leading(numbers: StudyEstimates) -> str:
 
 def _next_step(numbers: StudyEstimates) -> str:
     """Which arm to keep, or what would decide between the best ones."""
+    if len(_not_specific(numbers)) == len(numbers.ranked):
+        return "No arm is shown to convert to the target more than to another speaker: train longer before you compare."
     below = _below(numbers)
     beaten = {other for others in below.values() for other in others}
     leaders = [arm for arm in numbers.ranked if arm not in beaten] or list(numbers.ranked)
@@ -369,14 +371,18 @@ def _dead(numbers: StudyEstimates) -> list[str]:
     return [f"{listed(names)} {verb} dead: the embedding changes the judge's score by less than decoding noise does."]
 
 
-def _unspecific(numbers: StudyEstimates) -> list[str]:
+def _not_specific(numbers: StudyEstimates) -> dict[str, Estimate]:
     """Arms of which the specificity is not shown to be above zero."""
-    found = []
-    for arm in numbers.ranked:
-        e = numbers.arms.get((arm, "specificity"))
-        if arm in numbers.dead or e is None or not math.isfinite(e.low) or e.low > 0:
-            continue
-        found.append(f"{arm} {number(e.mean, 3)} {bracket(e, 3)}")
+    found = {arm: numbers.arms.get((arm, "specificity")) for arm in numbers.ranked}
+    return {arm: e for arm, e in found.items() if e is not None and math.isfinite(e.low) and e.low <= 0}
+
+
+def _unspecific(numbers: StudyEstimates) -> list[str]:
+    found = [
+        f"{arm} {number(e.mean, 3)} {bracket(e, 3)}"
+        for arm, e in _not_specific(numbers).items()
+        if arm not in numbers.dead
+    ]
     if not found:
         return []
     return [
