@@ -86,7 +86,7 @@ def mean_embedding(encoder: SpeakerEncoder, audio: Sequence[Tensor]) -> Tensor:
 def weighted_mean(embeddings: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted mean (S,) of embeddings (S,), of unit norm; a single embedding is returned unchanged."""
     if len(embeddings) == 1:
-        return embeddings[0]
+        return embeddings[0].clone()  # several parts of a speaker can be one segment, and files hold no shared memory
     total = (torch.stack(list(embeddings)).double() * torch.tensor(weights, dtype=torch.float64).unsqueeze(1)).sum(0)
     return torch.nn.functional.normalize(total, dim=0).float()
 

@@ -179,14 +179,7 @@ def export(model: ConditionedCodec, folder: Path, file_format: str = "onnx") -> 
     Raises:
         UserError: for an unknown format, a folder with files, and "onnx" without onnx and onnxruntime.
     """
-    if file_format not in FORMATS:
-        raise UserError(f"no export format {file_format!r}{nearest(file_format, FORMATS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; give another")
-    if file_format == "onnx":
-        for package in _PACKAGES["onnx"]:
-            if importlib.util.find_spec(package) is None:
-                raise UserError(f"ONNX needs {package}; install it with: pip install 'snac-conditioning[export]'")
+    check_possible(folder, file_format)
     weight = next(model.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.training:
         got = f"{weight.dtype} on {weight.device}, {'training' if model.training else 'eval'} mode"
@@ -207,6 +200,18 @@ def export(model: ConditionedCodec, folder: Path, file_format: str = "onnx") -> 
     if done.files:
         write_json(folder / DESCRIPTION, _description(model, parts, done, file_format))
     return done
+
+
+def check_possible(folder: Path, file_format: str) -> None:
+    """Raise UserError for an unknown format, a folder with files, and "onnx" without onnx and onnxruntime."""
+    if file_format not in FORMATS:
+        raise UserError(f"no export format {file_format!r}{nearest(file_format, FORMATS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; give another")
+    if file_format == "onnx":
+        for package in _PACKAGES["onnx"]:
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"ONNX needs {package}; install it with: pip install 'snac-conditioning[export]'")
 
 
 @torch.no_grad()

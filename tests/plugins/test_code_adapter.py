@@ -141,7 +141,7 @@ def test_no_frame_sees_further_than_the_receptive_field(fixtures: Fixtures) -> N
 
 def test_long_audio_in_chunks_has_the_codes_of_the_whole(fixtures: Fixtures) -> None:
     model = perturbed(predicting(fixtures), seed=1).eval()
-    audio, cond = 0.1 * torch.randn(1, 1, 3 * 16000), Conditioning(torch.randn(1, SPEAKER_DIM))
+    audio, cond = 0.1 * torch.randn(1, 1, 3 * 16000), fixtures.conditioning(1)
     with torch.no_grad():
         whole = model.encode(audio, cond)
         parts = list(EncoderStream(model, cond, seconds=0.3).run(audio.split(7000, dim=-1)))

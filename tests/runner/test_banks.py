@@ -139,6 +139,23 @@ def test_a_bank_holds_bit_for_bit_what_training_computes(bench: Bench, tmp_path:
         assert torch.equal(row, mean_embedding(encoder, [wave]))
 
 
+def test_training_reads_the_bank_where_several_parts_of_a_speaker_are_one_segment(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNAC_CACHE", str(tmp_path / "cache"))
+    corpus, encoder = open_corpus(bench.speech), load_speaker_encoder("ecapa_tiny")
+    resources = bench.resources(bench.study(speaker_encoder="ecapa_tiny"))
+    vars(resources).pop("speaker_encoder")
+    vars(resources).pop("table")
+    computed = resources.table
+    for path in (tmp_path / "cache" / "embeddings").iterdir():
+        path.unlink()
+    build_bank(corpus, bank_folder(corpus, encoder), EncoderSpec("ecapa_tiny"), workers=1)
+    del resources.table
+    assert torch.equal(resources.table.parts, computed.parts)
+    assert any(len(set(map(tuple, parts.tolist()))) < len(parts) for parts in computed.parts), "some parts coincide"
+
+
 def test_the_number_of_threads_changes_no_bit(bench: Bench) -> None:
     corpus, encoder = open_corpus(bench.speech), load_speaker_encoder("ecapa_tiny")
     utterance = corpus.split("train")[0]

@@ -36,11 +36,13 @@ def export(
     """
     import numpy as np
 
+    from snac_core.codec.export import check_possible
     from snac_core.codec.export import export as export_parts
     from snac_core.files import writing
     from snac_runner.batch_convert import target_files
     from snac_runner.convert import Converter, best_adapter
 
+    check_possible(out, file_format)  # before the model is loaded
     with terminal() as console:
         if run is None:
             run = best_adapter(base, target)
