@@ -33,7 +33,7 @@ from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.synth import synthesize
-from snac_runner.evaluate.verification import Embed, Trials, Verification, embed_parts, trials_of, verify
+from snac_runner.evaluate.verification import Embed, Part, Verification, after_codec, embed_parts, pair_scores, parts_of
 from snac_runner.schedule import learning_rate
 
 LR = 2e-3  # peak; linear warm-up over a twentieth of the steps, then a cosine to 0
@@ -332,6 +332,28 @@ def compare(
             )
 
 
+@dataclass(frozen=True)
+class Trials:
+    """Parts of a corpus at `sample_rate` (Hz), and the same parts after a codec, if a codec was given."""
+
+    name: str
+    sample_rate: int
+    parts: list[Part]
+    coded: list[Part]
+
+
+def trials_of(corpus: Corpus, splits: Sequence[str], sample_rate: int, *, codec: nn.Module | None = None) -> Trials:
+    """The parts of the utterances of `splits`; all pairs of them are trials.
+
+    Raises:
+        UserError: if there are no parts.
+    """
+    parts = parts_of(corpus, splits, sample_rate)
+    if not parts:
+        raise UserError(f"{corpus.root} has no speech of 2 s or more in {' and '.join(splits)} to compare speakers by")
+    return Trials(corpus.name, sample_rate, parts, after_codec(parts, codec, sample_rate) if codec else [])
+
+
 def measure(embed: Embed, trials: Iterable[Trials]) -> dict[str, Verification]:
     """Verification results of an encoder by the name of the trials.
 
@@ -341,11 +363,11 @@ def measure(embed: Embed, trials: Iterable[Trials]) -> dict[str, Verification]:
     found = {}
     for t in trials:
         recorded = embed_parts(t.parts, embed, t.sample_rate)
-        found[t.name] = verify(t.parts, recorded)
+        found[t.name] = Verification.of(*pair_scores(t.parts, recorded))
         if t.coded:
             coded = embed_parts(t.coded, embed, t.sample_rate)
-            found[f"{t.name}, codec"] = verify(t.parts, coded)
-            found[f"{t.name} x codec"] = verify(t.parts, recorded, coded)
+            found[f"{t.name}, codec"] = Verification.of(*pair_scores(t.parts, coded))
+            found[f"{t.name} x codec"] = Verification.of(*pair_scores(t.parts, recorded, coded))
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 
 from snac_core.codec import SNAC
 from snac_core.errors import UserError
-from snac_runner.pretrain.grow import add_levels, change_rates, first_levels, widen
+from snac_runner.pretrain.grow import add_levels, change_rates, widen
 from snac_runner.pretrain.pretrain import pretrain
 
 from .conftest import SMALL
@@ -26,14 +26,6 @@ def test_added_levels_change_neither_the_output_nor_the_other_codes() -> None:
     torch.testing.assert_close(after, before)
     assert [tuple(c.shape) for c in more] == [(2, 10), (2, 20), (2, 10), (2, 20)]
     assert all(torch.equal(a, b) for a, b in zip(more[:2], codes, strict=True))
-
-
-def test_a_codec_cut_to_its_first_levels_is_what_it_was_before_it_grew() -> None:
-    codec = SNAC.from_config(SMALL).eval()
-    cut = first_levels(add_levels(codec, [1], seed=0), 2)
-    assert cut.digest == codec.digest
-    with pytest.raises(UserError, match="3 levels of a codec that has 2; expected 1 to 2"):
-        first_levels(codec, 3)
 
 
 def test_added_levels_and_the_speaker_term_are_part_of_a_training(small: str, speech: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from snac_core.seeding import generator
 from snac_core.speakers.ecapa import EcapaTiny
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.evaluate.statistics import equal_error_rate
-from snac_runner.evaluate.verification import embed_parts, parts_of, verify
+from snac_runner.evaluate.verification import Verification, embed_parts, pair_scores, parts_of
 from speaker_encoder import AngularMargin, SpeakerClasses, load_classes, train, training_batch
 
 
@@ -164,12 +164,13 @@ def test_parts_of_one_utterance_meet_only_where_there_is_no_other(speech: Path) 
     parts = parts_of(open_corpus(speech), ("dev",), 16000, seconds=1.0, least=0.4)
     assert len(parts) == 2 * 2 * 3
     pitch = {"s4": torch.tensor([1.0, 0.0]), "s5": torch.tensor([0.0, 1.0])}
-    found = verify(parts, torch.stack([pitch[p.speaker] for p in parts]))
+    found = Verification.of(*pair_scores(parts, torch.stack([pitch[p.speaker] for p in parts])))
     assert found.eer == 0
     assert (found.same, found.different) == (1, 0)
     assert found.trials == (2 * 9, 36)  # of 2 x 15 pairs of one speaker 2 x 6 are within an utterance
     single = [p for p in parts if p.utterance.endswith("_0")]
-    assert verify(single, torch.stack([pitch[p.speaker] for p in single])).trials == (2 * 3, 9)
+    alone = pair_scores(single, torch.stack([pitch[p.speaker] for p in single]))
+    assert Verification.of(*alone).trials == (2 * 3, 9)
 
 
 def test_embeddings_come_back_in_the_order_of_the_parts(speech: Path) -> None:

@@ -13,7 +13,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from snac_core.errors import UserError
 from snac_core.seeding import derive
 from snac_runner.data.audio import load_audio, resample
 from snac_runner.data.corpus import Corpus, Segment
@@ -59,28 +58,6 @@ class Part:
     speaker: str
     utterance: str
     audio: Tensor
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Parts of a corpus at `sample_rate` (Hz), and the same parts after a codec, if a codec was given."""
-
-    name: str
-    sample_rate: int
-    parts: list[Part]
-    coded: list[Part]
-
-
-def trials_of(corpus: Corpus, splits: Sequence[str], sample_rate: int, *, codec: nn.Module | None = None) -> Trials:
-    """The parts of the utterances of `splits`; all pairs of them are trials.
-
-    Raises:
-        UserError: if there are no parts.
-    """
-    parts = parts_of(corpus, splits, sample_rate)
-    if not parts:
-        raise UserError(f"{corpus.root} has no speech of 2 s or more in {' and '.join(splits)} to compare speakers by")
-    return Trials(corpus.name, sample_rate, parts, after_codec(parts, codec, sample_rate) if codec else [])
 
 
 def parts_of(
@@ -131,11 +108,6 @@ def embed_parts(parts: Sequence[Part], embed: Embed, sample_rate: int, *, batch:
                 embeddings = embed(torch.stack([parts[i].audio for i in chosen]), sample_rate)
                 found.update(zip(chosen, embeddings, strict=True))
     return torch.stack([found[i] for i in range(len(parts))])
-
-
-def verify(parts: Sequence[Part], enrolled: Tensor, tested: Tensor | None = None) -> Verification:
-    """The result of all pairs of parts as trials. Arguments as for `pair_scores`."""
-    return Verification.of(*pair_scores(parts, enrolled, tested))
 
 
 def pair_scores(parts: Sequence[Part], enrolled: Tensor, tested: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The codec that a training starts from: a new one, or a trained one with more levels, wider layers or other rates.
 
-Also the reverse of adding levels, and the mean of several trained codecs.
+Also the mean of several trained codecs.
 """
 
 from __future__ import annotations
@@ -161,24 +161,6 @@ def change_rates(codec: SNAC, encoder_rates: Sequence[int], decoder_rates: Seque
                 state[f"{name}.parametrizations.weight.original1"] = weight
     changed.load_state_dict(state)
     return changed
-
-
-def first_levels(codec: SNAC, count: int) -> SNAC:
-    """A codec of the first `count` quantizer levels only, with a lower bitrate.
-
-    Args:
-        codec: trained.
-        count: number of levels to keep.
-
-    Raises:
-        UserError: if the codec has fewer levels, or for a count below 1.
-    """
-    if not 1 <= count <= codec.n_codebooks:
-        raise UserError(f"{count} levels of a codec that has {codec.n_codebooks}; expected 1 to {codec.n_codebooks}")
-    kept = SNAC.from_config({**codec.config, "vq_strides": codec.config["vq_strides"][:count]})
-    state = codec.state_dict()
-    kept.load_state_dict({name: state[name] for name in kept.state_dict()})
-    return kept.eval()
 
 
 def average(codecs: Sequence[str], shares: Sequence[float]) -> SNAC:
