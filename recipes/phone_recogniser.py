@@ -200,6 +200,8 @@ def prepare_clips(
     if about.is_file() and (found := parse_json(about.read_text())) != made_from:
         changed = [name for name in made_from if found.get(name) != made_from[name]]
         raise UserError(f"the clips in {folder} are of other {', '.join(changed)}; expected the same, or a new folder")
+    if not about.is_file() and list(folder.glob("*-coded.safetensors")):
+        raise UserError(f"{folder} has clips, and no {about.name} that says what they are of; give a new folder")
     write_json(about, made_from)
 
     def cached(kind: str, make: Callable[[], list[Clip]]) -> list[Clip]:

@@ -269,5 +269,6 @@ def _files(name: str | Path, options: Mapping[str, Any]) -> tuple[Path, Path]:
             f"no folder {name}; expected a folder written by save_pretrained, a hub id like 'me/adapter', or a bundled "
             f"name{nearest(str(name), bundled_adapters())}"
         )
+    hub.check_no_path(name)
     config, weights = hub.fetch(name, [CONFIG], [WEIGHTS], **options)
     return config, weights

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -142,9 +143,9 @@ class ConditionedCodec(nn.Module):
 
     @edit_scale.setter
     def edit_scale(self, scale: float) -> None:
-        if not isinstance(scale, int | float) or not 0 <= scale < float("inf"):
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale < float("inf"):
             raise UserError(f"edit_scale is a number of at least 0; got {scale!r}")
-        self._edit_scale = scale
+        self._edit_scale = float(scale)
 
     def latents(
         self, audio: Tensor, cond: Conditioning | None = None, *, frozen: FrozenActivations | None = None

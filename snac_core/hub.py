@@ -14,11 +14,8 @@ from snac_core.errors import UserError
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` can be a repository on the hub, `owner/name`, and is not a path.
-
-    Where there is a folder `owner`, it is a path: a mistyped one is not looked for on the hub.
-    """
-    if "/" not in name or Path(name).parent.is_dir():
+    """Whether `name` can be a repository on the hub, `owner/name`, and is not a path."""
+    if "/" not in name:
         return False
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in its __all__
@@ -28,6 +25,12 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def check_no_path(name: str) -> None:
+    """Raise UserError for `owner/name` where there is a folder `owner`: it is a mistyped path."""
+    if Path(name).parent.is_dir():
+        raise UserError(f"no folder {name}; {Path(name).parent} is a folder here, so it is not looked for on the hub")
 
 
 def fetch(repo_id: str, *wanted: Sequence[str], **options: Any) -> list[Path]:

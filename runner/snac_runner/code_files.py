@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from snac_core.codec import SNAC
+from snac_core.codec.checks import check_codes
 from snac_core.codec.tokens import TokenLayout
 from snac_core.errors import UserError
 from snac_core.files import parse_json, write_bytes, writing
@@ -69,7 +70,7 @@ class Item:
             codes = codec.token_layout(order, offsets=offsets, first_token=int(first)).unflatten(tensors["tokens"])
         else:
             codes = [tensors[f"codes_{level}"].reshape(1, -1).long() for level in range(len(tensors))]
-        codec.check_codes(codes)
+        check_codes(codes, codec.vq_strides, codec.codebook_size, codec.attn_window_size)  # on the CPU
         return cls(codes, length, base, about.get("source", ""))
 
 

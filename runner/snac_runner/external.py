@@ -18,7 +18,8 @@ from snac_core.checkpoint import digest_of as digest_of_strategies
 from snac_core.conditioned import ConditionedCodec
 from snac_core.errors import UserError
 from snac_core.files import write_json, write_text
-from snac_runner.config import SHUFFLED, SYSTEMS, ArmSettings
+from snac_runner.config import SHUFFLED, SYSTEMS, ArmSettings, StudySettings
+from snac_runner.console import Console
 from snac_runner.controls import (
     CONTROLS,
     MetricSelection,
@@ -30,16 +31,16 @@ from snac_runner.controls import (
 )
 from snac_runner.convert import model_folder
 from snac_runner.data.audio import resample
-from snac_runner.data.corpus import digest_of
+from snac_runner.data.corpus import Corpus, digest_of
 from snac_runner.data.decode import AUDIO_SUFFIXES
 from snac_runner.data.media import AudioFormat
-from snac_runner.data.pairs import PairList
+from snac_runner.data.pairs import PairList, conversion_pairs
 from snac_runner.distributed import check_machine
 from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import Rendering, System, conditioned, needed_outputs
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import check_folder, read_config, result_status, run_config
+from snac_runner.run_folder import changed_plugins, check_folder, read_config, result_status, run_config
 from snac_runner.run_result import Result, write_result
 
 _README = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into one
@@ -222,6 +223,19 @@ def _conditioned(adapter: TrainedAdapter, selection: MetricSelection, _: StudyRe
     return conditioned(adapter.model, outputs=needed_outputs(selection.metrics.values()))
 
 
+def study_of_other_speech(study: StudySettings, corpus: Corpus, console: Console) -> StudySettings:
+    """The study with as many test conversions as the speech has: at most as many as it asks for, or as the default."""
+    wanted = study.test_pairs or StudySettings().test_pairs
+    if not corpus.splits.get("test"):
+        return study.model_copy(update={"test_pairs": wanted})  # an error of `StudyResources.test_pairs`
+    found = len(
+        conversion_pairs(corpus, "test", n=wanted, seed=study.pair_seed, seconds=study.pair_seconds, at_most=True)
+    )
+    if found < wanted:
+        console.warning(f"only {found} of {wanted} conversions are possible between the test speakers of {corpus.root}")
+    return study.model_copy(update={"test_pairs": found})
+
+
 def evaluate_on_other_speech(
     run: Path, arm: ArmSettings, out: Path, resources: StudyResources, edit_scale: float = 1.0
 ) -> None:
@@ -243,13 +257,14 @@ def evaluate_on_other_speech(
     config = run_config(arm, seed, resources)
     if edit_scale != 1.0:
         config |= {"edit_scale": edit_scale, "hash": digest_of([config["hash"], edit_scale])}
-    resources.fewer_pairs = True
     pairs = resources.test_pairs  # what cannot be evaluated is an error before anything is written
     check_versions(out, wanted_metrics(resources).metrics, resources)
     if check_folder(out, config) == "success":
         resources.console.line(f"{out}: already evaluated")
         return
     scaled = f", edit scale {edit_scale:g}" if edit_scale != 1.0 else ""
+    for name in changed_plugins(run, resources.catalogue):
+        resources.console.warning(f"the plugin file of {name} has changed since {run} was trained")
     result = Result(out, f"{arm.title}{scaled}", "arm", seed, arm, config)
     model = _model_of(run, edit_scale, resources)
     write_json(out / "config.json", config)

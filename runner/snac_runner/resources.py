@@ -94,7 +94,6 @@ class StudyResources:
 
     Attributes:
         speech_frames: how much speech of a voice strategies attend to in a training step, in latent frames; 0: none.
-        fewer_pairs: whether the study's number of conversions, or the default where it has none, is a maximum.
         spread: what shares out the evaluation of conversions over other machines; None: they are evaluated here.
     """
 
@@ -115,7 +114,6 @@ class StudyResources:
         self.device = self.context.device
         self._loaders: dict[int, CropLoader] = {}
         self.drawn_from = ""  # what `utterances` says
-        self.fewer_pairs = False
         self.shared_time = Stopwatch(self.device)  # of the work that all arms of a step share
         self.speech_frames = 0
         self.spread: Spread | None = None
@@ -466,8 +464,7 @@ class StudyResources:
     @cached_property
     def test_pairs(self) -> PairList:
         """The list of test conversions; building it reads no audio."""
-        default = StudySettings().test_pairs if self.fewer_pairs else 0
-        return self._pairs("test", self.study.test_pairs or default)
+        return self._pairs("test", self.study.test_pairs)
 
     @cached_property
     def dev_pairs(self) -> PairList:
@@ -505,7 +502,7 @@ class StudyResources:
     def _pairs(self, split: str, n: int) -> PairList:
         study = self.study
         seed, seconds = study.pair_seed, study.pair_seconds
-        asked = f"{split}_pairs" in study.model_fields_set and not self.fewer_pairs
+        asked = f"{split}_pairs" in study.model_fields_set
         empty = not self.corpus.splits.get(split)
         if not n or (empty and split == "dev" and not asked):
             if n:
@@ -521,9 +518,8 @@ class StudyResources:
         except UserError as error:
             raise UserError(f"{error} (--set {split}_pairs=N sets how many)") from error
         if len(pairs) < n:
-            default = "study has" if f"{split}_pairs" in study.model_fields_set else "default is"
             self.console.warning(f"only {len(pairs)} different conversions of {split} speakers are possible (the "
-                                 f"{default} {n}); the intervals of the report are wide")  # fmt: skip
+                                 f"default is {n}); the intervals of the report are wide")  # fmt: skip
         return pairs
 
     def _conversions(self, pairs: PairList) -> Conversions:

@@ -132,6 +132,7 @@ def plugin_files(arm: ArmSettings, resources: StudyResources) -> dict[str, str |
 def changed_plugins(run: Path, catalogue: Catalogue) -> list[str]:
     """Strategies of a run that a plugin file defines, and another one than when it was trained."""
     changed = []
+    run = run.parent if "plugin_files" not in read_config(run) else run  # of a model, its run
     for name, digest in read_config(run).get("plugin_files", {}).items():
         file = catalogue.strategies.origins[name].file if name in catalogue.strategies else None
         if digest and file and hashlib.sha256(Path(file).read_bytes()).hexdigest() != digest:

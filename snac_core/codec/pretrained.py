@@ -186,6 +186,7 @@ def _fetch(name: str, options: dict[str, Any]) -> tuple[Path, Path]:
     if not hub.is_hub_id(name):
         known = [*bundled(), *(f"hubertsiuzdak/{preset}" for preset in PRESETS)]
         raise UserError(f"no codec {name!r}: neither a folder, nor a bundled name, nor a hub id{nearest(name, known)}")
+    hub.check_no_path(name)
     try:
         config, weights = hub.fetch(name, [CONFIG], [SAFETENSORS, PICKLED], **options)
     except UserError as error:

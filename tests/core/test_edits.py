@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_codec import small, tone
@@ -124,12 +125,14 @@ def test_a_strategy_that_takes_the_scale_is_not_scaled_again() -> None:
         assert torch.allclose(changes["quantized"], torch.full_like(bare.z, scale), atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), "x"])
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), "x", True])
 def test_a_scale_that_is_not_a_number_of_at_least_0_is_refused(scale: Any) -> None:
     model = ConditionedCodec(small(), speaker_dim=2)
     with pytest.raises(UserError, match="edit_scale"):
         model.edit_scale = scale
     assert model.edit_scale == 1
+    model.edit_scale = np.float32(0.5)
+    assert model.edit_scale == 0.5
 
 
 def test_only_taps_that_are_edited_are_in_the_table_in_signal_order() -> None:

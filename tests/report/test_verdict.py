@@ -207,6 +207,8 @@ def test_of_arms_that_do_not_convert_none_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_single_arm_has_a_position_but_no_comparison(tmp_path: Path) -> None:
+    *_, text = reported(write_study(tmp_path / "none", gains={"only": 0.0}, samples=0))
+    assert text.next_step.startswith("It is not shown to convert to the target more than to another speaker")
     *_, text = reported(write_study(tmp_path / "s", gains={"only": 0.2}, samples=0))
     assert text.kind == "single"
     assert "only closes" in text.size

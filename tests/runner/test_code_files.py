@@ -44,6 +44,17 @@ def test_every_format_gives_back_the_codes_of_the_codec(
     assert soundfile.info(str(tmp_path / "d.wav")).frames == audio.shape[-1]
 
 
+def test_codes_are_read_for_a_codec_on_another_device(
+    bench: Bench, tmp_path: Path, voices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, out = SNAC.from_pretrained(bench.base), tmp_path / "codes.npz"
+    assert runner("encode", "--base", bench.base, "--source", voices / "a.flac", "--out", out) == 0
+    expected = read_item(out, codec)
+    monkeypatch.setattr(SNAC, "digest", codec.digest)
+    found = read_item(out, codec.to("meta"))
+    assert all(map(torch.equal, found.codes, expected.codes))
+
+
 def test_the_formats_are_readable_without_this_package(bench: Bench, tmp_path: Path, voices: Path) -> None:
     paths = {suffix: tmp_path / f"codes{suffix}" for suffix in (".safetensors", ".npz", ".jsonl")}
     for path in paths.values():

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from small_study import PHASES, Bench, contents, result, runner
+from small_study import PHASES, Bench, RecordedConsole, contents, result, runner
 
-from snac_core.errors import UserError
+from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.synth import synthesize
+from snac_runner.external import study_of_other_speech
 
 
 @pytest.fixture(scope="module")
@@ -139,16 +140,18 @@ def test_a_trained_adapter_is_evaluated_beside_the_arms(
     assert not (tmp_path / "new" / PHASES[1]).exists(), "nothing is trained"
 
 
-@pytest.mark.parametrize("asked", [0, 500])
+@pytest.mark.parametrize("asked", [0, 2, 500])
 def test_other_speech_may_have_fewer_conversions_than_the_study_and_a_run_may_have_had_none(
     bench: Bench, asked: int
 ) -> None:
-    resources = bench.resources(bench.study(test_pairs=asked, pair_seconds=30.0))
-    if asked:
-        with pytest.raises(UserError, match="500 were asked for"):
-            _ = resources.test_pairs
-    resources.fewer_pairs = True
-    assert 1 < len(resources.test_pairs) < 500
+    study, lines = bench.study(test_pairs=asked, dev_pairs=0, pair_seconds=30.0), []
+    console = RecordedConsole(lines)
+    found = study_of_other_speech(study, open_corpus(bench.speech), console)
+    resources = bench.resources(found)
+    assert resources.evaluates
+    assert len(resources.test_pairs) == found.test_pairs
+    assert found.test_pairs == 2 if asked == 2 else 2 < found.test_pairs < 500
+    assert any("of 500 conversions are possible" in line for line in lines) == (asked == 500)
 
 
 def test_a_trained_run_is_evaluated_on_other_speech(bench: Bench, study: Path, tmp_path: Path) -> None:

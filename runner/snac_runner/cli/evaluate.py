@@ -136,12 +136,13 @@ def evaluate_run(
 ) -> None:
     """Evaluate a trained run on other speech, or with scaled edits, into its own folder."""
     from snac_runner.cli.train import print_report
-    from snac_runner.external import evaluate_on_other_speech
+    from snac_runner.external import evaluate_on_other_speech, study_of_other_speech
     from snac_runner.run_folder import stored_run
 
     study, arm = stored_run(run)
     with terminal() as console:
         resources = _resources(study, changes, plugins, console)
+        resources.study = study_of_other_speech(resources.study, resources.corpus, console)
         scaled = f"-scale{edit_scale:g}" if edit_scale != 1.0 else ""
         out = out or run / "elsewhere" / f"{resources.corpus.name}-{resources.corpus.digest[:8]}{scaled}"
         with _on_cluster(cluster, resources, plugins):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -231,8 +232,10 @@ def train(
         print_report(out, [out])
     else:
         raise_failures([out])
-        files = "".join(f" --plugin {file}" for file in study.plugins)
-        say(f"not evaluated; convert with: runner convert --run {out}{files} --source a.wav --target b.wav --out c.wav")
+        command = ["runner", "convert", "--run", str(out)]
+        command += [part for file in study.plugins for part in ("--plugin", file)]
+        command += [part for name in disable_plugin for part in ("--disable-plugin", name)]
+        say(f"not evaluated; convert with: {shlex.join(command)} --source a.wav --target b.wav --out c.wav")
 
 
 def ablate(

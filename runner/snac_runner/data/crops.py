@@ -13,7 +13,7 @@ from torch import Tensor
 from snac_core.errors import UserError
 from snac_core.seeding import generator
 from snac_core.step import Imitation
-from snac_runner.data.audio import load_audio, load_stretch
+from snac_runner.data.audio import load_audio, load_stretch, resampled_length
 from snac_runner.data.corpus import Corpus, Utterance
 from snac_runner.data.latents import ImitationCache, LatentCache
 
@@ -201,7 +201,8 @@ class CropLoader:
 
     def _crop(self, utterance: Utterance, draw: torch.Generator) -> tuple[int, Tensor]:
         """The start in samples, and the crop (1, n); see `draw_start`."""
-        samples = round(round(utterance.seconds * utterance.sample_rate) * self.sample_rate / utterance.sample_rate)
+        rate = utterance.sample_rate
+        samples = resampled_length(round(utterance.seconds * rate), rate, self.sample_rate)
         crop = partial(self._stretch, utterance)
         grid = self.latents.hop_length if self.latents else 1
         return _draw_crop(samples - self.crop_samples, _PAUSE_LEVEL * utterance.level, crop, draw, grid)

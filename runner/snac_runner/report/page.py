@@ -224,7 +224,7 @@ def write(study: Study) -> Path:
             tables[table.name] = table
     for old in (folder / "tables").glob("*.*"):  # of an earlier report, which may have had other tables
         if old.suffix in (".csv", ".tex") and old.stem not in tables:
-            old.unlink()
+            old.unlink(missing_ok=True)
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", as_csv(table))
         write_text(folder / "tables" / f"{name}.tex", as_tex(table))

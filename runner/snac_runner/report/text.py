@@ -69,7 +69,7 @@ def verdict(study: Study, numbers: StudyEstimates) -> Verdict:
     findings = tuple(_goal(numbers, measured))
     if len(finished) == 1:
         headline = f"One arm, {finished[0]}: there is nothing to compare it with."
-        step = "Add a second arm, or an external system, to compare it with."
+        step = _train_longer(numbers) or "Add a second arm, or an external system, to compare it with."
         position = _position(numbers, finished[0])
         return Verdict("single", headline, compared, position, step, findings, numbers.obstacles, warned)
     words = {c.decision.word for c in numbers.comparisons}
@@ -77,6 +77,7 @@ def verdict(study: Study, numbers: StudyEstimates) -> Verdict:
     if words == {"no verdict"}:
         headline = "No verdict: " + "; ".join(missing) + "."
         step = "Add what is missing. Until then, the numbers below are only a description of these runs."
+        step = " ".join(filter(None, [_train_longer(numbers), step]))
         return Verdict("no verdict", headline, compared, _leading(numbers), step, findings, missing, warned)
     kind = "difference" if words & {"higher", "lower", "better", "worse", "mixed"} else "inconclusive"
     size = _sizes(numbers) if kind == "difference" else _leading(numbers)
@@ -193,12 +194,21 @@ def _leading(numbers: StudyEstimates) -> str:
     return f"{text}; the probability that it is above is {number(100 * probable, 0)} %."
 
 
+def _train_longer(numbers: StudyEstimates) -> str:
+    """What to do if no arm is shown to be specific; else empty."""
+    if len(_not_specific(numbers)) < len(numbers.ranked):
+        return ""
+    which = "No arm is" if len(numbers.ranked) > 1 else "It is not"
+    goal = "shown to convert to the target more than to another speaker"
+    return f"{which} {goal}: train longer, or use more target speakers."
+
+
 def _next_step(numbers: StudyEstimates) -> str:
     """Which arm to keep, or what would decide between the best ones."""
-    if len(_not_specific(numbers)) == len(numbers.ranked):
-        return "No arm is shown to convert to the target more than to another speaker: train longer before you compare."
     below = _below(numbers)
     beaten = {other for others in below.values() for other in others}
+    if not beaten and (step := _train_longer(numbers)):
+        return step
     leaders = [arm for arm in numbers.ranked if arm not in beaten] or list(numbers.ranked)
     if len(leaders) == 1:
         return f"Keep {leaders[0]}."
