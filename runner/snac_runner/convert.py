@@ -36,11 +36,11 @@ from snac_runner.devices import device_named, precision_named
 from snac_runner.embeddings import mean_embedding, two_voices, weighted_mean
 from snac_runner.run_folder import (
     CHECKPOINT,
-    changed_plugins,
     read_config,
     read_result,
     result_status,
     stored_run,
+    warn_of_changed_plugins,
 )
 
 MIN_SECONDS = 0.1  # of a source
@@ -94,8 +94,8 @@ class Converter:
             self.model = _load_checkpoint(Path(run), base, catalogue)
         else:
             self.model = _load_run(run, base, catalogue)
-        for name in changed_plugins(Path(run), catalogue) if run is not None else ():
-            console.warning(f"the plugin file of {name} has changed since {run} was trained")
+        if run is not None:
+            warn_of_changed_plugins(Path(run), catalogue, console)
         self.model.to(self.device).eval()
         self.model.edit_scale = edit_scale
         self.encoder: SpeakerEncoder | None = None

@@ -40,7 +40,13 @@ from snac_runner.evaluate.conversions import Conversions, Item
 from snac_runner.evaluate.model_figures import noise_floor, times_real_time
 from snac_runner.evaluate.systems import Rendering, System, conditioned, needed_outputs
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import changed_plugins, check_folder, read_config, result_status, run_config
+from snac_runner.run_folder import (
+    check_folder,
+    read_config,
+    result_status,
+    run_config,
+    warn_of_changed_plugins,
+)
 from snac_runner.run_result import Result, write_result
 
 _README = """Convert every source/<pair>.wav into the voice of reference/<target>.wav, and write <pair>.wav into one
@@ -262,9 +268,8 @@ def evaluate_on_other_speech(
     if check_folder(out, config) == "success":
         resources.console.line(f"{out}: already evaluated")
         return
+    warn_of_changed_plugins(run, resources.catalogue, resources.console)
     scaled = f", edit scale {edit_scale:g}" if edit_scale != 1.0 else ""
-    for name in changed_plugins(run, resources.catalogue):
-        resources.console.warning(f"the plugin file of {name} has changed since {run} was trained")
     result = Result(out, f"{arm.title}{scaled}", "arm", seed, arm, config)
     model = _model_of(run, edit_scale, resources)
     write_json(out / "config.json", config)

@@ -12,6 +12,7 @@ from snac_core.errors import UserError
 from snac_core.files import parse_json
 from snac_core.plugins import Catalogue
 from snac_runner.config import SCHEMA, ArmSettings, StudySettings, check_schema, stored_study
+from snac_runner.console import Console
 
 if TYPE_CHECKING:
     from snac_runner.resources import StudyResources
@@ -125,19 +126,20 @@ def check_study_schema(folder: Path) -> None:
 
 def plugin_files(arm: ArmSettings, resources: StudyResources) -> dict[str, str | None]:
     """Strategy to sha256 of the plugin file that defines it; None for an installed plugin, which has a version."""
-    files = {name: resources.catalogue.strategies.origins[name].file for name in arm.all_strategies}
-    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None for name, file in files.items()}
+    return {name: _plugin_file(name, resources.catalogue) for name in arm.all_strategies}
 
 
-def changed_plugins(run: Path, catalogue: Catalogue) -> list[str]:
-    """Strategies of a run that a plugin file defines, and another one than when it was trained."""
-    changed = []
-    run = run.parent if "plugin_files" not in read_config(run) else run  # of a model, its run
-    for name, digest in read_config(run).get("plugin_files", {}).items():
-        file = catalogue.strategies.origins[name].file if name in catalogue.strategies else None
-        if digest and file and hashlib.sha256(Path(file).read_bytes()).hexdigest() != digest:
-            changed.append(name)
-    return changed
+def _plugin_file(strategy: str, catalogue: Catalogue) -> str | None:
+    file = catalogue.strategies.origins[strategy].file
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def warn_of_changed_plugins(run: Path, catalogue: Catalogue, console: Console) -> None:
+    """Warn if a strategy of the run, or of the run of the model, is in another plugin file than when it was trained."""
+    folder = run.parent if run.name == "model" else run
+    for name, digest in read_config(folder).get("plugin_files", {}).items():
+        if digest and name in catalogue.strategies and _plugin_file(name, catalogue) not in (None, digest):
+            console.warning(f"the plugin file of {name} has changed since {run} was trained")
 
 
 def check_folder(folder: Path, config: dict[str, Any]) -> str:
