@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snac_core.checkpoint import Description, Stored, load_state, read_tensors, state_of
+from snac_core.checkpoint import Description, load_state, read_tensors, state_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import REFERENCE
 from snac_core.errors import UserError, nearest
@@ -25,7 +25,7 @@ from snac_core.strategy import DISCRIMINATOR, Strategy
 from snac_core.timing import Stopwatch
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import CHECKPOINT
+from snac_runner.run_folder import CHECKPOINT, start_of
 from snac_runner.schedule import learning_rate
 
 
@@ -41,6 +41,7 @@ class Progress:
         stale: dev evaluations since then.
         finished: whether training has ended, after all steps or because patience ran out.
         peak_memory: largest memory in this arm's steps, in bytes; see `snac_runner.memory`.
+        pending: whether the dev evaluation of this step is still to be done, because a process was lost meanwhile.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class Progress:
     stale: int = 0
     finished: bool = False
     peak_memory: int = 0
+    pending: bool = False
 
 
 @dataclass
@@ -241,8 +243,7 @@ def start_from(source: str, model: ConditionedCodec, frozen: Sequence[str] = ())
         UserError: for another base or speaker encoder, no shared strategy, a frozen one that is not shared, or tensors
             of other shapes.
     """
-    path = Path(source)
-    stored = Stored.find(path / "model" if (path / "model").is_dir() else source)
+    stored = start_of(source)
     about = stored.description
     if about.base.digest != model.codec.digest:
         raise UserError(

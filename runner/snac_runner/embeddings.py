@@ -57,7 +57,12 @@ def speaker_embeddings(
     Raises:
         UserError: if the encoder returns NaN or infinite values.
     """
-    content = [[speaker, [[*s, corpus.utterance(s.utterance).digest] for s in of]] for speaker, of in segments.items()]
+
+    def identified(segment: Segment) -> list[object]:
+        utterance = corpus.utterance(segment.utterance)
+        return [*segment, utterance.digest, utterance.start]
+
+    content = [[speaker, [identified(s) for s in of]] for speaker, of in segments.items()]
     elsewhere = [encoder.device.type] if encoder.device.type != "cpu" else []
     key = digest_of([_VERSION, encoder.digest, MAX_SECONDS, content, *elsewhere])
     path = cache_folder() / "embeddings" / f"{key}.safetensors"

@@ -67,18 +67,21 @@ def export(resources: StudyResources, folder: Path, pairs_file: str) -> int:
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds files; give a new folder to export to")
-    rate = resources.codec.sampling_rate
-    lines = ["pair,target"]
-    for item in resources.test.items:
-        AudioFormat().write(folder / "source" / f"{item.pair.id}.wav", [item.audio[0]], rate)
-        lines.append(f"{item.pair.id},{item.pair.target}")
-    for speaker in sorted({item.pair.target for item in resources.test.items}):
+    rate, items = resources.codec.sampling_rate, resources.test.items
+    names: dict[str, str] = {}  # of files; a manifest may name its speakers as it likes
+    for number, speaker in enumerate(sorted({item.pair.target for item in items})):
+        name = re.sub(r"[^\w.-]", "_", speaker)
+        names[speaker] = name if name not in names.values() else f"{name}_{number}"
         parts = [resources.test.segment_audio(s)[0] for s in resources.test_pairs.references[speaker]["conditioning"]]
-        AudioFormat().write(folder / "reference" / f"{speaker}.wav", parts, rate)
+        AudioFormat().write(folder / "reference" / f"{names[speaker]}.wav", parts, rate)
+    lines = ["pair,target"]
+    for item in items:
+        AudioFormat().write(folder / "source" / f"{item.pair.id}.wav", [item.audio[0]], rate)
+        lines.append(f"{item.pair.id},{names[item.pair.target]}")
     write_text(folder / "pairs.csv", "\n".join(lines) + "\n")
     resources.test_pairs.export(folder / "pairs.json")
     write_text(folder / "README.txt", _README.format(pairs=pairs_file))
-    return len(lines) - 1
+    return len(items)
 
 
 def converted_files(folder: Path, pairs: PairList) -> dict[str, Path]:
@@ -260,9 +263,11 @@ def evaluate_on_other_speech(
     if not (run / "model" / "config.json").is_file():
         raise UserError(f"{run} has no model; expected the folder of a finished run")
     seed = resources.study.seeds[0]
-    config = run_config(arm, seed, resources)
-    if edit_scale != 1.0:
-        config |= {"edit_scale": edit_scale, "hash": digest_of([config["hash"], edit_scale])}
+    model = _model_of(run, edit_scale, resources)
+    weights = digest_of_strategies(model.attached)
+    config = run_config(arm.model_copy(update={"start": ""}), seed, resources)  # what was trained says `weights`
+    config |= {"weights": weights, "edit_scale": edit_scale}
+    config["hash"] = digest_of([config["hash"], weights, edit_scale])
     pairs = resources.test_pairs  # what cannot be evaluated is an error before anything is written
     check_versions(out, wanted_metrics(resources).metrics, resources)
     if check_folder(out, config) == "success":
@@ -271,13 +276,11 @@ def evaluate_on_other_speech(
     warn_of_changed_plugins(run, resources.catalogue, resources.console)
     scaled = f", edit scale {edit_scale:g}" if edit_scale != 1.0 else ""
     result = Result(out, f"{arm.title}{scaled}", "arm", seed, arm, config)
-    model = _model_of(run, edit_scale, resources)
     write_json(out / "config.json", config)
     pairs.export(out / "pairs.json")
     run_controls(out, resources)
     selection = informative_metrics(out, resources)
-    digest, outputs = digest_of_strategies(model.attached), needed_outputs(selection.metrics.values())
-    make = partial(_trained, run.resolve(), edit_scale, digest, outputs)
+    make = partial(_trained, run.resolve(), edit_scale, weights, needed_outputs(selection.metrics.values()))
     result.scores = evaluate_system(result, make, {"run": config["hash"]}, resources, selection)
     result.noise_floor = {"secs": noise_floor(model, resources.test, resources.catalogue.metrics["secs"]())}
     result.cost = {"times_real_time": times_real_time(model, resources.test)}

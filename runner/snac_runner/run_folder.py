@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snac_core.checkpoint import Stored
 from snac_core.errors import UserError
 from snac_core.files import parse_json
 from snac_core.plugins import Catalogue
@@ -63,7 +64,27 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
     }
     compared = {**config, **{part: _without(config[part], names) for part, names in _NOT_COMPARED.items()}}
     config["hash"] = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
+    if arm.start:
+        config["start_weights"] = _start_digest(arm.start)
     return {"schema": SCHEMA, **config}
+
+
+def start_of(source: str) -> Stored:
+    """The trained strategies that the setting `start` names.
+
+    Raises:
+        UserError: for a missing or damaged file.
+    """
+    path = Path(source)
+    return Stored.find(path / "model" if (path / "model").is_dir() else source)
+
+
+def _start_digest(source: str) -> str | None:
+    """sha256 of the weights that the setting `start` names; None where they are gone: a trained run needs none."""
+    try:
+        return hashlib.sha256(start_of(source).weights.read_bytes()).hexdigest()
+    except (UserError, OSError):
+        return None
 
 
 def _left_out(study: StudySettings) -> set[str]:
@@ -146,9 +167,18 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
     """The status of the run at `folder`: "new", "unfinished", "success" or "failed".
 
     Raises:
-        UserError: if the folder holds other files, or a run of another configuration; names the first keys that differ.
+        UserError: if the folder holds other files, or a run of another configuration, and names the first keys that
+            differ; or if a seed of the arm has started from other weights.
     """
     path = folder / "config.json"
+    for seed in folder.parent.glob("seed*"):
+        before, now = read_config(seed).get("start_weights"), config.get("start_weights")
+        if before and now and before != now:
+            start = config["arm"]["start"]
+            raise UserError(
+                f"{seed} has started from other weights of {start} (sha256 {before[:12]}) than are there now "
+                f"({now[:12]}); restore them, or give a new folder with --out"
+            )
     if not path.is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder} holds files that are not a run; give a new folder with --out")

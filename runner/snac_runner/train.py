@@ -62,16 +62,36 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
     others = f" and {len(arms) - 1} more" if len(arms) > 1 else ""
     progress = resources.console.progress(f"seed {seed}: training {arms[0].settings.title}{others}")
     failures: dict[str, str] = {}
-    first = 1 + min((arm.progress.step for arm in active), default=study.steps)
 
     def save(arm: Arm) -> None:
         if log := logs.get(arm.settings.title):
             log.flush()
         arm.save()
 
+    def evaluate(arm: Arm) -> None:
+        """The dev evaluation of the arm's step, into its log."""
+        title = arm.settings.title
+        try:
+            scores = evaluate_on_dev(arm)
+        except ProcessLost:
+            raise
+        except Exception as error:  # fails this arm alone; a KeyboardInterrupt is not an Exception
+            failures[title] = failure_of(error)
+            return
+        arm.progress.pending = False
+        if scores is not None and (log := logs.get(title)):  # not in `try`: a full disk is not a failure of the arm
+            log.write({"step": arm.progress.step, "dev": scores})
+
     try:
         with stoppable(resources.console) as interrupted:
+            for arm in [arm for arm in active if arm.progress.pending]:
+                evaluate(arm)
+                if arm.settings.title not in failures:
+                    save(arm)
+            active = [arm for arm in active if arm.settings.title not in failures and not arm.progress.finished]
+            first = 1 + min((arm.progress.step for arm in active), default=study.steps)
             for index in range(first, study.steps + 1):
+                due = (study.eval_every > 0 and index % study.eval_every == 0) or index == study.steps
                 training = [arm for arm in active if arm.progress.step < index]
                 batch = (resources.draw(index, batches, sampler, rows) for rows in resources.parts)
                 outcome = train_step(training, batch, context, stop=interrupted.is_set())
@@ -80,22 +100,16 @@ def train_side_by_side(arms: Sequence[Arm], resources: StudyResources) -> dict[s
                     run_log.remark(resources.drawn_from)
                 shared = resources.shared_time.lap()
                 for arm in training:
-                    title, scores = arm.settings.title, None
+                    title = arm.settings.title
                     arm.progress.seconds_own += arm.stopwatch.lap()
                     arm.progress.seconds_shared += shared
-                    if title in outcome.logged:
-                        if (study.eval_every and index % study.eval_every == 0) or index == study.steps:
-                            try:
-                                scores = evaluate_on_dev(arm)
-                            except ProcessLost:
-                                raise
-                            except Exception as error:  # fails this arm alone; a KeyboardInterrupt is not an Exception
-                                failures[title] = failure_of(error)
-                        if log := logs.get(title):  # outside of `try`: a full disk is not a failure of the arm
-                            log.write({"step": index, "seconds": arm.progress.seconds_own, **outcome.logged[title]})
-                            if scores is not None:
-                                log.write({"step": index, "dev": scores})
-                    if title in failures:
+                    arm.progress.pending = due and title in outcome.logged
+                    if title in outcome.logged and (log := logs.get(title)):
+                        log.write({"step": index, "seconds": arm.progress.seconds_own, **outcome.logged[title]})
+                for arm in training:
+                    if arm.progress.pending:
+                        evaluate(arm)
+                    if arm.settings.title in failures:
                         active.remove(arm)
                 for arm in training:
                     if arm in active and (index % study.save_every == 0 or arm.progress.finished or outcome.stop):

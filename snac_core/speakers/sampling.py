@@ -88,7 +88,8 @@ def draw_strata(
             if bool((lacking & filled[other]).any()):
                 state(f"no {NAMES[wanted]} ones for some speakers: {NAMES[other]} ones are drawn instead")
             chosen, there = torch.where(lacking.unsqueeze(1), members[other], chosen), there | filled[other]
-        drawn.append(draw_distinct(chosen, share, keys.roll(7 * wanted, 1)))  # other keys, should two strata be one
+        shift = 7 * wanted if 7 * wanted % cosine.shape[1] else wanted  # other keys, should two strata be one
+        drawn.append(draw_distinct(chosen, share, keys.roll(shift, 1)))
     return torch.cat(drawn, dim=1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
+import ssl
 import tarfile
 import threading
 import zipfile
@@ -115,6 +117,20 @@ def test_wrong_bytes_are_removed(site: Site, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dev-clean.tar.gz has checksum .* it was removed"):
         fetch("librispeech", tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [http.client.IncompleteRead(b"x"), ssl.SSLError("record layer failure")])
+def test_a_connection_that_fails_midway_is_not_a_full_disk(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise error
+
+    with monkeypatch.context() as network:
+        network.setattr(http.client.HTTPResponse, "read", broken)
+        with pytest.raises(UserError, match="cannot download"):
+            fetch("librispeech", tmp_path / "data")
+    assert fetch("librispeech", tmp_path / "data").is_dir()
 
 
 def test_without_a_connection_it_says_what_to_do_and_takes_a_copy(site: Site, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tones import write_tone
 
 from snac_core.errors import UserError
-from snac_runner.data.formats import Candidate
-from snac_runner.data.open_corpus import open_corpus, scan
+from snac_runner.data.checks import AudioCheck
+from snac_runner.data.formats import Candidate, CorpusFiles
+from snac_runner.data.open_corpus import _Usable, open_corpus, scan
 from snac_runner.data.utterances import Packed
 
 Speech = Callable[..., Path]
@@ -132,7 +133,21 @@ def test_a_manifest_can_name_stretches_of_a_long_recording(tmp_path: Path) -> No
     assert corpus.utterance("b").start == 2.0
     reasons = sorted(reason for _, reason in corpus.skipped)
     assert "ends at 6.00 s" in reasons[0]
-    assert "overlaps 'b'" in reasons[1]
+    assert "overlaps 'b': 3.500 to 4.500 s, and 2.000 to 4.000 s" in reasons[1]
+
+
+@given(edges=st.lists(st.integers(1, 40), min_size=2, max_size=12))
+def test_stretches_that_touch_do_not_overlap(edges: list[int]) -> None:
+    """The end of a stretch, start + seconds, is often a rounding error behind the start of the next one."""
+    starts = [sum(edges[:number]) / 10 for number in range(len(edges) + 1)]
+    files = CorpusFiles()
+    for number, (start, seconds) in enumerate(zip(starts, edges, strict=False)):
+        files.candidates.append(Candidate(f"{number}", "talk.wav", "ann", start=start, seconds=seconds / 10))
+    usable = _Usable(files)
+    usable.add(AudioCheck(seconds / 10, 16000, "same file") for seconds in edges)
+    assert not usable.skipped
+    assert len(list(usable.utterances())) == len(edges)
+    usable.close()
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,11 @@ def test_another_corpus_under_the_same_names_is_refused() -> None:
     other = tuple(Utterance(**{**vars(u), "digest": "x"}) for u in corpus.splits["test"])
     with pytest.raises(UserError, match="is not the audio that the list of pairs names"):
         pairs.check(Corpus(corpus.root, "other", {"test": other}))
+    later = tuple(Utterance(**{**vars(u), "start": 1.0}) for u in corpus.splits["test"])
+    moved = Corpus(corpus.root, "other", {"train": (), "dev": (), "test": later})
+    with pytest.raises(UserError, match="is not the audio that the list of pairs names"):
+        pairs.check(moved)
+    assert conversion_pairs(moved, "test", n=2, seed=0).digest != pairs.digest
 
 
 def test_more_conversions_than_there_are_is_an_error() -> None:

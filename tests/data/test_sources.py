@@ -23,7 +23,7 @@ from snac_runner.data import decode
 from snac_runner.data.audio import load_audio, load_stretch
 from snac_runner.data.checks import LONG_SECONDS, PIECE_SECONDS, check_audio
 from snac_runner.data.decode import has_decoder, seekable
-from snac_runner.data.open_corpus import open_corpus
+from snac_runner.data.open_corpus import open_corpus, scan
 from snac_runner.data.utterances import Utterance
 
 Speech = Callable[..., Path]
@@ -94,6 +94,43 @@ def test_media_files_are_taken_and_decoded_once(tmp_path: Path, cache: Path, mon
     assert len(list((cache / "decoded").rglob("*.flac"))) == 2
     monkeypatch.setattr(decode, "decode", lambda *_: pytest.fail("decoded again"))
     assert torch.equal(load_stretch(utterance, 16000, 100, 500), torch.from_numpy(audio[None, 100:600]))
+
+
+def aiff_speech(root: Path) -> Path:
+    """Two speakers in a format that the corpus decodes while it checks the files."""
+    for hz, speaker in ((200, "ann"), (300, "bob")):
+        path = write_tone(root / speaker / "x.wav", hz=hz)
+        soundfile.write(path.with_suffix(".aiff"), soundfile.read(path)[0], 16000)
+        path.unlink()
+    return root
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = aiff_speech(tmp_path / "speech")
+    monkeypatch.setattr(decode, "AUDIO_SUFFIXES", (*decode.AUDIO_SUFFIXES, ".aiff"))  # by libsndfile
+    monkeypatch.setattr("snac_runner.data.formats.has_decoder", lambda: True)
+
+    def full(*_: object) -> None:
+        raise soundfile.LibsndfileError(2)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(soundfile.SoundFile, "write", full)
+        with pytest.raises(UserError, match=r"cannot write what is decoded of .*\(\d+ MB free\)"):
+            open_corpus(root)
+    assert len(open_corpus(root).parts["train"]) == 2
+
+
+def test_a_decoder_that_is_installed_later_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = aiff_speech(tmp_path) / "list.csv"
+    manifest.write_text("path,speaker\nann/x.aiff,ann\nbob/x.aiff,bob\n")
+    for module in ("checks", "decode", "open_corpus"):
+        monkeypatch.setattr(f"snac_runner.data.{module}.has_decoder", lambda: False)
+    with pytest.raises(UserError, match="needs PyAV or ffmpeg"):
+        open_corpus(manifest)
+    for module in ("checks", "open_corpus"):
+        monkeypatch.setattr(f"snac_runner.data.{module}.has_decoder", lambda: True)
+    monkeypatch.setattr(decode, "AUDIO_SUFFIXES", (*decode.AUDIO_SUFFIXES, ".aiff"))
+    assert len(open_corpus(manifest).parts["train"]) == 2
 
 
 @pytest.mark.parametrize("suffix", [".ogg", ".mp3", ".opus"])
@@ -186,6 +223,10 @@ def test_long_recordings_are_cut_at_pauses(tmp_path: Path) -> None:
     assert "2 files of more than 60 s were cut at pauses" in corpus.notes[0]
     shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     assert open_corpus(tmp_path.with_name("copy")).digest == corpus.digest
+    scan(tmp_path)
+    written = open_corpus(tmp_path)
+    assert not written.skipped
+    assert written.digest == corpus.digest, "also where it is read from the manifest"
 
 
 def test_a_csv_file_is_a_manifest(speech: Speech, tmp_path: Path) -> None:

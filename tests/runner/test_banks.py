@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from snac_core.speakers.bank import open_bank
 from snac_core.speakers.encoder import SpeakerEncoder, load_speaker_encoder
 from snac_runner.bank_build import EncoderSpec, Job, build_bank
 from snac_runner.data.audio import load_audio
-from snac_runner.data.corpus import Corpus, Utterance, Utterances
+from snac_runner.data.corpus import Corpus, Segment, Utterance, Utterances
 from snac_runner.data.open_corpus import open_corpus
 from snac_runner.data.references import References, whole_segment
 from snac_runner.embeddings import bank_folder, mean_embedding, segment_embedding, speaker_embeddings
@@ -183,6 +184,27 @@ def test_training_reads_the_bank_instead_of_the_audio(
     read = speaker_embeddings(corpus, segments, encoder)
     assert lines(embedded_log) == []
     assert all(torch.equal(read[speaker], computed[speaker]) for speaker in segments)
+
+
+def test_a_stretch_of_a_recording_is_embedded_again_where_it_begins_elsewhere(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNAC_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).normal(size=64000)
+    soundfile.write(tmp_path / "talk.wav", noise * np.linspace(0.1, 0.3, 64000), 16000)
+    soundfile.write(tmp_path / "b.wav", 0.1 * noise, 16000)
+    encoder, found = source(plugin).load(), []
+    for start in (0.0, 1.0):
+        rows = [
+            {"id": "a", "path": "talk.wav", "speaker": "ann", "start": start, "seconds": 1.0},
+            {"id": "b", "path": "b.wav", "speaker": "bob"},
+        ]
+        (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        corpus = open_corpus(tmp_path / "m.jsonl")
+        segments = {"ann": [Segment("a", 0.0, 1.0)]}
+        found.append(speaker_embeddings(corpus, segments, encoder)["ann"])
+        assert torch.equal(found[-1], segment_embedding(encoder, corpus.utterance("a"), segments["ann"][0]))
+    assert not torch.equal(*found)
 
 
 def test_a_speaker_with_one_utterance_conditions_and_scores_with_its_halves(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from safetensors.torch import load_file, save_file
 from small_study import PHASES, Bench, RecordedConsole, contents, result, runner
 
 from snac_runner.data.open_corpus import open_corpus
@@ -170,6 +171,11 @@ def test_a_trained_run_is_evaluated_on_other_speech(bench: Bench, study: Path, t
     assert contents(run) == before
     assert runner("evaluate", run, "--data", other, "--out", out) == 0  # judged already: left as it is
     assert result(out) == found
+    # nor is a result that of other weights at the same place
+    changed = shutil.copytree(run, tmp_path / "run" / "seed0")
+    tensors = {name: 2 * tensor for name, tensor in load_file(changed / "model" / "model.safetensors").items()}
+    save_file(tensors, changed / "model" / "model.safetensors")
+    assert runner("evaluate", changed, "--data", other, "--out", out) == 2
     # without edits the run is the bare codec; another scale is not the result that is there
     assert runner("evaluate", run, "--data", other, "--edit-scale", 0, "--out", out) == 2
     assert runner("evaluate", run, "--data", other, "--edit-scale", 0, "--out", tmp_path / "bare") == 0

@@ -22,6 +22,7 @@ from snac_core.metric import Conversion, Metric
 from snac_core.plugins import discover
 from snac_core.taps import is_before_vq
 from snac_runner.arm import Arm
+from snac_runner.distributed import DistributedContext
 from snac_runner.evaluate import metrics as measures
 from snac_runner.evaluate import systems
 from snac_runner.evaluate.conversions import Conversions, Item
@@ -94,6 +95,23 @@ def test_conversions_scored_on_several_cores_have_the_scores_of_one(
     for pair, rendering in one.renderings.items():
         assert rendering.edits.keys() == several.renderings[pair].edits.keys() > set()
         assert torch.equal(rendering.converted, several.renderings[pair].converted)
+
+
+def test_the_audio_that_is_kept_does_not_depend_on_the_number_of_processes(resources: StudyResources) -> None:
+    system, metrics = systems.floor(resources.codec, ("converted",)), {"secs": resources.catalogue.metrics["secs"]()}
+    alone = score(system, resources.test, metrics, keep=3).renderings
+
+    class First(DistributedContext):
+        def agree(self, value: Any) -> Any:
+            return value
+
+        def share(self, produce: Any) -> Any:
+            return produce()
+
+    context = First(torch.device("cpu"), rank=0, world=len(resources.test.items))
+    kept = score(system, resources.test, metrics, keep=3, context=context).renderings
+    assert list(kept) == list(alone)
+    assert all(torch.equal(kept[pair].converted, alone[pair].converted) for pair in kept)
 
 
 def test_a_metric_measures_one_conversion_at_a_time(resources: StudyResources, two_threads: None) -> None:

@@ -19,9 +19,9 @@ from small_study import PHASES, Bench, arm, contents, full_disk, plugin, records
 from snac_core import files
 from snac_core.errors import UserError
 from snac_runner.arm import Arm
-from snac_runner.distributed import ALONE
+from snac_runner.distributed import ALONE, ProcessLost
 from snac_runner.study import check_study, write_study
-from snac_runner.train import Interrupted
+from snac_runner.train import Interrupted, evaluate_on_dev
 from snac_runner.train_step import train_step
 
 ARMS = [arm(PHASES[2]), arm(PHASES[0])]
@@ -207,6 +207,26 @@ def test_a_log_that_cannot_be_written_is_no_failure_of_the_arm(
     assert not list(tmp_path.rglob("result.json"))
 
 
+@pytest.mark.parametrize("lost_at", [(1,), (4,), (2, 4)])
+def test_an_evaluation_during_which_a_process_was_lost_is_made_up_for(
+    bench: Bench, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_at: tuple[int, ...]
+) -> None:
+    evaluations = []
+
+    def evaluate(arm: Arm) -> dict[str, float] | None:
+        evaluations.append(arm)
+        if len(evaluations) in lost_at:
+            raise ProcessLost("another process does not answer")
+        return evaluate_on_dev(arm)
+
+    monkeypatch.setattr("snac_runner.train.evaluate_on_dev", evaluate)
+    for _ in lost_at:
+        with pytest.raises(Interrupted, match="does not answer; stopped after step"):
+            bench.train(ARMS, tmp_path, steps=5, eval_every=4)
+    for title, folder in bench.train(ARMS, tmp_path, steps=5, eval_every=4).items():
+        assert_as_if_never_stopped(folder, whole[title])
+
+
 def test_the_learning_rate_is_a_function_of_the_step_alone(
     bench: Bench, tmp_path: Path, whole: dict[str, Path]
 ) -> None:
@@ -290,6 +310,23 @@ def test_a_checkpoint_executes_no_code(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a complete checkpoint"):
         one.load()
     assert not (tmp_path / "executed").exists()
+
+
+def test_seeds_of_an_arm_start_from_the_same_weights(bench: Bench, tmp_path: Path) -> None:
+    first = bench.train([arm(PHASES[2])], tmp_path / "first")[PHASES[2]]
+    on, out = arm(PHASES[2], name="on", start=str(first)), tmp_path / "on"
+    bench.train([on], out)
+    other = bench.train([arm(PHASES[2], lr=0.05)], tmp_path / "other")[PHASES[2]]
+    kept = tmp_path / "kept"
+    first.rename(kept)
+    bench.train([on], out)  # is trained already
+    shutil.copytree(other, first)
+    for seeds in ((0,), (0, 1)):
+        with pytest.raises(UserError, match=f"seed0 has started from other weights of {first}"):
+            bench.train([on], out, seeds=seeds)
+    shutil.rmtree(first)
+    kept.rename(first)
+    assert result(bench.train([on], out, seeds=(0, 1))["on"].with_name("seed1"))["status"] == "success"
 
 
 def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from snac_core.errors import UserError
-from snac_core.speakers.sampling import NEAR_DUPLICATE, SpeakerSampler, SpeakerTable, Strata, draw_distinct
+from snac_core.speakers.sampling import NEAR_DUPLICATE, SpeakerSampler, SpeakerTable, Strata, draw_distinct, draw_strata
 
 seeds = st.integers(0, 2**40)
 
@@ -172,6 +172,14 @@ def test_more_than_there_are_come_again_only_after_all_have_come() -> None:
     assert drawn[1].eq(-1).all()
     once = draw_distinct(members, 7, keys, again=False)
     assert once[0, 3:].eq(-1).all()
+
+
+@pytest.mark.parametrize("candidates", [3, 4, 7, 8, 14, 21])
+def test_strata_that_are_one_draw_different_speakers(candidates: int) -> None:
+    alike, legal = torch.full((50, candidates), 0.5), torch.ones(50, candidates, dtype=torch.bool)
+    rows = draw_strata(alike, legal, 3, Strata(), torch.Generator().manual_seed(0), lambda _: None)
+    repeated = sum(len(set(row.tolist())) < 3 for row in rows)
+    assert repeated < 50, "not all of them"
 
 
 def test_an_unknown_choice_suggests_the_nearest() -> None:

@@ -19,7 +19,7 @@ import soundfile
 from snac_core.errors import UserError
 from snac_core.files import name_problem
 from snac_runner.data.cache import cache_folder
-from snac_runner.data.decode import AUDIO_SUFFIXES, seekable
+from snac_runner.data.decode import AUDIO_SUFFIXES, NotWritten, has_decoder, seekable
 
 MIN_SECONDS = 0.5  # minimum usable length of an utterance, in s
 SILENCE_DB = -60.0  # dB re full scale: an utterance is silent if its loudest 0.1 s is below
@@ -74,6 +74,9 @@ def check_audio(
 
     Never raises for the content of a file. A segment shorter than `min_seconds` is a problem. A file that PyAV or
     ffmpeg decodes is decoded into the cache.
+
+    Raises:
+        NotWritten: if the cache cannot be written.
     """
     if problem := name_problem(path):
         return AudioCheck(0.0, 0, "", problem)
@@ -95,6 +98,8 @@ def check_audio(
     except soundfile.LibsndfileError as error:
         message = str(error.error_string).removeprefix("Error : ").rstrip(".")
         return AudioCheck(0.0, 0, digest, f"cannot be decoded: {message}")
+    except NotWritten:
+        raise
     except UserError as error:
         return AudioCheck(0.0, 0, digest, f"cannot be decoded: {str(error).removeprefix(f'cannot decode {path}: ')}")
     if seconds is None:
@@ -244,8 +249,12 @@ def check_audio_files(
 
     Yields:
         The checks, in order.
+
+    Raises:
+        NotWritten: see `check_audio`.
     """
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    decoder = has_decoder()
     # threads suffice: libsndfile, hashing and reading release the interpreter's lock
     with (
         closing(_Cache(cache_folder() / f"scan-{name}.sqlite")) as cache,
@@ -253,7 +262,7 @@ def check_audio_files(
     ):
         for first in range(0, len(segments), _FILES_AT_ONCE):
             part = segments[first : first + _FILES_AT_ONCE]
-            keys = [_cache_key(segment) for segment in part]
+            keys = [_cache_key(segment, decoder) for segment in part]
             checks = cache.read(keys)
             todo = [(key, segment) for key, segment in zip(keys, part, strict=True) if key not in checks]
             found = pool.map(lambda segment: check_audio(Path(segment[0]), *segment[1:]), [of for _, of in todo])
@@ -265,12 +274,14 @@ def check_audio_files(
             yield from (checks[key] for key in keys)
 
 
-def _cache_key(segment: FileSegment) -> bytes:
-    """Identifies a segment of a file in its present state; (16,)."""
+def _cache_key(segment: FileSegment, decoder: bool) -> bytes:
+    """Identifies a segment of a file in its present state; (16,). `decoder`: see `has_decoder`."""
     path, start, seconds = segment
     try:
         state = os.stat(path)
         text = f"{os.path.abspath(path)}|{state.st_size}|{state.st_mtime_ns}|{start}|{seconds}"
+        if not path.lower().endswith(AUDIO_SUFFIXES):
+            text += f"|{decoder}"
     except OSError:
         text = f"{os.path.abspath(path)}|missing"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import soundfile
+from numpy.typing import NDArray
 
 from snac_core.errors import UserError
 from snac_core.files import writing
@@ -32,6 +36,10 @@ HEADERLESS = (".raw", ".pcm")
 DECODER_NEEDED = "PyAV or ffmpeg; expected pip install 'snac-conditioning[media]', or wav, flac, ogg, mp3, opus"
 
 
+class NotWritten(UserError):
+    """What is decoded cannot be written, e.g. because the disk is full. It says nothing of the file that is read."""
+
+
 def has_decoder() -> bool:
     """Whether PyAV or ffmpeg is installed."""
     return find_spec("av") is not None or shutil.which("ffmpeg") is not None
@@ -46,6 +54,7 @@ def decode(path: Path, out: Path, subtype: str = "FLOAT") -> None:
         subtype: libsndfile's name of the sample format: "FLOAT", or "PCM_16", which clips what is beyond full scale.
 
     Raises:
+        NotWritten: if `out` cannot be written.
         UserError: if the file needs PyAV or ffmpeg and neither is installed, or it has no audio.
     """
     if path.suffix.lower() in AUDIO_SUFFIXES:
@@ -61,7 +70,10 @@ def decode(path: Path, out: Path, subtype: str = "FLOAT") -> None:
             stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode:
-            raise UserError(f"cannot decode {path}: {' '.join(done.stderr.split())[-200:]}")
+            message = " ".join(done.stderr.split())[-200:]
+            if os.strerror(errno.ENOSPC) in message:
+                raise NotWritten(f"cannot write what is decoded of {path}: {message}")
+            raise UserError(f"cannot decode {path}: {message}")
         return
     import av
 
@@ -74,7 +86,7 @@ def decode(path: Path, out: Path, subtype: str = "FLOAT") -> None:
             with soundfile.SoundFile(str(out), "w", stream.rate, stream.channels, subtype) as file:
                 for frame in chain(container.decode(stream), [None]):  # None: what the resampler still holds
                     for part in to_float.resample(frame):
-                        file.write(part.to_ndarray().reshape(-1, stream.channels))
+                        _write(file, part.to_ndarray().reshape(-1, stream.channels), path)
     except av.FFmpegError as error:
         raise UserError(f"cannot decode {path}: {error.strerror}") from error
 
@@ -86,9 +98,20 @@ def _copy(path: Path, out: Path, subtype: str) -> None:
             soundfile.SoundFile(str(out), "w", source.samplerate, source.channels, subtype) as file,
         ):
             while len(samples := source.read(1 << 20, dtype="float32", always_2d=True)):
-                file.write(samples)
+                _write(file, samples, path)
     except soundfile.LibsndfileError as error:
         raise UserError(f"cannot decode {path}: {error.error_string}") from error
+
+
+def _write(file: soundfile.SoundFile, samples: NDArray[Any], path: Path) -> None:
+    """Write samples (T, channels) that were decoded from `path`."""
+    try:
+        file.write(samples)
+    except soundfile.LibsndfileError as error:  # "System error": it does not name it
+        free = shutil.disk_usage(Path(file.name).parent).free
+        raise NotWritten(
+            f"cannot write what is decoded of {path} to {Path(file.name).parent} ({free / 1e6:.0f} MB free)"
+        ) from error
 
 
 def seekable(path: Path, digest: str) -> Path:
@@ -101,7 +124,8 @@ def seekable(path: Path, digest: str) -> Path:
         digest: sha256 of its bytes, which names the copy.
 
     Raises:
-        UserError: see `decode`; also if the cache cannot be written.
+        NotWritten: if the cache cannot be written.
+        UserError: see `decode`.
     """
     if path.suffix.lower() in SEEKABLE:
         return path
@@ -112,5 +136,5 @@ def seekable(path: Path, digest: str) -> Path:
             with writing(copy) as temporary:
                 decode(path, temporary, "PCM_16")
         except OSError as error:
-            raise UserError(f"cannot write the decoded copy of {path}: {error.strerror or error}") from error
+            raise NotWritten(f"cannot write the decoded copy of {path}: {error.strerror or error}") from error
     return copy

@@ -9,7 +9,9 @@ that breaks off after 16 of 20 MB: both transfer 36 MB in all), which matters fo
 from __future__ import annotations
 
 import hashlib
+import http.client
 import shutil
+import ssl
 import tarfile
 import urllib.error
 import urllib.request
@@ -197,7 +199,7 @@ def _download(archive: Archive, file: Path, progress: Progress | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not received:  # 416: the part is complete already
             raise UserError(f"{archive.url} answers {error.code} {error.reason}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"cannot download {archive.url} ({reason}); without a connection, put {archive.name} into {file.parent} "

@@ -236,6 +236,7 @@ def scan(
     return corpus
 
 
+_TOUCHING = 0.0005  # s; an end can be a rounding error behind the start of what follows
 _COLUMNS = tuple(field.name for field in fields(Utterance))
 _INSERT = f"INSERT INTO rows VALUES ({', '.join('?' * (2 + len(_COLUMNS)))})"
 
@@ -316,14 +317,18 @@ class _Usable:
     def _duplicate(self, c: Candidate, check: AudioCheck) -> str:
         """Why a candidate duplicates an earlier one (of a file with the same bytes), which would leak between splits
         or references; "" if it does not."""
+        end = c.start + check.seconds
         found = self._first(
-            "SELECT path, file_id FROM rows WHERE digest = ? AND start < ? AND start + seconds > ?",
-            _encoded(check.digest), c.start + check.seconds, c.start,
+            "SELECT path, file_id, start, start + seconds FROM rows WHERE digest = ? AND start < ? "
+            "AND start + seconds > ?",
+            _encoded(check.digest), end - _TOUCHING, c.start + _TOUCHING,
         )  # fmt: skip
         if not found:
             return ""
-        path, file_id = map(_decoded, found)
-        return f"is the same audio as {path}" if path != c.path else f"overlaps {file_id!r}"
+        path, file_id, first, last = map(_decoded, found)
+        if path != c.path:
+            return f"is the same audio as {path}"
+        return f"overlaps {file_id!r}: {c.start:.3f} to {end:.3f} s, and {first:.3f} to {last:.3f} s"
 
     def _first(self, query: str, *values: Any) -> tuple[Any, ...] | None:
         row: tuple[Any, ...] | None = self._rows.execute(query, values).fetchone()

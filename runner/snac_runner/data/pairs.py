@@ -16,7 +16,7 @@ from snac_core.errors import UserError
 from snac_core.files import parse_json, write_json
 from snac_core.seeding import derive, generator
 from snac_runner.data.audio import load_audio
-from snac_runner.data.corpus import Corpus, Segment, digest_of
+from snac_runner.data.corpus import Corpus, Segment, Utterance, digest_of
 from snac_runner.data.crops import draw_start
 from snac_runner.data.references import References, normalize_text
 
@@ -55,7 +55,8 @@ class PairList:
         seconds: maximum length of a source, in s.
         pairs: the conversions.
         references: speaker (target or source) -> role ("conditioning", "scoring", "ceiling") -> segments.
-        audio: utterance id -> sha256 of the file, for each utterance in pairs and references.
+        audio: utterance id -> sha256 of the file, and the start in it if it is not 0, for each utterance in pairs and
+            references.
         files: utterance id -> (path below the corpus, start in s), for use with external systems.
     """
 
@@ -98,7 +99,7 @@ class PairList:
             seconds=seconds,
             pairs=pairs,
             references=roles,
-            audio={u.id: u.digest for u in utterances},
+            audio={u.id: _identity(u) for u in utterances},
             files={u.id: (Path(os.path.relpath(u.path, corpus.root)).as_posix(), u.start) for u in utterances},
         )
 
@@ -161,8 +162,14 @@ class PairList:
             UserError: naming the first utterance that is missing or different.
         """
         for id, digest in self.audio.items():
-            if corpus.utterance(id).digest != digest:
+            if _identity(corpus.utterance(id)) != digest:
                 raise UserError(f"utterance {id!r} in {corpus.root} is not the audio that the list of pairs names")
+
+
+def _identity(utterance: Utterance) -> str:
+    """Identifies the audio of an utterance, from its start on."""
+    start = round(utterance.start, 4)
+    return f"{utterance.digest}@{start}" if start else utterance.digest
 
 
 def _pair(row: dict[str, Any]) -> Pair:

@@ -238,6 +238,9 @@ def score(
             scores.lowest = {id: scores.lowest[id] for id in _lowest(rows) if id in scores.lowest}
             if context.world > 1:
                 progress(len(rows), len(items))
+        elsewhere = [item for item in items[:keep] if item.pair.id not in scores.renderings]  # by other processes
+        renderings = side_by_side(lambda item: system(conversions, item), elsewhere)
+        scores.renderings.update(zip((item.pair.id for item in elsewhere), renderings, strict=True))
     scores.utterances = [{key: value for key, value in row.items() if key not in _CODE_KEYS} for row in rows]
     scores.pooled = _pooled(scores.utterances, metrics)
     scores.codes = summary(rows, probe)

@@ -62,9 +62,7 @@ def verdict(study: Study, numbers: StudyEstimates) -> Verdict:
     measured = [a for a in numbers.ranked if (a, "secs") in numbers.arms]
     if not measured:
         lacking = "speaker similarity was not measured for any arm" if finished else "no arm has finished"
-        step = (
-            "See Failures, and run the same command again: it continues." if not finished else "Add the judge's SECS."
-        )
+        step = "Add the judge's SECS." if finished else _continue(study)
         return Verdict("no verdict", f"No verdict: {lacking}.", compared, next_step=step, cautions=warned)
     findings = tuple(_goal(numbers, measured))
     if len(finished) == 1:
@@ -82,6 +80,16 @@ def verdict(study: Study, numbers: StudyEstimates) -> Verdict:
     kind = "difference" if words & {"higher", "lower", "better", "worse", "mixed"} else "inconclusive"
     size = _sizes(numbers) if kind == "difference" else _leading(numbers)
     return Verdict(kind, _headline(numbers), compared, size, _next_step(numbers), findings, missing, warned)
+
+
+def _continue(study: Study) -> str:
+    """What to do where no run has succeeded."""
+    if any(run.status == "failed" for runs in study.arms.values() for run in runs):
+        return (
+            "See Failures. A failed run is kept: once its cause is removed, delete its folder, and run the same "
+            "command again."
+        )
+    return "See Failures, and run the same command again: it continues."
 
 
 def _subject(study: Study, numbers: StudyEstimates) -> str:
