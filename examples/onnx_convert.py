@@ -10,8 +10,13 @@ import onnxruntime
 
 folder, source, out = sys.argv[1:]
 about = json.loads(Path(folder, "export.json").read_text())
+if about["failed"]:
+    sys.exit(f"{folder} lacks {', '.join(about['failed'])}, which could not be exported")
 known = {path.stem: np.load(path) for path in Path(folder).glob("*.npy")}  # written by runner export --target
-with wave.open(source) as file:
+needed = {name for part in about["parts"].values() for name in part["inputs"]} & {"speaker", "reference"}
+if missing := needed - known.keys():
+    sys.exit(f"{folder} has no {min(missing)}.npy; give runner export the speech of a target: --target b.wav")
+with wave.open(source) as file:  # Python's module reads no floating point
     if file.getparams()[:3] != (1, 2, about["sampling_rate"]):
         sys.exit(f"{source} is not mono, 16-bit, at {about['sampling_rate']} Hz")
     audio = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768

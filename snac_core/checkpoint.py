@@ -118,7 +118,7 @@ class Description(BaseModel):
                 raise UserError(f"{path} has format {stored['format']!r}; this version reads {FORMAT}")
             return cls.model_validate(stored)
         except ValidationError as error:
-            raise UserError(f"{path} is not a config of strategies: {reason_of(error)}") from error
+            raise UserError(f"{path} is not a config of strategies: {reason_of(error):.200}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not a config of strategies: {error}") from error
 
@@ -146,7 +146,7 @@ class Stored:
 
     @classmethod
     def find(cls, name_or_folder: str | Path, **options: Any) -> Self:
-        """Open a folder, or fetch the files of a hub id.
+        """Open a folder that `save_pretrained` wrote, or that of a run, or fetch the files of a hub id.
 
         Raises:
             UserError: for a missing or damaged file.
@@ -263,6 +263,8 @@ def _files(name: str | Path, options: Mapping[str, Any]) -> tuple[Path, Path]:
     """Paths of config and weights: of a bundled name, in a folder, or in the hub's cache."""
     folder = ASSETS / name if isinstance(name, str) and name in bundled_adapters() else Path(name)
     if folder.is_dir():
+        of_run = folder / "model"
+        folder = of_run if (of_run / CONFIG).is_file() else folder
         return folder / CONFIG, folder / WEIGHTS
     if isinstance(name, Path) or not hub.is_hub_id(name):
         raise UserError(

@@ -108,6 +108,11 @@ class ConditionedCodec(nn.Module):
         self.evaluation: dict[str, Any] | None = None
         self._edit_scale = 1.0
         self.strategies = nn.ModuleDict()
+        if isinstance(strategies, str | Mapping):
+            raise UserError(
+                f"strategies is {strategies!r:.60}; expected a list, such as ['phase6_encoder_adapter'], and their "
+                "settings as config={name: {...}}"
+            )
         settings = dict(config or {})
         for strategy in strategies:
             if isinstance(strategy, str):
@@ -148,7 +153,7 @@ class ConditionedCodec(nn.Module):
         self._edit_scale = float(scale)
 
     def latents(
-        self, audio: Tensor, cond: Conditioning | None = None, *, frozen: FrozenActivations | None = None
+        self, audio: Tensor, cond: Tensor | Conditioning | None = None, *, frozen: FrozenActivations | None = None
     ) -> Latents:
         """Encode, edit, quantize: the part of `reconstruct` before the decoder.
 
@@ -167,7 +172,7 @@ class ConditionedCodec(nn.Module):
     def reconstruct(
         self,
         audio: Tensor,
-        cond: Conditioning | None = None,
+        cond: Tensor | Conditioning | None = None,
         *,
         frozen: FrozenActivations | None = None,
         latents: Latents | None = None,
@@ -176,8 +181,8 @@ class ConditionedCodec(nn.Module):
 
         Args:
             audio: (B, 1, T) at the codec's sample rate.
-            cond: one row for all items, B rows, or k * B rows (k targets per item; row n * B + b belongs to item b).
-                None: the bare codec.
+            cond: one row for all items, B rows, or k * B rows (k targets per item; row n * B + b belongs to item b), or
+                the embeddings alone. None: the bare codec.
             frozen: activations of the bare codec on the same `audio`, to share their computation.
             latents: of the same `audio` and `cond`, if they have been computed.
 
@@ -470,8 +475,9 @@ class ConditionedCodec(nn.Module):
                 f"got {tuple(reference.shape)}"
             )
 
-    def _rows(self, cond: Conditioning, rows: int, *, multiple: bool = True) -> tuple[Conditioning, int]:
+    def _rows(self, cond: Tensor | Conditioning, rows: int, *, multiple: bool = True) -> tuple[Conditioning, int]:
         """Check `cond` against this model; returns one row per output, and the number of outputs per item."""
+        cond = _conditioning(cond)
         self._check(cond)
         cond = cond.to(next(self.codec.parameters()))
         if multiple and len(cond) > rows and len(cond) % rows == 0:

@@ -189,6 +189,8 @@ def load_file(path: str | Path) -> ModuleType:
         UserError: if the file is missing, is not a Python file, or fails to import.
     """
     path = Path(path).resolve()
+    if not path.exists():
+        raise UserError(f"no plugin file {path}; if it was moved, give its new place with --plugin")
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"plugin file {path} is not a Python file; expected the path of a .py file")
     source = path.read_bytes()

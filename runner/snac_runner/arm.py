@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snac_core.checkpoint import Description, load_state, read_tensors, state_of
+from snac_core.checkpoint import Description, Stored, load_state, read_tensors, state_of
 from snac_core.conditioned import ConditionedCodec
 from snac_core.conditioning import REFERENCE
 from snac_core.errors import UserError, nearest
@@ -25,7 +25,7 @@ from snac_core.strategy import DISCRIMINATOR, Strategy
 from snac_core.timing import Stopwatch
 from snac_runner.config import ArmSettings
 from snac_runner.resources import StudyResources
-from snac_runner.run_folder import CHECKPOINT, start_of
+from snac_runner.run_folder import CHECKPOINT
 from snac_runner.schedule import learning_rate
 
 
@@ -243,7 +243,7 @@ def start_from(source: str, model: ConditionedCodec, frozen: Sequence[str] = ())
         UserError: for another base or speaker encoder, no shared strategy, a frozen one that is not shared, or tensors
             of other shapes.
     """
-    stored = start_of(source)
+    stored = Stored.find(source)
     about = stored.description
     if about.base.digest != model.codec.digest:
         raise UserError(

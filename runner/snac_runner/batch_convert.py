@@ -135,6 +135,8 @@ def jobs_of_list(path: Path, out: Path, suffix: str) -> list[Job]:
             lines = [(rows.line_num, row) for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file with the columns source,target: {error}") from error
+    if not lines:
+        raise UserError(f"{path} has no conversions; expected a line for each below the columns")
     return [_job_of_row(row, f"{path}, line {number}", path.parent, out, suffix) for number, row in lines]
 
 

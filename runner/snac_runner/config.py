@@ -449,11 +449,11 @@ def with_data(shared: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
 
 
 def with_plugins(shared: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
-    """The settings with more plugin files."""
+    """The settings with more plugin files, by their absolute paths: a run continues from any folder."""
     given = shared.get("plugins", [])
     if not isinstance(given, list) or not all(isinstance(file, str) for file in given):
         raise UserError(f"plugins = {given!r}; expected a list of files: ['my_strategy.py']")
-    files = [*given, *plugins]
+    files = [*given, *(str(Path(file).resolve()) for file in plugins)]
     return {**shared, "plugins": files} if files else dict(shared)
 
 

@@ -69,20 +69,10 @@ def run_config(arm: ArmSettings, seed: int, resources: StudyResources) -> dict[s
     return {"schema": SCHEMA, **config}
 
 
-def start_of(source: str) -> Stored:
-    """The trained strategies that the setting `start` names.
-
-    Raises:
-        UserError: for a missing or damaged file.
-    """
-    path = Path(source)
-    return Stored.find(path / "model" if (path / "model").is_dir() else source)
-
-
 def _start_digest(source: str) -> str | None:
     """sha256 of the weights that the setting `start` names; None where they are gone: a trained run needs none."""
     try:
-        return hashlib.sha256(start_of(source).weights.read_bytes()).hexdigest()
+        return hashlib.sha256(Stored.find(source).weights.read_bytes()).hexdigest()
     except (UserError, OSError):
         return None
 

@@ -78,8 +78,14 @@ def train_step(
         context.add_up(together)
         for step, summed in zip(steps, torch.split(together, [step.travelling_size for step in steps]), strict=True):
             step.arrived(summed)
-    for step in steps:
-        step.update()
+    for step in list(steps):
+        try:
+            step.update()
+        except Exception as error:  # fails this arm alone
+            if context.world > 1:  # the other processes cannot know
+                raise
+            failures[step.arm.settings.title] = failure_of(error)
+            steps.remove(step)
     logged = {}
     values = torch.cat([step.to_log() for step in steps]).tolist() if steps else []  # waits for the device
     for step in steps:
@@ -196,7 +202,8 @@ class ArmStep:
             for number, (start, end) in enumerate(pairwise(self.bounds)):
                 parameter = self.parameters[number]
                 used = bool(self.used[number])
-                parameter.grad = self.gradient[start:end].view_as(parameter) if used else None
+                gradient = self.gradient[start:end].view_as(parameter).to(parameter.dtype)
+                parameter.grad = gradient if used else None
             self._update(0, arm.optimizer, settings.lr, settings.grad_clip)
             if arm.discriminator_optimizer is not None:
                 self._update(

@@ -69,7 +69,8 @@ def measured_receptive_field(edit: Edit, cond: Conditioning, period: int, like: 
     """Frames on each side of a frame that an edit depends on, found by changing one frame; `math.inf`: all frames.
 
     An edit that gives another result on a part of the item than on the whole (because it depends on the length or on
-    the position in time) counts as one that depends on all frames.
+    the position in time), or where the other half of the item is louder or softer (because it compares a frame with
+    the whole), counts as one that depends on all frames.
 
     Args:
         edit: one strategy's edit at one tap.
@@ -88,11 +89,18 @@ def measured_receptive_field(edit: Edit, cond: Conditioning, period: int, like: 
     reach = int((differs - middle).abs().max()) if len(differs) else 0
     if reach >= min(middle, frames - middle) - 1:
         return math.inf
+    tolerance = _SAME * float(whole.abs().max())
+    for far, near in ((slice(middle, None), slice(middle - reach)), (slice(middle), slice(middle + reach, None))):
+        for factor in (0.1, 10.0):
+            scaled = x.clone()
+            scaled[..., far] *= factor
+            if float((edit(scaled, cond) - whole)[..., near].abs().max()) > tolerance:
+                return math.inf
     for start, end in ((period, frames), (0, frames - period)):
         left, right = (reach if start else 0), (0 if start else reach)  # where the part ends and the whole goes on
         part = edit(x[..., start:end].clone(), cond)[..., left : end - start - right]
         difference = float((part - whole[..., start + left : end - right]).abs().max())
-        if difference > _SAME * float(whole.abs().max()):
+        if difference > tolerance:
             return math.inf
     return reach
 
@@ -214,7 +222,13 @@ class Windows:
         self._due = self._chunk - lag % self._chunk if math.isfinite(self._chunk) else math.inf
 
     def push(self, piece: Tensor) -> list[Sequence[Tensor]]:
-        """Add a piece (..., T); returns the results of all chunks that have their context now."""
+        """Add a piece (..., T); returns the results of all chunks that have their context now.
+
+        Raises:
+            UserError: for another number of items than before.
+        """
+        if self._held is not None and len(piece) != len(self._held):
+            raise UserError(f"got {len(piece)} items, after {len(self._held)}; expected as many until flush()")
         self._held = piece if self._held is None else torch.cat([self._held, piece], dim=-1)
         results = []
         while self._held_from + self._held.shape[-1] // self._context.unit >= self._due:

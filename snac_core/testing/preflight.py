@@ -143,6 +143,11 @@ def _check_edits(model: ConditionedCodec, names: list[str], audio: Tensor, cond:
                 )
             for mode in (True, False):
                 model.train(mode)
+                if (drift := probe.drift()) > SAME:
+                    raise UserError(
+                        f"{place} depends on earlier calls: equal input gives an output that differs by {drift:.2g} of "
+                        "its range in the next call; keep no counter or other state that the edit reads"
+                    )
                 if (leak := probe.leak()) > SAME:
                     raise UserError(
                         f"{place} mixes the batch: an item's output moves by {leak:.2g} of its range when the other "

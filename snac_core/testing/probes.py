@@ -122,6 +122,11 @@ class EditProbe:
         return distance(self._seeded(self.x, self.cond), self._seeded(self.x, other_speakers(self.cond, self.seed)))
 
     @torch.no_grad()
+    def drift(self) -> float:
+        """Relative difference between the outputs of two calls with equal input."""
+        return distance(self._seeded(self.x, self.cond), self._seeded(self.x, self.cond))
+
+    @torch.no_grad()
     def leak(self) -> float:
         """Relative change of the first row's output when the audio and embeddings of all other rows change."""
         x, cond = self.x.clone(), other_speakers(self.cond, self.seed)

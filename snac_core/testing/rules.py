@@ -76,6 +76,12 @@ def _rows(trial: StrategyTrial) -> str:
         place = f"tap {probe.edit.tap.name!r}"
         for mode in (True, False):
             moved.train(mode)
+            if (drift := probe.drift()) > SAME:
+                raise RuleViolation(
+                    f"at {place} equal input gives an output that differs by {drift:.2g} of its range in the next call"
+                    + (" (in train mode)" if mode else ""),
+                    "an edit depends on its arguments and parameters only, not on counters or other state",
+                )
             if (leak := probe.leak()) > SAME:
                 raise RuleViolation(
                     f"at {place} an item's output moves by {leak:.2g} of its range when the other items change"
@@ -373,7 +379,7 @@ def _every_gradient(trial: StrategyTrial) -> str:
 
 
 def _discriminator(trial: StrategyTrial) -> str:
-    model = trial.training_model()
+    model = perturbed(trial.training_model(), seed=0)  # before that, real and converted are one and cancel each other
     discriminator = [parameter for _, parameter in model.discriminator_parameters()]
     if "discriminator_loss" not in trial.hooks:
         if discriminator:

@@ -38,6 +38,35 @@ class Sound(Strategy):
         return self.config.strength * self.gate(cond.speaker).unsqueeze(-1)
 
 
+class Wasserstein(Sound):
+    """Without fault: until something is learned, real and converted are equal, and cancel each other."""
+
+    name = "wasserstein"
+
+    def __init__(self, config, taps):
+        super().__init__(config, taps)
+        self.discriminator = nn.Conv1d(1, 1, 9)
+
+    @hookimpl
+    def discriminator_loss(self, step):
+        real, fake = step.frozen_activations.output, step.converted.audio.detach()
+        return {"discriminator": self.discriminator(fake).mean() - self.discriminator(real).mean()}
+
+
+class Double(Sound):
+    """Without fault: parameters may have another dtype than the codec."""
+
+    name = "double_precision"
+
+    def __init__(self, config, taps):
+        super().__init__(config, taps)
+        self.gate.double()
+
+    def scale(self, x, cond):
+        with torch.autocast(x.device.type, enabled=False):
+            return self.config.strength * self.gate(cond.speaker.to(self.gate.weight)).to(x).unsqueeze(-1)
+
+
 class ChangesShape(Sound):
     name = "changes_shape"
 
@@ -81,6 +110,19 @@ class MixesBatch(Sound):
 
     def scale(self, x, cond):
         return super().scale(x, cond) * (1 + x.mean(dim=0, keepdim=True))
+
+
+class Counts(Sound):
+    name = "counts"
+
+    def __init__(self, config, taps):
+        super().__init__(config, taps)
+        self.register_buffer("calls", torch.zeros(()))
+
+    @hookimpl
+    def after_vq(self, x, cond, tap):
+        self.calls += self.training
+        return x * (1 + (1 + self.calls) * self.scale(x, cond))
 
 
 class BatchNormed(Sound):

@@ -318,12 +318,23 @@ def test_another_encoders_embedding_is_refused_by_digest() -> None:
         model(tone(), Conditioning(embedding, encoder="0" * 64))
 
 
+def test_an_embedding_alone_is_a_condition_everywhere() -> None:
+    model, audio, target = learned(Shift, Gain), tone(), speakers(1)
+    with model.codec.fixed_noise(0):
+        expected = model.reconstruct(audio, Conditioning(target))
+        found = model.reconstruct(audio, target)
+    assert torch.equal(found.audio, expected.audio)
+    assert torch.equal(model.latents(audio, target).z, expected.z)
+
+
 @pytest.mark.parametrize(
     ("strategies", "options", "words"),
     [
         (["shfit"], {}, "unknown strategy 'shfit'; known: "),
         (["phase6"], {}, "unknown strategy 'phase6'; did you mean 'phase6_encoder_adapter'"),
         ([Shift, Gain, Shift], {}, "'shift' is listed twice"),
+        ("phase6_encoder_adapter", {}, "expected a list, such as"),
+        ({"phase6_encoder_adapter": {"hiddn": 2}}, {}, "and their settings as config="),
         ([type("Half", (Gain,), {"name": "half"})], {}, "'half': torch needs this name"),
         (
             [Shift],
@@ -349,7 +360,7 @@ def test_another_encoders_embedding_is_refused_by_digest() -> None:
         ),
     ],
 )
-def test_a_model_that_does_not_fit_together_is_refused(strategies: list, options: dict, words: str) -> None:
+def test_a_model_that_does_not_fit_together_is_refused(strategies: object, options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         ConditionedCodec(small(), strategies, **{"speaker_dim": SPEAKER_DIM, **options})
     assert "\n" not in str(caught.value)

@@ -44,6 +44,8 @@ def test_what_is_saved_comes_back_equal_on_its_base(
     model.strategies["level"].seen.fill_(3.0)
     model.save_pretrained(tmp_path / "new" / "folder")
     loaded = ConditionedCodec.from_pretrained(tmp_path / "new" / "folder", codec=model.codec, plugins=offered)
+    (tmp_path / "new" / "folder").rename(tmp_path / "new" / "model")  # as in the folder of a run
+    ConditionedCodec.from_pretrained(tmp_path / "new", codec=model.codec, plugins=offered)
     assert torch.equal(outputs(loaded), outputs(model))
     assert list(loaded.strategies) == ["shift", "gain", "level"]
     assert loaded.strategies["shift"].config == model.strategies["shift"].config

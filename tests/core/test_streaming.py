@@ -96,6 +96,17 @@ class Position(OverTime):
         return x + self.gain * torch.arange(x.shape[-1], dtype=x.dtype)
 
 
+class Louder(OverTime):
+    """An edit of the frames that are louder than the mean: of all frames, although one frame hardly moves it."""
+
+    name = "louder"
+
+    @hookimpl
+    def before_vq(self, x: Tensor) -> Tensor:
+        power = x.square()
+        return torch.where(power.mean(1, keepdim=True) > power.mean((1, 2), keepdim=True), x + self.gain, x)
+
+
 def seconds(codec: SNAC, units: int) -> float:
     """Length of `units` coarse codes, or windows."""
     return units * codec.preprocess(torch.zeros(1, 1, 1)).shape[-1] / codec.sampling_rate
@@ -239,7 +250,7 @@ def test_the_receptive_field_of_an_edit_is_measured(tap: str) -> None:
     assert measured_receptive_field(edit_of(model, tap), cond, 4, like) == Convolve.kernel // 2
 
 
-@pytest.mark.parametrize("strategy", [OverTime, Position])
+@pytest.mark.parametrize("strategy", [OverTime, Position, Louder])
 def test_an_edit_that_depends_on_all_frames_or_on_the_position_is_found(strategy: type[Strategy]) -> None:
     model = learned(strategy)
     cond, like = Conditioning(speakers(1)), next(model.codec.parameters())
@@ -375,6 +386,10 @@ def test_what_a_stream_cannot_do_is_refused() -> None:
         ConversionStream(model).push(torch.zeros(100))
     with pytest.raises(UserError, match="NaN or infinity"):
         ConversionStream(model).push(torch.full((1, 1, 10), torch.nan))
+    stream = ConversionStream(model)
+    stream.push(torch.zeros(1, 1, 100))
+    with pytest.raises(UserError, match=r"got 2 items, after 1; expected as many until flush"):
+        stream.push(torch.zeros(2, 1, 100))
     codes = model.encode(tone(samples=24))
     with pytest.raises(UserError, match="length 1000 of audio from codes that hold"):
         list(DecoderStream(model).run([codes], 1000))

@@ -196,8 +196,30 @@ def test_a_list_gives_each_source_its_target(
     ):
         pairs.write_text(text)
         assert words in refusal(*command)
+    pairs.write_text("source,target\n")
+    assert "has no conversions" in refusal(*command)
     pairs.write_text("source,target\na.flac,b.flac\n")
     assert "do not give --source" in refusal(*command, "--source", tmp_path / "a.flac")
+
+
+def test_one_source_is_written_into_a_folder_that_is_there(
+    tmp_path: Path, runs: dict[str, Path], voices: list[Path], refusal: Callable[..., str]
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    aim = ["--source", voices[0], "--target", voices[1]]
+    assert convert(runs[PHASES[1]], *aim, "--out", folder) == 0
+    assert convert(runs[PHASES[1]], *aim, "--out", f"{tmp_path}/new/", "--format", "flac") == 0
+    names = [f"out/{voices[0].stem}.wav", f"new/{voices[0].stem}.flac"]
+    assert all((tmp_path / name).is_file() for name in names)
+    command = ["convert", "--run", runs[PHASES[1]]]
+    beside = tmp_path / voices[0].name
+    shutil.copy(voices[0], beside)
+    into_itself = ["--source", beside, "--target", voices[1], "--out", tmp_path, "--format", "flac"]
+    assert "is also an input" in refusal(*command, *into_itself)
+    assert "different formats" in refusal(*command, *aim, "--out", tmp_path / "a.wav", "--format", "flac")
+    assert "takes one source" in refusal(*command, *aim, "--source", voices[2], "--out", "-")
+    assert "are both standard input" in refusal(*command, "--source", "-", "--target", "-", "--out", tmp_path / "a.wav")
 
 
 def test_folders_patterns_and_expanded_patterns_are_the_same_targets(

@@ -136,6 +136,10 @@ def test_codes_conditioned_after_vq_are_the_sources_and_the_voice_is_given_to_de
     aim = ["--run", run, "--source", voices[0], "--target", voices[1]]
     assert runner("convert", *aim, "--out", tmp_path / "c.wav") == 0
     assert np.allclose(read(tmp_path / "d.wav"), read(tmp_path / "c.wav"), atol=2 / 32768)
+    bare = ["--out", tmp_path / "bare.wav"], ["--out", tmp_path / "bare.npz"]
+    assert "the run acts when you decode; give --target" in refusal("decode", "--run", run, "--codes", codes, *bare[0])
+    before = ["encode", "--run", runs[PHASES[2]], "--source", voices[0], *bare[1]]
+    assert "the run acts when you encode; give --target" in refusal(*before)
     message = refusal("decode", "--run", runs[PHASES[2]], "--codes", codes, "--target", voices[1], "--out", "x.wav")
     assert "acts only before VQ" in message
     assert "give it to encode" in message

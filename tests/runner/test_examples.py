@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from small_study import PHASES, Bench, result, runner
 
 from snac_core import ConditionedCodec, Conditioning, UserError, discover
+from snac_core.codec.export import export
 from snac_core.testing import check_strategy, small_codec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -97,7 +99,7 @@ def test_an_example_holds_to_every_rule(path: Path) -> None:
     assert not failed
 
 
-def test_frames_attend_to_different_tokens_of_the_speaker() -> None:
+def test_frames_attend_to_different_tokens_of_the_speaker(tmp_path: Path) -> None:
     catalogue = discover([FILE])
     model = ConditionedCodec(small_codec(), ["cross_attention"], speaker_dim=8, plugins=catalogue)
     tap = next(tap for tap in model.codec.taps if tap.name == "decoder_1")
@@ -109,6 +111,8 @@ def test_frames_attend_to_different_tokens_of_the_speaker() -> None:
     edit = next(iter(model.edits["decoder_1"]))
     added = edit(x, Conditioning(torch.nn.functional.normalize(torch.randn(1, 8), dim=1))) - x
     assert added.std(dim=-1).mean() > 0.1 * added.abs().mean(), "the edit differs between frames"
+    if find_spec("onnxruntime"):
+        assert not export(model.eval(), tmp_path / "onnx").failed
     alone = {"cross_attention": {"tokens": 1}}
     with pytest.raises(UserError, match="tokens = 1"):  # attention over one token is constant
         ConditionedCodec(small_codec(), ["cross_attention"], speaker_dim=8, plugins=catalogue, config=alone)

@@ -20,6 +20,16 @@ PROJECT = Path(__file__).parents[2]
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 
 
+def test_the_example_says_what_it_lacks(tmp_path: Path) -> None:
+    example = PROJECT / "examples" / "onnx_convert.py"
+    parts = {"encoder": {"inputs": {"audio": {}, "speaker": {}}}}
+    for failed, words in (({}, "give runner export the speech of a target"), ({"decoder": "x"}, "lacks decoder")):
+        (tmp_path / "export.json").write_text(json.dumps({"parts": parts, "failed": failed}))
+        done = subprocess.run([sys.executable, example, tmp_path, "a.wav", "b.wav"], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert words in done.stderr
+
+
 def test_the_example_converts_with_onnxruntime_and_numpy_alone(tmp_path: Path, refusal: Callable[..., str]) -> None:
     speech, exported = tmp_path / "a.wav", tmp_path / "exported"
     seconds = np.arange(24000) / 16000

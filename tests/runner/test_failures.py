@@ -13,6 +13,7 @@ from snac_core.errors import UserError
 from snac_runner.evaluate.scoring import Scores
 from snac_runner.report.page import build
 from snac_runner.train import DEV_METRICS
+from snac_runner.train_step import ArmStep
 
 RAISES = """
     @hookimpl
@@ -26,6 +27,18 @@ NAN = """
     def loss(self, step):
         factor = float("nan") if step.index == 2 else 1.0
         return {"likeness": step.identity.audio.square().mean() * factor}
+"""
+DOUBLE = """
+    def __init__(self, config, taps):
+        super().__init__(config, taps)
+        self.gate = nn.Linear(taps.speaker_dim, taps.match(("quantized",))[0].channels, dtype=torch.float64)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+"""
+AS_DOUBLE = """
+    @hookimpl
+    def after_vq(self, x, cond, tap):
+        return x * (1 + self.gate(cond.speaker.double()).to(x)).unsqueeze(-1)
 """
 LENGTH = """
     @hookimpl
@@ -65,6 +78,29 @@ def test_arms_that_fail_are_marked_and_the_others_reach_the_report(bench: Bench,
     before = contents(out / "raises")
     bench.train(arms, out, files=files, steps=3)
     assert contents(out / "raises") == before  # a failed run is a finished one
+
+
+def test_an_arm_whose_parameters_are_not_float32_trains(bench: Bench, tmp_path: Path) -> None:
+    file = plugin(tmp_path, "in_double", DOUBLE, edit=AS_DOUBLE)
+    folder = bench.train([arm("in_double")], tmp_path / "out", files=[file], steps=2)["in_double"]
+    assert result(folder)["status"] == "success"
+    assert all(tensor.dtype == torch.float64 for tensor in weights(folder).values())
+
+
+def test_a_fault_of_one_update_is_that_arm_s(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = ArmStep.update
+
+    def failing(step: ArmStep) -> None:
+        if step.arm.settings.title == "first" and step.index == 2:
+            raise RuntimeError("out of memory")
+        update(step)
+
+    monkeypatch.setattr(ArmStep, "update", failing)
+    arms = [arm(PHASES[1], name="first"), arm(PHASES[1], name="second")]
+    folders = bench.train(arms, tmp_path, steps=3)
+    assert (result(folders["first"])["status"], result(folders["first"])["cost"]["steps"]) == ("failed", 1)
+    assert "out of memory" in result(folders["first"])["error"]
+    assert result(folders["second"])["status"] == "success"
 
 
 def test_a_single_run_that_fails_ends_with_its_reason_and_exit_code_2(

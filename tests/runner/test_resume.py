@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,28 @@ def test_a_checkpoint_executes_no_code(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a complete checkpoint"):
         one.load()
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_goes_on_from_another_folder_and_with_a_plugin_file_that_has_moved(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file, out = plugin(tmp_path, "gate").name, tmp_path / "run"
+    command = ["train", "--strategy", "gate", "--plugin", file, "--no-evaluation", "--out", out]
+    options = bench.options(steps=2)
+    assert "--no-evaluation is dev_pairs = 0 and test_pairs = 0" in refusal(*command, *options)
+    for number in reversed([number for number, option in enumerate(options) if "_pairs=" in option]):
+        del options[number - 1 : number + 1]
+    assert runner(*command, *options) == 0
+    (out / "result.json").unlink()
+    monkeypatch.chdir(tmp_path / "other")
+    assert runner("train", "--resume", out) == 0
+    moved = Path(file).name
+    (tmp_path / file).rename(moved)
+    (out / "result.json").unlink()
+    assert "no plugin file" in refusal("train", "--resume", out)
+    assert runner("train", "--resume", out, "--plugin", moved) == 0
 
 
 def test_seeds_of_an_arm_start_from_the_same_weights(bench: Bench, tmp_path: Path) -> None:

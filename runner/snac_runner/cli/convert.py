@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,8 +65,13 @@ def convert(
     ] = None,
     stages: Annotated[bool, typer.Option("--stages", help="Also write source, bare, identity, synthetic.")] = False,
     output_format: Annotated[
-        str, typer.Option("--format", help="Of the files in an output folder, and on standard output: wav, flac, opus.")
-    ] = "wav",
+        str | None,
+        typer.Option(
+            "--format",
+            help="Of the files in an output folder, and on standard output: wav (default), flac, opus.",
+            show_default=False,
+        ),
+    ] = None,
     bits: Annotated[int, typer.Option(help="Bits per sample: 16, 24, or 32 (floating point, wav only).")] = 16,
     keep_rate: Annotated[bool, typer.Option("--keep-rate", help="Write at the sample rate of the source.")] = False,
     keep_level: Annotated[bool, typer.Option("--keep-level", help="Scale to the RMS level of the source.")] = False,
@@ -91,9 +97,18 @@ def convert(
     if pairs is None and not (source and target):
         raise UserError("give --source and --target, or --pairs LIST.csv")
     many = pairs is not None or is_many(source)
+    if many and out == PIPE:
+        raise UserError("--out - is standard output, which takes one source; give a folder")
+    if PIPE in source and PIPE in target:
+        raise UserError("--source - and --target - are both standard input; give a file for one of them")
+    if not many and PIPE not in (out, source[0]) and (Path(out).is_dir() or out.endswith(("/", os.sep))):
+        out = str(Path(out, Path(source[0]).stem + "." + (output_format or "wav")))
     if not many and source[0] != PIPE and not Path(source[0]).exists():
         raise UserError(f"no audio file {source[0]}; expected a source")
-    suffix = "." + output_format.lower().lstrip(".") if many or out == PIPE else Path(out).suffix.lower()
+    given = output_format and "." + output_format.lower().lstrip(".")
+    suffix = given or ".wav" if many or out == PIPE else Path(out).suffix.lower()
+    if given and given != suffix:
+        raise UserError(f"--out {out} and --format {output_format} are different formats; leave out --format")
     audio_format = AudioFormat(suffix, bits, keep_rate, keep_level)
     if stages and (many or out == PIPE):
         raise UserError("--stages writes files beside one output file; give one --source, and a file as --out")
@@ -191,7 +206,7 @@ def encode(
         layout = None
         if order is not None:
             layout = converter.model.codec.token_layout(order, offsets=offsets, first_token=first_token)
-        aim, progress = _target(converter, target), console.progress("encoding")
+        aim, progress = _target(converter, target, before_vq=True), console.progress("encoding")
 
         def items() -> Iterator[Item]:
             nonlocal failed
@@ -241,11 +256,21 @@ def decode(
         )
         converter.accelerate(precision, compiled=compile_)
         item = read_item(codes, converter.model.codec, line)
-        written = converter.decode(item, _target(converter, target), out)
+        written = converter.decode(item, _target(converter, target, before_vq=False), out)
     say(str(written))
 
 
-def _target(converter: Converter, names: list[str]) -> Conditioning | None:
+def _target(converter: Converter, names: list[str], *, before_vq: bool) -> Conditioning | None:
+    """What encoding (before VQ) or decoding (after it) is conditioned on; None for the bare codec.
+
+    Raises:
+        UserError: without a target for a run that acts there.
+    """
     from snac_runner.batch_convert import target_files
 
-    return converter.target(target_files(names)) if names else None
+    if names:
+        return converter.target(target_files(names))
+    if converter.model.acts(before_vq=before_vq):
+        what = "encode" if before_vq else "decode"
+        raise UserError(f"the run acts when you {what}; give --target, or leave --run out for the bare codec")
+    return None

@@ -156,7 +156,7 @@ def train(
     """Train one arm with one seed, evaluate it on test speakers, and write its run folder.
 
     Without --data, a synthetic corpus is used. --resume accepts --data, --base and --device, for a folder that has
-    moved; their content must be the same.
+    moved, and --plugin; their content must be the same.
     """
     from snac_core.settings import checked
     from snac_runner.config import StudySettings, compose, with_data, with_overrides, with_plugins
@@ -171,18 +171,22 @@ def train(
                      whisper=whisper, language=language, steps=steps, device=device, save_every=save_every, start=start,
                      seeds=None if seed is None else [seed])  # fmt: skip
     if not evaluation:
+        if twice := {"dev_pairs", "test_pairs"} & {assignment.partition("=")[0].strip() for assignment in set_}:
+            raise UserError(f"--no-evaluation is dev_pairs = 0 and test_pairs = 0; leave out --set {min(twice)}")
         options |= {"dev_pairs": 0, "test_pairs": 0}
-    longer = False
+    longer, files = False, [str(Path(file).resolve()) for file in plugin]
     with terminal() as console:
         if resume is not None:
             moved = with_data({key: options.pop(key) for key in ("data", "base", "device") if key in options}, None)
             total = options.pop("steps", None)
             if strategy or config or options or set_ or (out and total is None):
                 raise UserError(
-                    "--resume continues the run as it was configured; with it, only --data, --base, --device, and "
-                    "--steps with --out are possible"
+                    "--resume continues the run as it was configured; with it, only --data, --base, --device, "
+                    "--plugin, and --steps with --out are possible"
                 )
             study, arm = stored_run(resume)
+            if files:  # may have moved; a run's configuration has their digests
+                files += [file for file in study.plugins if Path(file).is_file()]
             study = checked(StudySettings, {**study.model_dump(exclude_unset=True), **moved}, "--resume")
             if total is not None and total != study.steps:
                 longer, out = True, out or resume.with_name(f"{resume.name}-{total}steps")
@@ -207,7 +211,7 @@ def train(
             study, (arm,), _ = compose(of_study, [of_arm], where)
             if len(study.seeds) != 1:
                 raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
-        catalogue = catalogue_of(dict.fromkeys([*study.plugins, *plugin]), disable_plugin, console)
+        catalogue = catalogue_of(dict.fromkeys(files or study.plugins), disable_plugin, console)
         check_strategies([arm], catalogue)
         check_devices(devices, study.device)
         with ExitStack() as stack:
