@@ -434,7 +434,8 @@ def stored_study(path: Path) -> StudySettings:
 
 
 def with_data(shared: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    """The settings with absolute paths of data and bank, relative to the working folder, else to the settings file."""
+    """The settings with absolute paths of data, bank and plugin files, given from the working folder, else from the
+    settings file: a run continues from any folder."""
 
     def absolute(path: str) -> str:
         places = [Path(path), *([file.parent / path] if file else [])]
@@ -445,11 +446,13 @@ def with_data(shared: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
         settings["data"] = absolute(data)
     if isinstance(bank, str) and bank and bank not in (AUTO, NONE):
         settings["bank"] = absolute(bank)
+    if isinstance(plugins := shared.get("plugins"), list):
+        settings["plugins"] = [absolute(path) if isinstance(path, str) else path for path in plugins]
     return settings
 
 
 def with_plugins(shared: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
-    """The settings with more plugin files, by their absolute paths: a run continues from any folder."""
+    """The settings with more plugin files, by their absolute paths."""
     given = shared.get("plugins", [])
     if not isinstance(given, list) or not all(isinstance(file, str) for file in given):
         raise UserError(f"plugins = {given!r}; expected a list of files: ['my_strategy.py']")

@@ -161,14 +161,13 @@ def check_folder(folder: Path, config: dict[str, Any]) -> str:
             differ; or if a seed of the arm has started from other weights.
     """
     path = folder / "config.json"
-    for seed in folder.parent.glob("seed*"):
-        before, now = read_config(seed).get("start_weights"), config.get("start_weights")
-        if before and now and before != now:
-            start = config["arm"]["start"]
-            raise UserError(
-                f"{seed} has started from other weights of {start} (sha256 {before[:12]}) than are there now "
-                f"({now[:12]}); restore them, or give a new folder with --out"
-            )
+    if weights := config.get("start_weights"):
+        for seed in folder.parent.glob("seed*"):
+            if (before := read_config(seed).get("start_weights") or weights) != weights:
+                raise UserError(
+                    f"{seed} has started from other weights of {config['arm']['start']} (sha256 {before[:12]}) than "
+                    f"are there now ({weights[:12]}); restore them, or give a new folder with --out"
+                )
     if not path.is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder} holds files that are not a run; give a new folder with --out")

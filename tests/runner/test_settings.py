@@ -20,7 +20,9 @@ from snac_runner.config import (
     compose,
     read_values,
     to_toml,
+    with_data,
     with_overrides,
+    with_plugins,
 )
 
 STUDY = """
@@ -180,6 +182,19 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, text: str | None
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 SCALARS = st.one_of(TEXT, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False))
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3))
+
+
+def test_paths_in_a_study_file_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "study").mkdir()
+    for name in ("here.py", "study/beside.py", "given.py"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    shared = {"data": "hf:me/speech", "bank": "auto", "plugins": ["here.py", "beside.py"]}
+    found = with_plugins(with_data(shared, Path("study/study.toml")), ["given.py"])
+    assert found["plugins"] == [str(tmp_path / name) for name in ("here.py", "study/beside.py", "given.py")]
+    assert (found["data"], found["bank"]) == ("hf:me/speech", "auto")
+    with pytest.raises(UserError, match="expected a list of files"):
+        with_plugins(with_data({"plugins": [3]}, None), [])
 
 
 @settings(max_examples=150, deadline=None)

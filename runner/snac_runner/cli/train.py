@@ -110,7 +110,8 @@ def quickstart(
         values: dict[str, Any] = {
             "study": {
                 "name": "quickstart", "data": str(speech), "seeds": list(range(seed, seed + seeds)), "pair_seed": seed,
-                "steps": steps, **QUICK, "plugins": list(plugin), "adapters": trained,
+                "steps": steps, **QUICK, "adapters": trained,
+                "plugins": [str(Path(file).resolve()) for file in plugin],
             },
             "arm": [{"strategies": [name]} for name in adapters(catalogue)],
         }  # fmt: skip
@@ -374,11 +375,13 @@ def read_settings(
 ) -> tuple[dict[str, Any], bool]:
     """Plain values of a settings file, and whether it is an original phase 3, 4 or 6 file, which is translated."""
     from snac_core.plugins import discover
-    from snac_runner.config import read_values, with_plugins
+    from snac_runner.config import read_values, with_data, with_plugins
     from snac_runner.legacy_config import is_original, translated
 
     values = read_values(file)
-    files = with_plugins(values, plugins).get("plugins", [])  # their strategies may own keys of the file
+    files = with_plugins(with_data(values, file), plugins).get(
+        "plugins", []
+    )  # their strategies may own keys of the file
     strategies = discover(files, disable=disable).strategies
     if not is_original(values, strategies):
         return values, False
