@@ -190,7 +190,7 @@ def load_file(path: str | Path) -> ModuleType:
     """
     path = Path(path).resolve()
     if not path.exists():
-        raise UserError(f"no plugin file {path}; if it was moved, give its new place with --plugin")
+        raise UserError(f"no plugin file {path}; expected the path of a .py file, after a move the new one")
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"plugin file {path} is not a Python file; expected the path of a .py file")
     source = path.read_bytes()

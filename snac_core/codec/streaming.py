@@ -227,7 +227,7 @@ class Windows:
         Raises:
             UserError: for another number of items than before.
         """
-        if self._held is not None and len(piece) != len(self._held):
+        if self._held is not None and piece.shape[:-1] != self._held.shape[:-1]:
             raise UserError(f"got {len(piece)} items, after {len(self._held)}; expected as many until flush()")
         self._held = piece if self._held is None else torch.cat([self._held, piece], dim=-1)
         results = []

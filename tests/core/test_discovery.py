@@ -362,6 +362,8 @@ def test_a_file_given_by_hand_must_load(file: Callable[[str], Path], source: str
 
 def test_a_file_that_is_missing_or_no_python_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plugin.txt").write_text("")
-    for name in ("nowhere.py", "plugin.txt", "."):
+    for name in ("plugin.txt", "."):
         with pytest.raises(UserError, match=r"is not a Python file; expected the path of a \.py file"):
             discover([tmp_path / name])
+    with pytest.raises(UserError, match=r"no plugin file .*nowhere\.py"):
+        discover([tmp_path / "nowhere.py"])

@@ -42,7 +42,7 @@ def fixtures() -> Fixtures:
 def arm(fixtures: Fixtures, *names: str, **config: dict[str, Any]) -> ConditionedCodec:
     """A model with every parameter away from its initial value."""
     model = ConditionedCodec(
-        fixtures.codec, dict.fromkeys(names), speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE
+        fixtures.codec, list(dict.fromkeys(names)), speaker_dim=SPEAKER_DIM, config=config, plugins=CATALOGUE
     )
     context = fixtures.context(model)
     for _, training_start in model.callers("training_start"):

@@ -66,7 +66,7 @@ NAMES = [
     (["--device", "gpu"], "unknown device 'gpu'; expected auto, cpu, cuda, cuda:N or mps"),
     (["--device", "meta"], "unknown device 'meta'; expected auto, cpu, cuda, cuda:N or mps"),
     (["--base", "no/such/folder"], "no/such/folder"),
-    (["--plugin", "no_such_file.py"], "no_such_file.py is not a Python file"),
+    (["--plugin", "no_such_file.py"], "no plugin file"),
     (["--disable-plugin", "phase33"], "no plugin 'phase33' to disable"),
     (["--sets", "x=1"], "--sets"),
     (["--teacher", "ge2e"], "--teacher is now --speaker-encoder"),
@@ -96,7 +96,7 @@ def test_what_is_not_known_is_named_with_the_nearest_that_is(
         (["report", "nowhere"], "no folder nowhere"),
         (["plugins", "show", "phase4"], "no plugin registers 'phase4'; did you mean 'phase4_decoder_film'"),
         (["plugins", "show"], "Missing"),
-        (["check", "gone.py"], "gone.py is not a Python file"),
+        (["check", "gone.py"], "no plugin file"),
         (
             ["convert", "--run", "nowhere", "--source", __file__, "--target", "b.wav", "--out", "c.wav"],
             "no folder nowhere",
