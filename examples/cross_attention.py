@@ -36,7 +36,7 @@ class CrossAttention(Strategy):
         tokens = part["tokens"](cond.speaker).unflatten(1, (self.config.tokens, -1))  # (B, tokens, 2 width)
         keys, values = tokens.chunk(2, dim=-1)
         queries = part["query"](x).transpose(1, 2)  # (B, F, width)
-        heads = (tokens.unsqueeze(1) for tokens in (queries, keys, values))  # an export to ONNX needs this dimension
+        heads = (each.unsqueeze(1) for each in (queries, keys, values))  # an export to ONNX needs this dimension
         attended = nn.functional.scaled_dot_product_attention(*heads).squeeze(1)  # (B, F, width)
         return x + part["out"](attended.transpose(1, 2))
 

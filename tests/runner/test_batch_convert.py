@@ -209,7 +209,7 @@ def test_one_source_is_written_into_a_folder_that_is_there(
     folder.mkdir()
     aim = ["--source", voices[0], "--target", voices[1]]
     assert convert(runs[PHASES[1]], *aim, "--out", folder) == 0
-    assert convert(runs[PHASES[1]], *aim, "--out", f"{tmp_path}/new/", "--format", "flac") == 0
+    assert convert(runs[PHASES[1]], *aim, "--out", f"{tmp_path}/new/", "--format", ".FLAC") == 0
     names = [f"out/{voices[0].stem}.wav", f"new/{voices[0].stem}.flac"]
     assert all((tmp_path / name).is_file() for name in names)
     command = ["convert", "--run", runs[PHASES[1]]]

@@ -335,6 +335,14 @@ def test_a_run_goes_on_from_another_folder_and_with_a_plugin_file_that_has_moved
     assert runner("train", "--resume", out, "--plugin", moved) == 0
 
 
+def test_plugin_files_of_a_settings_file_and_of_the_command_are_all_loaded(bench: Bench, tmp_path: Path) -> None:
+    first, second = plugin(tmp_path, "first_gate"), plugin(tmp_path, "second_gate")
+    config = tmp_path / "run.toml"
+    config.write_text(f'plugins = ["{first.name}"]\nstrategies = ["first_gate", "second_gate"]\n')
+    command = ["train", "--config", config, "--plugin", second, "--out", tmp_path / "run"]
+    assert runner(*command, *bench.options(steps=1)) == 0
+
+
 def test_seeds_of_an_arm_start_from_the_same_weights(bench: Bench, tmp_path: Path) -> None:
     first = bench.train([arm(PHASES[2])], tmp_path / "first")[PHASES[2]]
     on, out = arm(PHASES[2], name="on", start=str(first)), tmp_path / "on"

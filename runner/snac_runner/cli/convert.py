@@ -101,11 +101,11 @@ def convert(
         raise UserError("--out - is standard output, which takes one source; give a folder")
     if PIPE in source and PIPE in target:
         raise UserError("--source - and --target - are both standard input; give a file for one of them")
+    given = output_format and "." + output_format.lower().lstrip(".")
     if not many and PIPE not in (out, source[0]) and (Path(out).is_dir() or out.endswith(("/", os.sep))):
-        out = str(Path(out, Path(source[0]).stem + "." + (output_format or "wav")))
+        out = str(Path(out, Path(source[0]).stem + (given or ".wav")))
     if not many and source[0] != PIPE and not Path(source[0]).exists():
         raise UserError(f"no audio file {source[0]}; expected a source")
-    given = output_format and "." + output_format.lower().lstrip(".")
     suffix = given or ".wav" if many or out == PIPE else Path(out).suffix.lower()
     if given and given != suffix:
         raise UserError(f"--out {out} and --format {output_format} are different formats; leave out --format")

@@ -186,8 +186,6 @@ def train(
                     "--plugin, and --steps with --out are possible"
                 )
             study, arm = stored_run(resume)
-            if files:  # may have moved; a run's configuration has their digests
-                files += [file for file in study.plugins if Path(file).is_file()]
             study = checked(StudySettings, {**study.model_dump(exclude_unset=True), **moved}, "--resume")
             if total is not None and total != study.steps:
                 longer, out = True, out or resume.with_name(f"{resume.name}-{total}steps")
@@ -212,7 +210,9 @@ def train(
             study, (arm,), _ = compose(of_study, [of_arm], where)
             if len(study.seeds) != 1:
                 raise UserError(f"train makes one run; got seeds {list(study.seeds)}; runner ablate makes several")
-        catalogue = catalogue_of(dict.fromkeys(files or study.plugins), disable_plugin, console)
+        moved_files = resume is not None and files  # a run's configuration has their digests
+        stored = [file for file in study.plugins if not moved_files or Path(file).is_file()]
+        catalogue = catalogue_of(dict.fromkeys([*stored, *files]), disable_plugin, console)
         check_strategies([arm], catalogue)
         check_devices(devices, study.device)
         with ExitStack() as stack:
